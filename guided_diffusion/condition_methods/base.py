@@ -1,0 +1,45 @@
+"""What a conditioning method is: whatever plugs into the ancestral sampling loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.gaussian_diffusion import Sampler, Step
+from guided_diffusion.measurements.base import Measurement, Operator, require_linear
+from util.registry import Registry
+from util.seeding import ImageRandomness
+
+CONDITIONING_METHODS = Registry("conditioning method")
+register_conditioning_method = CONDITIONING_METHODS.register
+
+
+class ConditioningMethod(ABC):
+    """One reverse step under a measurement. `__init__` lists the YAML's `params`."""
+
+    name: str                                       # set by the registry
+    needs_grad = False                              # gradients through the network with respect to x_t
+    needs_linear = False                            # transpose / pinv / project of the operator
+
+    def check(self, operator: Operator) -> None:
+        """Raise UserError, before sampling starts, if this method cannot work with `operator`."""
+        if self.needs_linear:
+            require_linear(operator, f"conditioning method '{self.name}'")
+
+    def start(self, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness) -> Tensor:
+        """The state x_T (B, C, H, W) before the first step: pure noise unless overridden."""
+        shape = measurement.image_shape
+        return randomness.randn_like(torch.empty(shape, device=measurement.y.device))
+
+    @abstractmethod
+    def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        """Return x_{t-1} (B, C, H, W) and the measurement distance (B,)."""
+
+    def restore(self, prior: Callable, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
+                callback: Callable | None = None) -> Tensor:
+        """Run the whole reverse process and return the restored images (B, C, H, W)."""
+        x_start = self.start(sampler, measurement, randomness)
+        return sampler.p_sample_loop(
+            prior, x_start, lambda step: self.conditioning(step, measurement), randomness,
+            needs_grad=self.needs_grad, callback=callback)

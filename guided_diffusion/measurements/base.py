@@ -1,0 +1,183 @@
+"""What a forward model, a noise model and a measurement are."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from util.errors import UserError
+from util.registry import Registry
+from util.seeding import ImageRandomness
+
+OPERATORS = Registry("operator")
+NOISES = Registry("noise")
+register_operator = OPERATORS.register
+register_noise = NOISES.register
+
+
+class Operator(nn.Module, ABC):
+    """A forward model A: images (B, C, H, W) in [-1, 1] -> measurements (B, ...).
+
+    Call `prepare` before anything else: it records the image shape and draws whatever is random, one per image,
+    and the operator keeps it for the whole restoration. Fixed parameters are buffers, so `.to(device)` moves them.
+    """
+
+    name: str                                       # set by the registry
+
+    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Get ready for a batch of images of `shape` (B, C, H, W); draw masks or kernels from `randomness`.
+
+        Raises:
+            UserError: the operator cannot serve images of this shape.
+        """
+        assert len(shape) == 4 and shape[0] == len(randomness), (shape, len(randomness))
+        self.image_shape = tuple(shape)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """A(x): (B, C, H, W) -> (B, ...)."""
+
+    def forward_many(self, x: Tensor) -> Tensor:
+        """A of several candidates per image, (n, B, C, H, W) -> (n, B, ...); override where one call can do it."""
+        return torch.stack([self(candidate) for candidate in x])
+
+    def initial_guess(self, y: Tensor) -> Tensor:
+        """Lift a measurement to image space (B, C, H, W): what the user would look at, and DPPS's start."""
+        return y
+
+    def observed(self, y: Tensor) -> Tensor:
+        """1 where an entry of y depends on the image, 0 where it is noise alone; in the shape of `y`."""
+        return torch.ones_like(y)
+
+    def keep(self, y: Tensor) -> Tensor:
+        """What is kept of a noisy measurement: all of it, unless the operator says otherwise."""
+        return y
+
+
+class LinearOperator(Operator):
+    """A linear forward model. `transpose` and `pinv` are derived from `forward`; override them by closed forms."""
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """The adjoint A^T y, (B, ...) -> (B, C, H, W), by the vector-Jacobian product of `forward`."""
+        zeros = torch.zeros(self.image_shape, dtype=y.dtype, device=y.device)
+        with torch.enable_grad():
+            return torch.func.vjp(self, zeros)[1](y)[0]
+
+    def pinv(self, y: Tensor, rtol: float | None = None, max_iterations: int = 1000) -> Tensor:
+        """The pseudo-inverse A^+ y = the minimum-norm least-squares solution, by conjugate gradients (CGLS).
+
+        Stops for each image when ||A^T(y - A x)|| <= rtol ||A^T y||; `rtol` defaults to 1e-12 in float64 and 1e-6
+        in float32. Started at zero, the iterates stay in the range of A^T.
+        """
+        if rtol is None:
+            rtol = 1e-12 if y.dtype == torch.float64 else 1e-6
+
+        def dot(a: Tensor, b: Tensor) -> Tensor:
+            return (a * b).flatten(1).sum(1)
+
+        def per_image(scalars: Tensor, like: Tensor) -> Tensor:
+            return scalars.view(-1, *[1] * (like.dim() - 1))
+
+        residual = y.clone()
+        direction = gradient = self.transpose(residual)
+        x = torch.zeros_like(gradient)
+        gamma = dot(gradient, gradient)
+        target = gamma * rtol ** 2
+        tiny = torch.finfo(y.dtype).tiny
+        for _ in range(max_iterations):
+            active = gamma > target
+            if not active.any():
+                break
+            image = self(direction)
+            step = torch.where(active, gamma / dot(image, image).clamp_min(tiny), 0)
+            x = x + per_image(step, x) * direction
+            residual = residual - per_image(step, residual) * image
+            gradient = self.transpose(residual)
+            gamma, previous = torch.where(active, dot(gradient, gradient), gamma), gamma
+            direction = gradient + per_image(gamma / previous.clamp_min(tiny), x) * direction
+        return x
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """The closest image to `x` (B, C, H, W) that has the measurement `y`: x - A^+(A x - y)."""
+        return x - self.pinv(self(x) - y)
+
+
+class Noise(ABC):
+    """A noise model: how measurements are corrupted, and how far a prediction is from one."""
+
+    name: str                                       # set by the registry
+
+    @abstractmethod
+    def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
+        """Corrupt the clean measurement `y` (B, ...); image b uses stream b."""
+
+    def __call__(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
+        return self.forward(y, randomness)
+
+    def distance(self, y: Tensor, prediction: Tensor) -> Tensor:
+        """The data misfit of each image, (B, ...) and (B, ...) -> (B,): the Euclidean norm unless overridden."""
+        return torch.linalg.vector_norm((y - prediction).flatten(1), dim=1)
+
+    def variance(self, prediction: Tensor) -> Tensor | None:
+        """The noise variance of each entry of y given the clean `prediction`; None where there is no noise."""
+        return None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Operator, noise model and y bound together: all that a method may know of the task."""
+
+    operator: Operator
+    noiser: Noise
+    y: Tensor                                       # (B, ...)
+
+    @classmethod
+    def simulate(cls, operator: Operator, noiser: Noise, x: Tensor, randomness: ImageRandomness) -> "Measurement":
+        """Measure clean images `x` (B, C, H, W) in [-1, 1]: draw the operator, apply it, add noise."""
+        operator.prepare(tuple(x.shape), randomness.for_purpose("operator"))
+        with torch.no_grad():
+            return cls(operator, noiser, operator.keep(noiser(operator(x), randomness.for_purpose("noise"))))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int, int]:
+        """(B, C, H, W) of the images that this measurement is of."""
+        return self.operator.image_shape
+
+    def distance(self, x0: Tensor) -> Tensor:
+        """The data misfit of images `x0` (B, C, H, W) -> (B,)."""
+        return self.noiser.distance(self.y, self.operator(x0))
+
+    def chi_square(self, x0: Tensor) -> Tensor:
+        """||y - A(x0)||^2 / (m sigma^2) of each image, over its m observed entries: (B, C, H, W) -> (B,).
+
+        About 1 for an image that agrees with its measurement as well as the truth does; NaN without noise.
+        """
+        prediction = self.operator(x0)
+        variance = self.noiser.variance(prediction)
+        if variance is None:
+            return torch.full((len(x0),), float("nan"), device=x0.device)
+        observed = self.operator.observed(self.y)
+        squares = observed * (self.y - prediction) ** 2 / variance
+        return squares.flatten(1).sum(1) / observed.flatten(1).sum(1)
+
+    def initial_guess(self) -> Tensor:
+        """The measurement lifted to image space, (B, C, H, W)."""
+        return self.operator.initial_guess(self.y)
+
+
+def get_operator(name: str, device: torch.device | str = "cpu", **params) -> Operator:
+    """Build a registered operator on `device`; UserError on an unknown name or parameter."""
+    return OPERATORS.build(name, **params).to(device)
+
+
+def get_noise(name: str, **params) -> Noise:
+    """Build a registered noise model; UserError on an unknown name or parameter."""
+    return NOISES.build(name, **params)
+
+
+def require_linear(operator: Operator, who: str) -> LinearOperator:
+    """Return `operator` if it is linear; otherwise UserError, before any sampling starts."""
+    if not isinstance(operator, LinearOperator):
+        raise UserError(f"{who} needs a linear operator, found '{operator.name}'; use method ps or dpps instead")
+    return operator

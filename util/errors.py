@@ -1,0 +1,20 @@
+"""The one exception for mistakes that a user can mend, and the hint that names the nearest spelling."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in a configuration, a file or an argument.
+
+    The message says what was found, what was expected and what to do. `sample_condition.py` prints it
+    without a traceback and ends with exit status 2.
+    """
+
+
+def did_you_mean(word: object, choices: Iterable[str]) -> str:
+    """Return "did you mean 'x'? choose from a, b, c" for a word that is none of `choices`."""
+    choices = sorted(choices)
+    nearest = get_close_matches(str(word), choices, n=1)
+    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+    return f"{hint}choose from {', '.join(choices)}"
