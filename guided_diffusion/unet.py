@@ -1,0 +1,340 @@
+"""The ADM UNet (Dhariwal & Nichol, 2021, "Diffusion Models Beat GANs on Image Synthesis"), under the parameter names of
+the published checkpoints, and `create_model`, which builds it from a model config and loads a checkpoint strictly."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from guided_diffusion.nn import normalization, timestep_embedding, zero_module
+from util.checkpoint import load_state_dict
+from util.errors import UserError
+from util.registry import check_arguments
+
+NUM_CLASSES = 1000
+DEFAULT_CHANNEL_MULT = {                            # image size -> width of each level over num_channels
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+}
+
+
+class Upsample(nn.Module):
+    """Double height and width by nearest neighbour, then a 3x3 convolution if `use_conv`."""
+
+    def __init__(self, channels: int, use_conv: bool):
+        super().__init__()
+        self.use_conv = use_conv
+        if use_conv:
+            self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(x) if self.use_conv else x
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided 3x3 convolution if `use_conv`, otherwise by averaging."""
+
+    def __init__(self, channels: int, use_conv: bool):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around the timestep embedding, with an optional change of resolution before the first.
+
+    `resample` is None, "up" or "down". With `scale_shift` the embedding scales and shifts the second normalisation,
+    otherwise it is added before it.
+    """
+
+    def __init__(self, channels: int, out_channels: int, emb_channels: int, dropout: float, scale_shift: bool,
+                 use_checkpoint: bool = False, resample: str | None = None):
+        super().__init__()
+        self.scale_shift, self.use_checkpoint = scale_shift, use_checkpoint
+        self.in_layers = nn.Sequential(
+            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.resample = {None: nn.Identity, "up": partial(Upsample, channels, False),
+                         "down": partial(Downsample, channels, False)}[resample]()
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels))
+        self.out_layers = nn.Sequential(
+            normalization(out_channels), nn.SiLU(), nn.Dropout(dropout),
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
+        same = out_channels == channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, channels, H, W), (B, emb_channels) -> (B, out_channels, H', W')."""
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, emb, use_reentrant=False)
+        return self._forward(x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, activation, convolution = self.in_layers
+        h = convolution(self.resample(activation(norm(x))))
+        emb = self.emb_layers(emb)[:, :, None, None]                    # (B, out_channels [x 2], 1, 1)
+        if self.scale_shift:
+            norm, *rest = self.out_layers
+            scale, shift = emb.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+            for layer in rest:
+                h = layer(h)
+        else:
+            h = self.out_layers(h + emb)
+        return self.skip_connection(self.resample(x)) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels.
+
+    The qkv channels of the checkpoints come in two orders: legacy is head-major, (head, q|k|v, channel), and new is
+    (q|k|v, head, channel).
+    """
+
+    def __init__(self, channels: int, num_heads: int, num_head_channels: int, new_order: bool,
+                 use_checkpoint: bool = False):
+        super().__init__()
+        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+        if self.num_heads < 1 or channels % self.num_heads or (
+                num_head_channels != -1 and channels % num_head_channels):
+            raise UserError(f"model config: {channels} channels cannot be split into attention heads (num_heads "
+                            f"{num_heads}, num_head_channels {num_head_channels}); choose a divisor of {channels}")
+        self.new_order, self.use_checkpoint = new_order, use_checkpoint
+        self.norm = normalization(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        flat = x.reshape(batch, channels, height * width)
+        qkv = self.qkv(self.norm(flat))                                 # (B, 3C, L)
+        width_of_head = channels // self.num_heads
+        if self.new_order:
+            q, k, v = qkv.view(batch, 3, self.num_heads, width_of_head, -1).unbind(1)
+        else:
+            q, k, v = qkv.view(batch, self.num_heads, 3, width_of_head, -1).unbind(2)
+        h = F.scaled_dot_product_attention(*(part.transpose(2, 3) for part in (q, k, v)))   # (B, heads, L, C / heads)
+        h = h.transpose(2, 3).reshape(batch, channels, -1)
+        return (flat + self.proj_out(h)).view_as(x)
+
+
+class TimestepSequential(nn.Sequential):
+    """A sequence whose residual blocks also see the timestep embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNetModel(nn.Module):
+    """Predicted noise, and variance channels when `out_channels` is 6, of noisy images.
+
+    Args:
+        image_size: side of the images it was trained on; any multiple of 2^(levels - 1) is accepted.
+        model_channels: width of the first level.
+        out_channels: 3, or 6 with a learned variance.
+        num_res_blocks: residual blocks per level on the way down (one more on the way up).
+        attention_levels: downsampling factors at which attention blocks stand (the middle always has one).
+        channel_mult: width of each level over `model_channels`.
+        class_cond: embed a class label (0..999).
+        class_label: the label used when the call gives none.
+        autocast_dtype: run the network, and it alone, in this precision; the output is float32 all the same.
+        Others: see `create_model`.
+    """
+
+    def __init__(self, image_size: int, model_channels: int, out_channels: int, num_res_blocks: int,
+                 attention_levels: Sequence[int], channel_mult: Sequence[float], dropout: float = 0.0,
+                 class_cond: bool = False, class_label: int | None = None, use_checkpoint: bool = False,
+                 num_heads: int = 1, num_head_channels: int = -1, num_heads_upsample: int = -1,
+                 use_scale_shift_norm: bool = False, resblock_updown: bool = False,
+                 use_new_attention_order: bool = False, autocast_dtype: torch.dtype | None = None):
+        super().__init__()
+        self.image_size, self.model_channels, self.out_channels = image_size, model_channels, out_channels
+        self.class_cond, self.class_label, self.autocast_dtype = class_cond, class_label, autocast_dtype
+        self.levels = len(channel_mult)
+        emb_channels = 4 * model_channels
+        widths = [int(mult * model_channels) for mult in channel_mult]
+        block = partial(ResBlock, emb_channels=emb_channels, dropout=dropout, scale_shift=use_scale_shift_norm,
+                        use_checkpoint=use_checkpoint)
+        attend = partial(AttentionBlock, num_heads=num_heads, num_head_channels=num_head_channels,
+                         new_order=use_new_attention_order, use_checkpoint=use_checkpoint)
+        attend_up = attend if num_heads_upsample == -1 else partial(attend, num_heads=num_heads_upsample)
+
+        def resample(channels: int, direction: str) -> nn.Module:
+            if resblock_updown:
+                return block(channels, channels, resample=direction)
+            return {"up": Upsample, "down": Downsample}[direction](channels, use_conv=True)
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
+        if class_cond:
+            self.label_emb = nn.Embedding(NUM_CLASSES, emb_channels)
+
+        channels = widths[0]
+        self.input_blocks = nn.ModuleList([TimestepSequential(nn.Conv2d(3, channels, 3, padding=1))])
+        skips = [channels]
+        for level, width in enumerate(widths):
+            for _ in range(num_res_blocks):
+                layers = [block(channels, width)]
+                channels = width
+                if 2 ** level in attention_levels:
+                    layers.append(attend(channels))
+                self.input_blocks.append(TimestepSequential(*layers))
+                skips.append(channels)
+            if level < self.levels - 1:
+                self.input_blocks.append(TimestepSequential(resample(channels, "down")))
+                skips.append(channels)
+
+        self.middle_block = TimestepSequential(block(channels, channels), attend(channels), block(channels, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(num_res_blocks + 1):
+                layers = [block(channels + skips.pop(), width)]
+                channels = width
+                if 2 ** level in attention_levels:
+                    layers.append(attend_up(channels))
+                if level > 0 and i == num_res_blocks:
+                    layers.append(resample(channels, "up"))
+                self.output_blocks.append(TimestepSequential(*layers))
+
+        self.out = nn.Sequential(
+            normalization(channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)))
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise UserError unless images of `height` x `width` survive all the halvings."""
+        step = 2 ** (self.levels - 1)
+        if height < step or width < step or height % step or width % step:
+            raise UserError(f"images of {height} x {width} do not fit the network: with {self.levels} levels both sides "
+                            f"must be multiples of {step}; set model.image_size to {max(step, height // step * step)}")
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Noisy images (B, 3, H, W), timesteps (B,) of the training process, labels (B,) -> (B, out_channels, H, W)."""
+        with torch.autocast(x.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            h = self._forward(x, timesteps, y)
+        return h if self.autocast_dtype is None else h.float()
+
+    def _forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
+        if self.class_cond:
+            emb = emb + self.label_emb(self._labels(y, x))
+        h, skips = x, []
+        for module in self.input_blocks:
+            h = module(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for module in self.output_blocks:
+            h = module(torch.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h)
+
+    def _labels(self, y: Tensor | None, x: Tensor) -> Tensor:
+        if y is not None:
+            return y
+        if self.class_label is None:
+            raise UserError("this network is class-conditional and was given no label; "
+                            "set class_label (0 to 999) in the model config")
+        return torch.full((len(x),), self.class_label, device=x.device)
+
+
+def create_model(
+        image_size: int, num_channels: int, num_res_blocks: int, channel_mult: str | Sequence[float] = "",
+        learn_sigma: bool = False, class_cond: bool = False, use_checkpoint: bool = False,
+        attention_resolutions: str | int | Sequence[int] = "16", num_heads: int = 1, num_head_channels: int = -1,
+        num_heads_upsample: int = -1, use_scale_shift_norm: bool = False, dropout: float = 0.0,
+        resblock_updown: bool = False, use_fp16: bool = False, use_new_attention_order: bool = False,
+        model_path: str | None = "", class_label: int | None = None) -> UNetModel:
+    """Build the network that a model config describes, in evaluation mode, and load its checkpoint.
+
+    Args:
+        image_size: side of the training images; with `channel_mult` empty it also chooses the level widths (64, 128,
+            256 and 512).
+        num_channels: width of the first level.
+        num_res_blocks: residual blocks per level.
+        channel_mult: "1,2,4" or a list: width of each level over `num_channels`, fractions allowed.
+        learn_sigma: predict variance channels as well (6 outputs instead of 3).
+        class_cond, class_label: label embedding, and the label (0..999) to restore with.
+        use_checkpoint: recompute activations in the backward pass; saves memory, costs time.
+        attention_resolutions: 16, "32,16,8" or a list: image sides at which attention stands, besides the middle; a
+            side that no level has is ignored.
+        num_heads, num_head_channels, num_heads_upsample: attention heads; -1 means "not set".
+        use_scale_shift_norm: embedding scales and shifts the normalisation instead of being added.
+        dropout: active in training only.
+        resblock_updown: change resolution by residual blocks instead of convolutions.
+        use_fp16: run the network under float16 autocast; weights and output stay float32.
+        use_new_attention_order: channel order of the qkv layer, see `AttentionBlock`.
+        model_path: checkpoint to load; empty for a new network (training, tests).
+
+    Raises:
+        UserError: an option of the wrong type or an impossible combination; a checkpoint that is missing, unreadable,
+            unsafe, or made for other options. The network never keeps random weights after a failed load.
+    """
+    options = dict(locals())
+    check_arguments(create_model, options, where="model config")
+    if not channel_mult:
+        if image_size not in DEFAULT_CHANNEL_MULT:
+            raise UserError(f"model config: no default channel_mult for image_size {image_size} (there is one for "
+                            f"{', '.join(map(str, sorted(DEFAULT_CHANNEL_MULT)))}); set channel_mult")
+        channel_mult = DEFAULT_CHANNEL_MULT[image_size]
+    channel_mult = _numbers("channel_mult", channel_mult, float)
+    resolutions = _numbers("attention_resolutions", attention_resolutions, int)
+    _check_options(options, channel_mult)
+    model = UNetModel(
+        image_size=image_size, model_channels=num_channels, out_channels=6 if learn_sigma else 3,
+        num_res_blocks=num_res_blocks, attention_levels=[image_size // side for side in resolutions],
+        channel_mult=channel_mult, dropout=dropout, class_cond=class_cond, class_label=class_label,
+        use_checkpoint=use_checkpoint, num_heads=num_heads, num_head_channels=num_head_channels,
+        num_heads_upsample=num_heads_upsample, use_scale_shift_norm=use_scale_shift_norm,
+        resblock_updown=resblock_updown, use_new_attention_order=use_new_attention_order,
+        autocast_dtype=torch.float16 if use_fp16 else None)
+    if model_path:
+        load_state_dict(model, Path(model_path))
+    return model.eval()
+
+
+def _numbers(key: str, value: str | float | Sequence[float], kind: type) -> tuple:
+    """"16,8", 16 or [16, 8] -> (16, 8)."""
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    try:
+        numbers = tuple(kind(item) for item in items if str(item).strip())
+    except ValueError:
+        raise UserError(f"model config: {key} is {value!r}, expected numbers separated by commas") from None
+    if any(number <= 0 for number in numbers):
+        raise UserError(f"model config: {key} is {value!r}, expected positive numbers")
+    return numbers
+
+
+def _check_options(options: dict, channel_mult: tuple[float, ...]) -> None:
+    for key in ("image_size", "num_channels", "num_res_blocks", "num_heads"):
+        if options[key] < 1:
+            raise UserError(f"model config: {key} is {options[key]}, expected 1 or more")
+    for key in ("num_head_channels", "num_heads_upsample"):
+        if options[key] != -1 and options[key] < 1:
+            raise UserError(f"model config: {key} is {options[key]}, expected 1 or more, or -1 for 'not set'")
+    if not 0 <= options["dropout"] < 1:
+        raise UserError(f"model config: dropout is {options['dropout']}, expected 0 <= dropout < 1")
+    for mult in channel_mult:
+        width = int(mult * options["num_channels"])
+        if width % 32 or not width:
+            raise UserError(f"model config: channel_mult {mult} x num_channels {options['num_channels']} = {width} "
+                            "channels, expected a multiple of 32 (group normalisation has 32 groups)")
+    label = options["class_label"]
+    if label is not None and not options["class_cond"]:
+        raise UserError("model config: class_label is given but class_cond is false; remove one or set the other")
+    if label is not None and not 0 <= label < NUM_CLASSES:
+        raise UserError(f"model config: class_label is {label}, expected 0 to {NUM_CLASSES - 1}")
