@@ -1,5 +1,6 @@
 """What a conditioning method is: whatever plugs into the ancestral sampling loop."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -8,11 +9,24 @@ from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.base import Measurement, Operator, require_linear
+from util.errors import UserError
 from util.registry import Registry
 from util.seeding import ImageRandomness
 
 CONDITIONING_METHODS = Registry("conditioning method")
 register_conditioning_method = CONDITIONING_METHODS.register
+
+
+def grad_and_value(step: Step, distance: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The gradient of distance(x0_hat) (B,) with respect to x_t, each image by itself (B, C, H, W), and the distance."""
+    with torch.enable_grad():
+        value = distance(step.x0_hat)
+        return torch.autograd.grad(value.sum(), step.x_t)[0], value.detach()
+
+
+def diffused_measurement(step: Step, y: Tensor) -> Tensor:
+    """y_t = sqrt(alpha_bar_t) y + sqrt(1 - alpha_bar_t) n: a measurement (B, ...) at the noise level of x_t."""
+    return math.sqrt(step.alpha_bar) * y + math.sqrt(1 - step.alpha_bar) * step.randomness.randn_like(y)
 
 
 class ConditioningMethod(ABC):
@@ -31,6 +45,11 @@ class ConditioningMethod(ABC):
         """The state x_T (B, C, H, W) before the first step: pure noise unless overridden."""
         shape = measurement.image_shape
         return randomness.randn_like(torch.empty(shape, device=measurement.y.device))
+
+    def require(self, condition: bool, key: str, expected: str) -> None:
+        """Raise UserError about the parameter `key` (an attribute of this method) unless `condition` holds."""
+        if not condition:
+            raise UserError(f"conditioning method '{self.name}': {key} is {getattr(self, key)}, expected {expected}")
 
     @abstractmethod
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:

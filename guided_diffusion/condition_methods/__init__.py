@@ -1,0 +1,30 @@
+"""Conditioning methods: what plugs into the ancestral sampling loop."""
+
+from guided_diffusion.condition_methods.base import (
+    CONDITIONING_METHODS,
+    ConditioningMethod,
+    register_conditioning_method,
+)
+from guided_diffusion.condition_methods.dpps import PosteriorProximalSampling
+from guided_diffusion.condition_methods.identity import Identity
+from guided_diffusion.condition_methods.mcg import ManifoldConstraintGradient
+from guided_diffusion.condition_methods.posterior_sampling import PosteriorSampling, PosteriorSamplingPlus
+from guided_diffusion.condition_methods.projection import Projection
+
+__all__ = [
+    "CONDITIONING_METHODS",
+    "ConditioningMethod",
+    "Identity",
+    "ManifoldConstraintGradient",
+    "PosteriorProximalSampling",
+    "PosteriorSampling",
+    "PosteriorSamplingPlus",
+    "Projection",
+    "get_conditioning_method",
+    "register_conditioning_method",
+]
+
+
+def get_conditioning_method(name: str, **params) -> ConditioningMethod:
+    """Build a registered method from the YAML's `params`; UserError on an unknown name or parameter."""
+    return CONDITIONING_METHODS.build(name, **params)

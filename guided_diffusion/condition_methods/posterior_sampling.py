@@ -1,0 +1,67 @@
+"""DPS: Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems", ICLR 2023."""
+
+from torch import Tensor
+
+from guided_diffusion.condition_methods.base import ConditioningMethod, grad_and_value, register_conditioning_method
+from guided_diffusion.gaussian_diffusion import Step
+from guided_diffusion.measurements.base import Measurement
+
+
+@register_conditioning_method("ps")
+class PosteriorSampling(ConditioningMethod):
+    """DPS, Algorithms 1 and 2: the score of p(y | x_t) by that of p(y | x0_hat) (eq. 11, 15).
+
+        x'      ~ p(x_{t-1} | x_t)
+        x_{t-1} = x' - scale grad_{x_t} d(y, A(x0_hat))
+
+    d is the noise model's distance, for Gaussian noise the norm. The paper's step zeta_i = zeta' / ||y - A(x0_hat)||
+    on the squared norm is scale = 2 zeta' here.
+
+    Args:
+        scale: step size, 0 or more.
+    """
+
+    needs_grad = True
+
+    def __init__(self, scale: float = 1.0):
+        self.scale = scale
+        self.require(scale >= 0, "scale", "0 or more")
+
+    def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        grad, distance = grad_and_value(step, measurement.distance)
+        return step.sample() - self.scale * grad, distance
+
+
+@register_conditioning_method("ps+")
+class PosteriorSamplingPlus(ConditioningMethod):
+    """DPS with the distance averaged over K perturbed clean images; in the authors' code, not in the paper.
+
+        d       = 1/K sum_k d(y, A(x0_hat + perturbation v_k)),   v_k uniform on [0, 1)
+        x_{t-1} = x' - scale grad_{x_t} d
+
+    v_k has mean 1/2, which shifts x0_hat by half the perturbation; `centred` removes that.
+
+    Args:
+        scale: step size, 0 or more.
+        num_sampling: K, 1 or more.
+        perturbation: width of the perturbation on the image scale of [-1, 1], 0 or more.
+        centred: v_k uniform on [-1/2, 1/2) instead of the authors' [0, 1).
+    """
+
+    needs_grad = True
+
+    def __init__(self, scale: float = 1.0, num_sampling: int = 5, perturbation: float = 0.05, centred: bool = False):
+        self.scale, self.num_sampling, self.perturbation, self.centred = scale, num_sampling, perturbation, centred
+        self.require(scale >= 0, "scale", "0 or more")
+        self.require(num_sampling >= 1, "num_sampling", "1 or more")
+        self.require(perturbation >= 0, "perturbation", "0 or more")
+
+    def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        shift = 0.5 if self.centred else 0.0
+
+        def perturbed_distance(x0_hat: Tensor) -> Tensor:
+            draws = [step.randomness.rand_like(x0_hat) - shift for _ in range(self.num_sampling)]
+            return sum(measurement.distance(x0_hat + self.perturbation * v) for v in draws) / self.num_sampling
+
+        grad, distance = grad_and_value(step, perturbed_distance)
+        return step.sample() - self.scale * grad, distance
