@@ -1,0 +1,50 @@
+"""What several test files share: the deterministic network filling, and recorded noise."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+MASK = np.uint64(0xFFFFFFFF)
+
+
+def deterministic(i: int, shape: tuple[int, ...]) -> np.ndarray:
+    """T(i, shape) of the golden numbers: a hash of i and the flat index, uniform on [-1, 1), float64."""
+    j = np.arange(int(np.prod(shape)), dtype=np.uint64)
+    u = (j + np.uint64(1)) * np.uint64(2654435761) + np.uint64((i + 1) * 2246822519 & 0xFFFFFFFF) & MASK
+    u = (u ^ u >> np.uint64(15)) * np.uint64(2246822519) & MASK
+    u = (u ^ u >> np.uint64(13)) * np.uint64(3266489917) & MASK
+    u = u ^ u >> np.uint64(16)
+    return (2 * u.astype(np.float64) / 2 ** 32 - 1).reshape(shape)
+
+
+def fill_network(model: nn.Module, salt: int, gain: float = 1.0) -> nn.Module:
+    """Fill every tensor of the state dict by the rule of the golden numbers; returns the model in evaluation mode."""
+    filled = {}
+    for k, (name, tensor) in enumerate(model.state_dict().items()):
+        values = deterministic(salt + k, tuple(tensor.shape))
+        if tensor.dim() >= 2:
+            values = gain * np.sqrt(3 / np.prod(tensor.shape[1:])) * values
+        else:
+            values = 1 + 0.2 * values if name.endswith("weight") else 0.1 * values
+        filled[name] = torch.from_numpy(values).to(tensor.dtype)
+    model.load_state_dict(filled)
+    return model.eval().requires_grad_(False)
+
+
+class ReplayedRandomness:
+    """ImageRandomness's interface over recorded draws, handed out in order."""
+
+    def __init__(self, normal: list[Tensor], uniform: list[Tensor] = ()):
+        self.normal, self.uniform = list(normal), list(uniform)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        return self._next(self.normal, x)
+
+    def rand_like(self, x: Tensor) -> Tensor:
+        return self._next(self.uniform, x)
+
+    @staticmethod
+    def _next(draws: list[Tensor], x: Tensor) -> Tensor:
+        draw = draws.pop(0)
+        assert draw.shape == x.shape, (draw.shape, x.shape)
+        return draw.to(x.dtype)
