@@ -43,8 +43,12 @@ class Operator(nn.Module, ABC):
         return torch.stack([self(candidate) for candidate in x])
 
     def initial_guess(self, y: Tensor) -> Tensor:
-        """Lift a measurement to image space (B, C, H, W): what the user would look at, and DPPS's start."""
+        """The measurement in image space, (B, C, H, W), as DPPS's aligned initialisation starts from it."""
         return y
+
+    def lift(self, y: Tensor) -> Tensor:
+        """The measurement in image space, (B, C, H, W), as it is shown and as the input metrics score it."""
+        return self.initial_guess(y)
 
     def observed(self, y: Tensor) -> Tensor:
         """1 where an entry of y depends on the image, 0 where it is noise alone; in the shape of `y`."""
@@ -162,8 +166,12 @@ class Measurement:
         return squares.flatten(1).sum(1) / observed.flatten(1).sum(1)
 
     def initial_guess(self) -> Tensor:
-        """The measurement lifted to image space, (B, C, H, W)."""
+        """The measurement in image space, (B, C, H, W): where DPPS starts."""
         return self.operator.initial_guess(self.y)
+
+    def lift(self) -> Tensor:
+        """The measurement in image space, (B, C, H, W): what is shown and scored as the degraded input."""
+        return self.operator.lift(self.y)
 
 
 def get_operator(name: str, device: torch.device | str = "cpu", **params) -> Operator:

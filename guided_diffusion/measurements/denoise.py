@@ -1,0 +1,26 @@
+"""Denoising: the measurement is the image itself, plus noise."""
+
+from torch import Tensor
+
+from guided_diffusion.measurements.base import LinearOperator, register_operator
+
+
+@register_operator("noise")
+class DenoiseOperator(LinearOperator):
+    """A = I, for images of any shape and value range."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return x
+
+    def forward_many(self, x: Tensor) -> Tensor:
+        """(n, B, C, H, W) -> the same."""
+        return x
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return y
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return y

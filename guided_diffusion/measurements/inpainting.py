@@ -1,0 +1,184 @@
+"""Inpainting: some pixels are missing."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from guided_diffusion.measurements.base import LinearOperator, register_operator
+from util.errors import UserError, did_you_mean
+from util.registry import check_arguments
+from util.seeding import ImageRandomness
+
+NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
+         "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}
+
+
+class MaskGenerator:
+    """Draws the masks of DPS's inpainting tasks; its arguments are the keys of `mask_opt`.
+
+    Args:
+        mask_type: box (a rectangle is missing), random (single pixels are missing), both (rectangle and pixels),
+            extreme (all but a rectangle is missing) or file (the mask is read from an image).
+        mask_len_range: [low, high): height and width of the rectangle are independent uniform integers from it;
+            with equal ends, that length.
+        mask_prob_range: [low, high): the fraction of missing pixels is uniform in it.
+        image_size: side, or [height, width], that the images must have; any when omitted.
+        margin: [rows, columns] between rectangle and border, at least.
+        file: image whose nonzero pixels (in any colour channel) are kept, of the images' size; for mask_type file.
+    """
+
+    def __init__(self, mask_type: str, mask_len_range: tuple[int, int] | None = None,
+                 mask_prob_range: tuple[float, float] | None = None,
+                 image_size: int | tuple[int, int] | None = None,
+                 margin: tuple[int, int] = (16, 16), file: str | None = None):
+        if mask_type not in NEEDS:
+            raise UserError(f"mask_opt: unknown mask_type '{mask_type}'; {did_you_mean(mask_type, NEEDS)}")
+        self.mask_type, self.margin = mask_type, tuple(margin)
+        self.mask_len_range, self.mask_prob_range = mask_len_range, mask_prob_range
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        given = {"mask_len_range": mask_len_range, "mask_prob_range": mask_prob_range, "file": file}
+        for key in NEEDS[mask_type]:
+            if given[key] is None:
+                raise UserError(f"mask_opt: mask_type '{mask_type}' needs {key}; add it to mask_opt")
+        if file is not None and mask_type != "file":
+            raise UserError(f"mask_opt: file is for mask_type 'file', found mask_type '{mask_type}'; set mask_type: file")
+        self._check_ranges()
+        self.file_mask = read_mask(file) if file is not None else None
+
+    def _check_ranges(self) -> None:
+        if self.mask_len_range is not None:
+            low, high = self.mask_len_range
+            if not 1 <= low <= high:
+                raise UserError(f"mask_opt: mask_len_range is [{low}, {high}], expected 1 <= low <= high")
+        if self.mask_prob_range is not None:
+            low, high = self.mask_prob_range
+            if not 0 <= low <= high <= 1:
+                raise UserError(f"mask_opt: mask_prob_range is [{low}, {high}], expected 0 <= low <= high <= 1")
+        if min(self.margin) < 0:
+            raise UserError(f"mask_opt: margin is {list(self.margin)}, expected two numbers that are not negative")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise UserError if images of this size cannot have such a mask."""
+        size = f"{height}x{width}"
+        if self.image_size is not None and tuple(self.image_size) != (height, width):
+            raise UserError(f"mask_opt: image_size is {self.image_size[0]}x{self.image_size[1]}, but the images are "
+                            f"{size}; leave image_size out or set it to the images' size")
+        if self.file_mask is not None and self.file_mask.shape != (height, width):
+            found = "x".join(map(str, self.file_mask.shape))
+            raise UserError(f"mask_opt: the mask in file is {found}, but the images are {size}; "
+                            f"give a mask of {size} (height x width)")
+        if "mask_len_range" in NEEDS[self.mask_type]:
+            low, high = self.mask_len_range
+            longest = max(low, high - 1)
+            room = min(height - 2 * self.margin[0], width - 2 * self.margin[1])
+            if longest > room:
+                raise UserError(f"mask_opt: a box of up to {longest} pixels with margin {list(self.margin)} does not "
+                                f"fit into images of {size}; lower mask_len_range or margin")
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """A mask (height, width), 1 = kept, 0 = missing, float32."""
+        if self.mask_type == "file":
+            return self.file_mask
+        if self.mask_type == "random":
+            return self._pixels(height, width, rng)
+        mask = self._box(height, width, rng)
+        if self.mask_type == "extreme":
+            return 1 - mask
+        return mask * self._pixels(height, width, rng) if self.mask_type == "both" else mask
+
+    def _box(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """A rectangle is missing: size from [low, high), corner from [margin, side - margin - size)."""
+        low, high = self.mask_len_range
+        h, w = rng.integers(low, max(high, low + 1), size=2)
+        corner = [rng.integers(margin, max(side - margin - length, margin + 1))
+                  for margin, side, length in zip(self.margin, (height, width), (h, w), strict=True)]
+        mask = np.ones((height, width), dtype=np.float32)
+        mask[corner[0]:corner[0] + h, corner[1]:corner[1] + w] = 0
+        return mask
+
+    def _pixels(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """Exactly int(p height width) pixels are missing, p uniform in the range, drawn without replacement."""
+        missing = int(height * width * rng.uniform(*self.mask_prob_range))
+        mask = np.ones(height * width, dtype=np.float32)
+        mask[rng.choice(height * width, missing, replace=False)] = 0
+        return mask.reshape(height, width)
+
+
+def read_mask(file: str) -> np.ndarray:
+    """Read a mask (height, width) from an image file, 1 where any colour channel is nonzero, float32.
+
+    Raises:
+        UserError: the file is missing, is no image, or keeps no pixel.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"mask_opt: file '{file}' not found; give the path of an image, white where pixels are kept")
+    try:
+        with Image.open(path) as image:
+            grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
+            pixels = np.asarray(image if grey else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"mask_opt: file '{file}' cannot be read as an image ({error}); save it as a PNG") from None
+    mask = (pixels.reshape(*pixels.shape[:2], -1) != 0).any(axis=2)
+    if not mask.any():
+        raise UserError(f"mask_opt: the mask in '{file}' is black everywhere; make the kept pixels white")
+    return mask.astype(np.float32)
+
+
+@register_operator("inpainting")
+class InpaintingOperator(LinearOperator):
+    """A = diag(m), m the image's own mask in {0, 1}, shared by its channels: (B, C, H, W) -> the same shape.
+
+    A is an orthogonal projection: A^T = A^+ = A.
+
+    Args:
+        mask_opt: the keys of `MaskGenerator`.
+        observed_only: drop the noise of missing pixels, as in DPS, Eq. 52. Off by default: the official code keeps
+            that noise in y, where it adds a constant to every distance.
+    """
+
+    def __init__(self, mask_opt: dict, observed_only: bool = False):
+        super().__init__()
+        check_arguments(MaskGenerator, mask_opt, where="operator 'inpainting': mask_opt")
+        self.masks = MaskGenerator(**mask_opt)
+        self.observed_only = observed_only
+        self.register_buffer("mask", torch.empty(0), persistent=False)         # (B, 1, H, W) once prepared
+
+    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Draw one mask per image of `shape` (B, C, H, W).
+
+        Raises:
+            UserError: such masks do not fit images of this size.
+        """
+        super().prepare(shape, randomness)
+        height, width = shape[2:]
+        self.masks.check_size(height, width)
+        drawn = [self.masks.draw(height, width, rng) for rng in randomness.numpy_generators]
+        self.mask = torch.from_numpy(np.stack(drawn))[:, None].to(self.mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., B, C, H, W) -> the same."""
+        return self.mask.to(x) * x
+
+    def forward_many(self, x: Tensor) -> Tensor:
+        """(n, B, C, H, W) -> the same."""
+        return self(x)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return self(y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return self(y)
+
+    def observed(self, y: Tensor) -> Tensor:
+        """The masks in the shape of y."""
+        return self.mask.to(y).expand_as(y)
+
+    def keep(self, y: Tensor) -> Tensor:
+        """All of y, or its observed pixels if `observed_only`."""
+        return self(y) if self.observed_only else y

@@ -1,0 +1,80 @@
+"""Super-resolution: antialiased bicubic reduction by an integer factor."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.measurements.base import LinearOperator, register_operator
+from util.errors import UserError
+from util.resizer import apply_matrices, resize, resize_matrix
+from util.seeding import ImageRandomness
+
+
+@register_operator("super_resolution")
+class SuperResolutionOperator(LinearOperator):
+    """A x = D_h x D_w^T in every channel: (B, C, H, W) -> (B, C, H/s, W/s).
+
+    D_h and D_w are the matrices of the antialiased bicubic reduction (a = -1/2, kernel stretched by s, mirrored at
+    the border with the edge pixel repeated), so A is their Kronecker product, A^T and A^+ are those of their
+    transposes and pseudo-inverses. Values of a measurement may leave [-1, 1] a little, as bicubic filters overshoot.
+
+    Args:
+        scale_factor: the reduction s per axis, at least 1; it must divide height and width.
+        in_shape: [1, C, H, W] as in DPS's YAML; checked against the images where given, and needed for nothing.
+    """
+
+    def __init__(self, scale_factor: int, in_shape: Sequence[int] | None = None):
+        super().__init__()
+        if scale_factor < 1:
+            raise UserError(f"super_resolution: scale_factor is {scale_factor}, expected an integer of at least 1")
+        if in_shape is not None and len(in_shape) != 4:
+            raise UserError(f"super_resolution: in_shape is {list(in_shape)}, expected [1, channels, height, width]; "
+                            "leave in_shape out to take the images' own shape")
+        self.scale_factor = scale_factor
+        self.in_shape = in_shape
+        for name in ("height", "width", "height_pinv", "width_pinv"):
+            self.register_buffer(name, torch.empty(0, 0, dtype=torch.float64), persistent=False)
+
+    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Build the matrices for images of `shape` (B, C, H, W).
+
+        Raises:
+            UserError: the factor does not divide H and W, or `in_shape` is another shape.
+        """
+        super().prepare(shape, randomness)
+        factor, (h, w) = self.scale_factor, shape[2:]
+        if self.in_shape is not None and tuple(self.in_shape[1:]) != tuple(shape[1:]):
+            raise UserError(f"super_resolution: in_shape is {list(self.in_shape)}, but the images are "
+                            f"{list(shape[1:])}; leave in_shape out to take the images' own shape")
+        if h % factor or w % factor:
+            raise UserError(f"super_resolution: scale_factor {factor} does not divide the image size {h}x{w}; choose "
+                            "a factor that divides height and width, or another image size")
+        if (self.height.shape[1], self.width.shape[1]) != (h, w):
+            self.height = resize_matrix(h, scale=1 / factor).to(self.height)
+            self.width = resize_matrix(w, scale=1 / factor).to(self.width)
+            self.height_pinv, self.width_pinv = torch.linalg.pinv(self.height), torch.linalg.pinv(self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C, H, W) -> (..., C, H/s, W/s)."""
+        return apply_matrices(x, self.height, self.width)
+
+    def forward_many(self, x: Tensor) -> Tensor:
+        """(n, B, C, H, W) -> (n, B, C, H/s, W/s)."""
+        return self(x)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """A^T y = D_h^T y D_w: (B, C, H/s, W/s) -> (B, C, H, W)."""
+        return apply_matrices(y, self.height.mT, self.width.mT)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """A^+ y = D_h^+ y (D_w^+)^T: (B, C, H/s, W/s) -> (B, C, H, W)."""
+        return apply_matrices(y, self.height_pinv, self.width_pinv)
+
+    def initial_guess(self, y: Tensor) -> Tensor:
+        """Nearest-neighbour upsampling, DPPS's start: (B, C, H/s, W/s) -> (B, C, H, W)."""
+        return y.repeat_interleave(self.scale_factor, dim=-2).repeat_interleave(self.scale_factor, dim=-1)
+
+    def lift(self, y: Tensor) -> Tensor:
+        """Bicubic upsampling: (B, C, H/s, W/s) -> (B, C, H, W)."""
+        return resize(y, scale=self.scale_factor)
