@@ -40,7 +40,7 @@ class Registry:
             raise UserError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self)}")
         return self._classes[name]
 
-    def build(self, name: str, **params):
+    def build(self, name: str, /, **params):
         """Instantiate the class registered as `name` after checking `params` against its signature."""
         cls = self[name]
         check_arguments(cls, params, where=f"{self.kind} '{name}'")

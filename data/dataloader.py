@@ -1,0 +1,176 @@
+"""Clean images to measure and restore: folders of image files, and scikit-image's own photographs."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from util.errors import UserError, did_you_mean
+from util.img_utils import IMAGE_SUFFIXES, load_image
+from util.registry import Registry
+
+DATASETS = Registry("dataset")
+register_dataset = DATASETS.register
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
+
+
+class ImageDataset(Dataset):
+    """Image files, cropped and resized to squares.
+
+    Attributes:
+        paths: one file per image.
+        names: one name per image, unique, fit for a file name; results and random streams go by it.
+        image_size: side of the images, set by `get_dataset`; None keeps each file's own size.
+    """
+
+    def __init__(self, paths: Sequence[Path], names: Sequence[str]):
+        self.paths, self.names = tuple(paths), tuple(names)
+        self.image_size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index`, (3, S, S) float32 in [-1, 1]; UserError if its file cannot be read."""
+        return load_image(self.paths[index], self.image_size)
+
+
+@register_dataset("folder")
+@register_dataset("ffhq")
+@register_dataset("imagenet")
+class ImageFolder(ImageDataset):
+    """Every image file below a folder, in sorted order, or one image file.
+
+    Hidden files and files that do not end in an image suffix are passed over.
+
+    Args:
+        root: the folder, relative to the working directory.
+    """
+
+    def __init__(self, root: str):
+        folder = Path(root).expanduser()
+        wanted = f"expected a folder with images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})"
+        remedy = "give one with --data FOLDER, or take scikit-image's photographs with --data skimage"
+        try:
+            if folder.is_file():
+                folder, paths = folder.parent, [folder]
+            elif folder.is_dir():
+                paths = sorted(p for p in folder.rglob("*") if _is_image(p.relative_to(folder)) and p.is_file())
+            else:
+                raise UserError(f"image folder {root} not found; {wanted}; {remedy}")
+        except OSError as error:
+            raise UserError(f"image folder {root} cannot be read: {error.strerror or error}; {remedy}") from None
+        if not paths:
+            raise UserError(f"image folder {root} holds no images; {wanted}; {remedy}")
+        super().__init__(paths, unique_names([p.relative_to(folder) for p in paths]))
+
+
+@register_dataset("skimage")
+class SkimagePhotographs(ImageDataset):
+    """Photographs that scikit-image carries in its package, so that nothing is downloaded.
+
+    Args:
+        images: names of scikit-image's pictures, such as astronaut, chelsea, coffee, rocket.
+    """
+
+    def __init__(self, images: Sequence[str] = PHOTOGRAPHS):
+        import skimage
+
+        folder = Path(skimage.__file__).parent / "data"
+        files = {path.stem: path for path in sorted(folder.iterdir()) if _is_image(Path(path.name))}
+        if not images:
+            raise UserError(f"data: images is empty; choose from {', '.join(sorted(files))}")
+        for name in images:
+            if name not in files:
+                raise UserError(f"scikit-image carries no picture '{name}'; {did_you_mean(name, files)}")
+        chosen = list(dict.fromkeys(images))
+        super().__init__([files[name] for name in chosen], chosen)
+
+
+def _is_image(relative: Path) -> bool:
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return relative.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Name images after their paths: sub/cat.png -> sub__cat.
+
+    Files that would share a name keep their suffix (cat.png, cat.jpg -> cat_png, cat_jpg), and whatever still collides,
+    or is too long for a file name, gets a hash of its path.
+    """
+    short = [_safe(path.with_suffix("")) for path in paths]
+    count = Counter(name.casefold() for name in short)
+    names = [s if count[s.casefold()] == 1 else _safe(p.with_suffix("")) + "_" + p.suffix[1:].lower()
+             for s, p in zip(short, paths, strict=True)]
+    count = Counter(name.casefold() for name in names)
+    return [n if count[n.casefold()] == 1 and len(n.encode()) <= 180 else f"{n[:40]}_{_digest(p)}"
+            for n, p in zip(names, paths, strict=True)]
+
+
+def _safe(path: Path) -> str:
+    return re.sub(r"[^\w.+ -]", "_", "__".join(path.parts))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.as_posix().encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def get_dataset(name: str, image_size: int | None = None, /, **params) -> ImageDataset:
+    """Build a registered dataset whose images are `image_size` x `image_size`.
+
+    Raises:
+        UserError: unknown name or parameter; no images.
+    """
+    dataset = DATASETS.build(name, **params)
+    dataset.image_size = image_size
+    return dataset
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Posterior samples to draw together: entry b is sample `samples[b]` of image `names[b]`."""
+
+    names: list[str]
+    samples: list[int]
+    images: Tensor                                  # (B, 3, S, S) in [-1, 1]
+
+
+def get_dataloader(dataset: ImageDataset, batch_size: int, num_samples: int = 1, indices: Sequence[int] | None = None,
+                   unreadable: Callable[[UserError], None] | None = None) -> Iterator[Batch]:
+    """Yield batches of images x samples, in order; the samples of an image follow each other.
+
+    Args:
+        batch_size: entries per batch; the last batch may be shorter.
+        num_samples: posterior samples per image.
+        indices: which images; all by default.
+        unreadable: called with the error for a file that cannot be read, which is then passed over; without it the
+            error is raised.
+    """
+    entries: list[tuple[str, int, Tensor]] = []
+    for index in range(len(dataset)) if indices is None else indices:
+        try:
+            image = dataset[index]
+        except UserError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+            continue
+        for sample in range(num_samples):
+            entries.append((dataset.names[index], sample, image))
+            if len(entries) == batch_size:
+                yield _collate(entries)
+                entries = []
+    if entries:
+        yield _collate(entries)
+
+
+def _collate(entries: Sequence[tuple[str, int, Tensor]]) -> Batch:
+    names, samples, images = zip(*entries, strict=True)
+    return Batch(list(names), list(samples), torch.stack(images))

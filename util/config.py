@@ -1,0 +1,246 @@
+"""Configuration: three YAML files, as in DPS, read safely into one frozen `Config`.
+
+Only the structure is checked here; the parameters of a named thing (operator, noise, method, dataset, network,
+sampler) are checked against its signature when it is built.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from util.errors import UserError, did_you_mean
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SECTIONS = {                                        # the fixed keys; any other section holds free parameters
+    (): ("conditioning", "data", "diffusion", "measurement", "model"),
+    ("conditioning",): ("method", "params"),
+    ("measurement",): ("mask_opt", "noise", "operator"),
+}
+
+
+class ConfigLoader(yaml.SafeLoader):
+    """Plain YAML, plus the one Python tag in DPS's files (`!!python/tuple`), numbers such as 1e-3, and no key twice."""
+
+
+def _construct_mapping(loader: ConfigLoader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(
+                problem=f"key {key!r} is no text; put it in quotes", problem_mark=key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                problem=f"key '{key}' stands twice in one section; keep one", problem_mark=key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+def _construct_unknown(loader: ConfigLoader, node: yaml.Node) -> None:
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    raise yaml.constructor.ConstructorError(
+        problem=f"tag {tag} is refused, nothing was run; use plain YAML (or !!python/tuple)",
+        problem_mark=node.start_mark)
+
+
+ConfigLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+ConfigLoader.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
+ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple",
+                             lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
+ConfigLoader.add_constructor(None, _construct_unknown)
+ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A registered name and the parameters to build it with."""
+
+    name: str
+    params: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is: the resolved content of the three files."""
+
+    model: dict[str, object]                        # parameters of `create_model`
+    diffusion: dict[str, object]                    # parameters of `create_sampler`
+    conditioning: Choice
+    data: Choice
+    operator: Choice
+    noise: Choice
+
+    def as_dict(self) -> dict[str, object]:
+        """The configuration as plain YAML values, under the keys that `--set` takes."""
+        return _plain({
+            "model": self.model,
+            "diffusion": self.diffusion,
+            "conditioning": {"method": self.conditioning.name, "params": self.conditioning.params},
+            "data": {"name": self.data.name, **self.data.params},
+            "measurement": {"operator": {"name": self.operator.name, **self.operator.params},
+                            "noise": {"name": self.noise.name, **self.noise.params}},
+        })
+
+
+def _plain(value: object) -> object:
+    """Copy a tree, tuples as lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def find_file(path: str | Path, what: str) -> Path:
+    """Find `path` from the working directory or else from the repository's root.
+
+    Raises:
+        UserError: it is in neither; the message names the nearest file beside it.
+    """
+    wanted = Path(path).expanduser()
+    candidates = (wanted, REPOSITORY / wanted)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    for candidate in candidates:
+        if candidate.is_dir():
+            raise UserError(f"{what} {path} is a folder, expected a file")
+    siblings = {str(wanted.parent / p.name) for c in candidates if c.parent.is_dir()
+                for p in c.parent.iterdir() if p.suffix == wanted.suffix}
+    hint = f"; {did_you_mean(wanted, siblings)}" if siblings else ""
+    raise UserError(f"{what} {path} not found{hint}")
+
+
+def read_yaml(path: str | Path, what: str = "configuration") -> dict[str, object]:
+    """Read a YAML file whose top level is a mapping, executing nothing.
+
+    Raises:
+        UserError: the file is missing or unreadable, is no YAML (the message names the line), holds a tag other than
+            `!!python/tuple`, a key twice, or something else than a mapping.
+    """
+    file = find_file(path, what)
+    try:
+        tree = _parse(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{what} {path} is no text file, expected YAML") from None
+    except ValueError as error:
+        raise UserError(f"{what} {path}, {error}") from None
+    return _mapping(tree, f"{path}: the top level")
+
+
+def _parse(text: str) -> object:
+    """YAML text -> value; ValueError "line 3: what is wrong"."""
+    try:
+        return yaml.load(text, Loader=ConfigLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ValueError(f"line {mark.line + 1}: {error.problem or error.context}" if mark else str(error)) from None
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"position {error.position}: {error.reason}") from None
+    except RecursionError:
+        raise ValueError("line 1: nested too deeply") from None
+    except ValueError as error:                     # such as the date 2024-13-01
+        raise ValueError(f"some value: {error}") from None
+
+
+def load_config(model_config: str | Path, diffusion_config: str | Path, task_config: str | Path,
+                overrides: Sequence[str] = (), data: str | None = None) -> Config:
+    """Read the three files and apply the command line's changes.
+
+    Args:
+        overrides: "key.path=value" texts, applied in order; values are YAML.
+        data: an image folder, or "skimage", in place of the task's `data` section.
+
+    Raises:
+        UserError: a file that cannot be read, or a structure that is not a configuration's.
+    """
+    task = read_yaml(task_config, "task configuration")
+    _check_keys(task, ("conditioning", "data", "measurement"), str(task_config))
+    tree = {**task, "model": read_yaml(model_config, "model configuration"),
+            "diffusion": read_yaml(diffusion_config, "diffusion configuration")}
+    if data is not None:
+        tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": data}
+    for override in overrides:
+        _apply(tree, override)
+    return _config(tree, str(task_config))
+
+
+def _apply(tree: dict, override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = tuple(key.strip() for key in path.split("."))
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: expected key.path=value, such as conditioning.params.scale=0.4")
+    try:
+        value = _parse(text)
+    except ValueError as error:
+        raise UserError(f"--set {override}: {error}") from None
+    for depth, key in enumerate(keys):
+        choices = SECTIONS.get(keys[:depth])
+        if choices and key not in choices:
+            raise UserError(f"--set {path}: unknown key '{key}'; {did_you_mean(key, choices)}")
+    section = tree
+    for depth, key in enumerate(keys[:-1], start=1):
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise UserError(f"--set {path}: {'.'.join(keys[:depth])} is {section!r}, which has no keys below it")
+    section[keys[-1]] = value
+
+
+def _config(tree: dict, where: str) -> Config:
+    """Sort a tree of values into a `Config`; `where` names the task file."""
+    conditioning = _section(tree, "conditioning", where)
+    _check_keys(conditioning, SECTIONS[("conditioning",)], f"{where}: conditioning")
+    params = conditioning.get("params")
+    measurement = _section(tree, "measurement", where)
+    _check_keys(measurement, SECTIONS[("measurement",)], f"{where}: measurement")
+    operator = _named(_section(measurement, "operator", f"{where}: measurement"), f"{where}: measurement.operator")
+    if measurement.get("mask_opt") is not None:
+        operator.params["mask_opt"] = _mapping(measurement["mask_opt"], f"{where}: measurement.mask_opt")
+    return Config(
+        model=_mapping(tree["model"], "model"),
+        diffusion=_mapping(tree["diffusion"], "diffusion"),
+        conditioning=Choice(_name(conditioning, "method", f"{where}: conditioning"),
+                            {} if params is None else _mapping(params, f"{where}: conditioning.params")),
+        data=_named(_section(tree, "data", where), f"{where}: data"),
+        operator=operator,
+        noise=_named(_section(measurement, "noise", f"{where}: measurement"), f"{where}: measurement.noise"))
+
+
+def _section(tree: dict, key: str, where: str) -> dict:
+    if key not in tree:
+        raise UserError(f"{where}: '{key}' is missing")
+    return _mapping(tree[key], f"{where}: {key}")
+
+
+def _named(section: dict, where: str) -> Choice:
+    return Choice(_name(section, "name", where), {key: value for key, value in section.items() if key != "name"})
+
+
+def _name(section: dict, key: str, where: str) -> str:
+    if key not in section:
+        raise UserError(f"{where}: '{key}' is missing; found {', '.join(section) or 'an empty section'}")
+    if not isinstance(section[key], str):
+        raise UserError(f"{where}: {key} is {section[key]!r}, expected a name")
+    return section[key]
+
+
+def _mapping(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        found = "empty" if value is None else f"{value!r:.60}"
+        raise UserError(f"{where} is {found}, expected a mapping (key: value)")
+    return value
+
+
+def _check_keys(section: dict, choices: Sequence[str], where: str) -> None:
+    for key in section:
+        if key not in choices:
+            raise UserError(f"{where}: unknown key '{key}'; {did_you_mean(key, choices)}")

@@ -1,0 +1,123 @@
+"""What a run tells its user: a progress bar, the closing table, and the facts for summary.json."""
+
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data.dataloader import Batch
+from util.logger import get_logger
+from util.run_dir import MEAN, RunDirectory
+
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "scikit-image", "lpips")
+
+
+class Monitor:
+    """The callback of the sampling loop: progress bar, cost of each batch, pictures of the way.
+
+    Args:
+        model: the network whose evaluations are counted, an image that goes through it being one.
+        run: where pictures go.
+        images: how many there are to restore.
+        num_samples: posterior samples of each.
+        num_steps: steps of each sample.
+        every: save the state after every N-th step; None for never.
+    """
+
+    def __init__(self, model: nn.Module, run: RunDirectory, images: int, num_samples: int, num_steps: int,
+                 every: int | None = None):
+        self.run, self.num_samples, self.every = run, num_samples, every
+        self.steps_per_image = num_samples * num_steps
+        self.evaluations = 0                        # in this batch
+        self.bar = tqdm(total=images * self.steps_per_image, unit=" steps", desc="Restoring", dynamic_ncols=True,
+                        mininterval=0.1 if sys.stderr.isatty() else 10.0)
+        model.register_forward_pre_hook(self._count)
+
+    def _count(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.evaluations += len(inputs[0])
+
+    def watch(self, batch: Batch) -> "Monitor":
+        """Start the clock for a batch and return the callback."""
+        self.batch, self.evaluations, self.started = batch, 0, time.perf_counter()
+        return self
+
+    @property
+    def seconds(self) -> float:
+        """Time since the batch began."""
+        return time.perf_counter() - self.started
+
+    def skip_image(self) -> None:
+        """One image fewer to restore."""
+        self.bar.total -= self.steps_per_image
+        self.bar.refresh()
+
+    def __call__(self, step, x_prev: Tensor, distance: Tensor) -> None:
+        """After a step: x_{t-1} (B, 3, H, W) and the measurement distances (B,)."""
+        self.bar.set_postfix_str(f"distance {distance.mean().item():.3g}", refresh=False)
+        self.bar.update(len(x_prev))
+        if self.every and step.index % self.every == 0:
+            for name, k, x, x0_hat in zip(self.batch.names, self.batch.samples, x_prev, step.x0_hat, strict=True):
+                self.run.save_progress(name, str(k) if self.num_samples > 1 else None, step.index, x, x0_hat)
+
+
+def log_table(run: RunDirectory, images: Sequence[str]) -> None:
+    """Log PSNR and SSIM of restored images beside those of their lifted measurements.
+
+    With several samples per image both a sample's and the mean's numbers are shown, as posterior samples lie below
+    their mean.
+    """
+    table = [(image, own) for image in images if (own := [row for row in run.rows if row.image == image])]
+    if not table:
+        return
+    several = any(row.sample == MEAN for _, own in table for row in own)
+    titles = ["measured", *(["samples", "their mean"] if several else ["restored"])]
+    lines = []
+    for image, own in table:
+        samples, means = [row for row in own if row.sample != MEAN], [row for row in own if row.sample == MEAN]
+        groups = [samples, means] if several else [samples]
+        lines.append((image, [own[0].psnr_input, *(_mean([r.psnr for r in g]) for g in groups),
+                              own[0].ssim_input, *(_mean([r.ssim for r in g]) for g in groups)]))
+    if len(lines) > 1:
+        lines.append(("mean", [_mean(column) for column in zip(*(values for _, values in lines), strict=True)]))
+    width = min(40, max(len("image"), *(len(name) for name, _ in lines)))
+    half = len(titles)
+    log = get_logger().info
+    log(f"\n{'':{width}}  {'PSNR (dB)':^{12 * half}}  {'SSIM':^{12 * half}}")
+    log(f"{'image':{width}}  {''.join(f'{t:>12}' for t in titles)}  {''.join(f'{t:>12}' for t in titles)}")
+    for name, values in lines:
+        log(f"{name[:width]:{width}}  {''.join(f'{v:12.2f}' for v in values[:half])}  "
+            f"{''.join(f'{v:12.3f}' for v in values[half:])}")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """Device, peak memory in bytes (on the GPU, or of this process) and library versions."""
+    on_gpu = device.type == "cuda"
+    return {"device": device_name(device),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else _peak_resident_bytes(),
+            "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}}}
+
+
+def device_name(device: torch.device) -> str:
+    """Words for a device: the GPU's name, or the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def _peak_resident_bytes() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
