@@ -1,0 +1,377 @@
+"""Train a prior on a folder of photographs: `python -m guided_diffusion.train --data FOLDER --config FILE`.
+
+The hybrid loss of Nichol & Dhariwal (2021), "Improved Denoising Diffusion Probabilistic Models", eq. 16: the squared
+error of the predicted noise trains the mean, a small share of the variational bound trains the variance. Everything
+random is a function of (seed, step), so an interrupted run that is started again continues as if it had not been.
+Under `torchrun` the batch is shared among the processes.
+"""
+
+import argparse
+import io
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.dataloader import get_dataset
+from guided_diffusion.posterior_mean_variance import EpsilonXMeanProcessor, LearnedRangeVarianceProcessor
+from guided_diffusion.schedule import Schedule
+from guided_diffusion.unet import UNetModel, create_model
+from util.checkpoint import read_checkpoint
+from util.config import read_yaml
+from util.errors import UserError
+from util.img_utils import PIXEL_STEP, from_uint8, to_uint8, write_atomically
+from util.logger import get_logger
+from util.registry import check_arguments
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some steps at one crop size: `batch_size` crops of `crop` x `crop` pixels a step, over all processes."""
+
+    crop: int
+    batch_size: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The keys of a training file.
+
+    Args:
+        model_config: YAML file of the architecture (`learn_sigma: true`); its `model_path` is not read.
+        phases: list of {crop, batch_size, steps}, one after the other; the learning rate spans them all.
+        noise_schedule, diffusion_steps: the forward process.
+        learning_rate: peak of the rate, which rises over `warmup_steps` and falls to 0 along a half cosine.
+        ema_decay: decay of the averaged weights, which are the ones to use.
+        vlb_weight: share of the variational bound (bits per dimension, summed over timesteps) in the loss.
+        gradient_clip: largest norm of the gradient.
+        precision: "fp32", or "bf16" for the network alone; weights, loss and optimiser stay float32.
+        scales: a crop shows a square of crop / scale pixels of the photograph, scale uniform in this range.
+        cache: keep the decoded photographs in memory.
+        workers: processes that prepare crops; 0 = the training process itself.
+        save_every: steps between checkpoints.
+    """
+
+    model_config: str
+    phases: list[dict]
+    noise_schedule: str = "linear"
+    diffusion_steps: int = 1000
+    seed: int = 0
+    learning_rate: float = 5e-4
+    warmup_steps: int = 500
+    weight_decay: float = 0.0
+    ema_decay: float = 0.999
+    vlb_weight: float = 1e-3
+    gradient_clip: float = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    scales: tuple[float, float] = (0.3, 1.0)
+    cache: bool = True
+    workers: int = 0
+    save_every: int = 500
+
+    @classmethod
+    def read(cls, path: str) -> tuple["TrainConfig", list[Phase]]:
+        """Read a training file; UserError on any key or value that does not fit."""
+        values = read_yaml(path, "training file")
+        check_arguments(cls, values, where=path)
+        phases = []
+        for number, phase in enumerate(values["phases"], 1):
+            check_arguments(Phase, phase, where=f"{path}: phase {number}")
+            if min(phase.values()) < 1:
+                raise UserError(f"{path}: phase {number} is {phase}, expected 1 or more everywhere")
+            phases.append(Phase(**phase))
+        config = cls(**values)
+        if not phases:
+            raise UserError(f"{path}: phases is empty, expected a list of {{crop, batch_size, steps}}")
+        if not 0 < config.scales[0] <= config.scales[1]:
+            raise UserError(f"{path}: scales is {list(config.scales)}, expected [low, high] with 0 < low <= high")
+        if not 0 <= config.ema_decay < 1:
+            raise UserError(f"{path}: ema_decay is {config.ema_decay}, expected 0 <= ema_decay < 1")
+        if min(config.save_every, config.warmup_steps) < 1 or config.learning_rate <= 0:
+            raise UserError(f"{path}: save_every and warmup_steps must be 1 or more and learning_rate above 0")
+        return config, phases
+
+
+class RandomCrops(Dataset):
+    """Crop number n of an endless sequence: photograph, scale, place and flip are a function of (seed, n)."""
+
+    def __init__(self, folder: str, crop: int, scales: tuple[float, float], seed: int, cached: dict | None):
+        self.photographs = get_dataset("folder", root=folder)
+        self.crop, self.scales, self.seed, self.cached = crop, scales, seed, cached
+
+    def _photograph(self, index: int) -> Image.Image:
+        if self.cached is None:
+            return Image.fromarray(to_uint8(self.photographs[index]))
+        if index not in self.cached:
+            self.cached[index] = Image.fromarray(to_uint8(self.photographs[index]))
+        return self.cached[index]
+
+    def __getitem__(self, number: int) -> Tensor:
+        """(3, crop, crop) float32 in [-1, 1]."""
+        rng = np.random.default_rng((self.seed, number))
+        photograph = self._photograph(int(rng.integers(len(self.photographs))))
+        side = min(self.crop / rng.uniform(*self.scales), *photograph.size)
+        left, top = (rng.uniform(0, extent - side) for extent in photograph.size)
+        square = photograph.resize((self.crop, self.crop), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        x = from_uint8(np.asarray(square))
+        return x.flip(2) if rng.random() < 0.5 else x
+
+
+class HybridLoss(nn.Module):
+    """L_simple + weight L_vlb (Nichol & Dhariwal, 2021, eq. 16) for a network that predicts eps and learned_range."""
+
+    def __init__(self, schedule: Schedule, vlb_weight: float):
+        super().__init__()
+        self.schedule, self.vlb_weight = schedule, vlb_weight
+        self.mean = EpsilonXMeanProcessor(schedule, clip_denoised=False)
+        self.variance = LearnedRangeVarianceProcessor(schedule)
+
+    def forward(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean crops (B, 3, s, s), steps (B,), N(0, I) like x0 -> mean loss, mean squared error of eps (scalars)."""
+        at = self.schedule.at
+        x_t = at("sqrt_alphas_cumprod", index, x0) * x0 + at("sqrt_one_minus_alphas_cumprod", index, x0) * noise
+        eps, variance = model(x_t, index).chunk(2, dim=1)
+        simple = (eps - noise).square().mean()
+        bits = self._bits(x0, x_t, index, eps.detach(), variance)
+        return simple + self.vlb_weight * self.schedule.num_steps * bits.mean(), simple.detach()
+
+    def _bits(self, x0: Tensor, x_t: Tensor, index: Tensor, eps: Tensor, variance: Tensor) -> Tensor:
+        """One term of the variational bound for each image, in bits per dimension: (B,)."""
+        at = self.schedule.at
+        mean = self.mean.mean(x_t, index, eps, self.mean.x0_hat(x_t, index, eps))
+        log_variance = self.variance.log_variance(index, variance, x_t)
+        true_mean = at("posterior_mean_coef1", index, x0) * x0 + at("posterior_mean_coef2", index, x0) * x_t
+        true_log_variance = at("posterior_log_variance_clipped", index, x0)
+        # KL(N(m1, v1) || N(m2, v2)) = (log v2 - log v1 + v1 / v2 + (m1 - m2)^2 / v2 - 1) / 2
+        kl = 0.5 * (log_variance - true_log_variance + (true_log_variance - log_variance).exp()
+                    + (true_mean - mean) ** 2 * (-log_variance).exp() - 1)
+        first = (index == 0).view(-1, 1, 1, 1)
+        nats = torch.where(first, discretised_nll(x0, mean, log_variance), kl)
+        return nats.flatten(1).mean(1) / math.log(2)
+
+
+def discretised_nll(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """-log of the probability that N(mean, variance) gives to the 8-bit level of x0 (Ho et al., 2020, eq. 13).
+
+    The lowest and the highest level take the tails. Elementwise, in nats.
+    """
+    std = (0.5 * log_variance).exp()
+    upper = torch.special.ndtr((x0 + PIXEL_STEP / 2 - mean) / std)
+    lower = torch.special.ndtr((x0 - PIXEL_STEP / 2 - mean) / std)
+    upper = torch.where(x0 > 1 - PIXEL_STEP / 2, 1.0, upper)
+    lower = torch.where(x0 < -1 + PIXEL_STEP / 2, 0.0, lower)
+    return -(upper - lower).clamp_min(1e-12).log()
+
+
+class Trainer:
+    """Network, averaged weights, optimiser and the folder that they are saved in.
+
+    Args:
+        folder: receives state.pt (to resume), ema.pt (averaged weights in half precision: the prior), loss.csv, loss.png.
+        rank, world: this process and the number of processes; process 0 alone writes files.
+    """
+
+    def __init__(self, config: TrainConfig, phases: list[Phase], data: str, folder: Path, device: torch.device,
+                 rank: int, world: int):
+        self.config, self.phases, self.data, self.folder = config, phases, data, folder
+        self.device, self.rank, self.world = device, rank, world
+        self.step, self.history = 0, []
+        torch.manual_seed(config.seed)
+        self.model = build_model(config).to(device)
+        for phase in phases:
+            self.model.check_image_size(phase.crop, phase.crop)
+            if phase.batch_size % world:
+                raise UserError(f"batch_size {phase.batch_size} cannot be shared by {world} processes; use a multiple")
+        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        schedule = Schedule.create(config.noise_schedule, config.diffusion_steps)
+        self.loss = HybridLoss(schedule, config.vlb_weight)
+        self._resume()
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a half cosine down to 0 at the last step."""
+        warm = min(1.0, (step + 1) / self.config.warmup_steps)
+        return self.config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+
+    def run(self) -> None:
+        """Train to the last step; state is saved every `save_every` steps, at the end and on an interrupt."""
+        model = DistributedDataParallel(self.model) if self.world > 1 else self.model
+        self.model.train()
+        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.rank > 0)
+        try:
+            for x0 in self._batches():
+                self._train_step(model, x0, bar)
+                if self.step % self.config.save_every == 0:
+                    self.save()
+        finally:
+            bar.close()
+            self.save()
+
+    def _train_step(self, model: nn.Module, x0: Tensor, bar: tqdm) -> None:
+        generator = torch.Generator(self.device).manual_seed(
+            int(np.random.SeedSequence((self.config.seed, self.step, self.rank)).generate_state(1)[0]))
+        index = torch.randint(self.config.diffusion_steps, (len(x0),), generator=generator, device=self.device)
+        noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        rate = self.learning_rate(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss, simple = self.loss(model, x0, index, noise)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        if not torch.isfinite(norm):
+            raise UserError(f"the gradient is {norm.item()} at step {self.step}; lower learning_rate or use fp32")
+        self.optimiser.step()
+        # a young average forgets faster: decay (1 + n) / (10 + n) until that reaches ema_decay
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.model.parameters()), 1 - decay)
+        self.step += 1
+        self.history.append((self.step, x0.shape[-1], loss.item(), simple.item(), rate))
+        bar.set_postfix_str(f"crop {x0.shape[-1]}, loss {np.mean([h[2] for h in self.history[-100:]]):.4f}", refresh=False)
+        bar.update()
+
+    def _batches(self) -> Iterator[Tensor]:
+        """This process's share of the batches that are still to come, (B, 3, s, s) on the device."""
+        cached = {} if self.config.cache else None
+        first_step = first_crop = 0
+        for phase in self.phases:
+            done = min(max(self.step - first_step, 0), phase.steps)
+            start, stop = first_crop + done * phase.batch_size, first_crop + phase.steps * phase.batch_size
+            crops = RandomCrops(self.data, phase.crop, self.config.scales, self.config.seed, cached)
+            yield from (x0.to(self.device, non_blocking=True) for x0 in DataLoader(
+                crops, phase.batch_size // self.world, sampler=range(start + self.rank, stop, self.world),
+                num_workers=self.config.workers, pin_memory=self.device.type == "cuda"))
+            first_step, first_crop = first_step + phase.steps, stop
+
+    def save(self) -> None:
+        """Write state, averaged weights, the losses and their curve, each whole or not at all."""
+        if self.rank > 0:
+            return
+        state = {"config": resumable(self.config), "step": self.step, "model": self.model.state_dict(),
+                 "ema": self.ema, "optimiser": self.optimiser.state_dict(), "history": self.history}
+        _save_tensors(self.folder / "state.pt", state)
+        _save_tensors(self.folder / "ema.pt", {name: p.half() for name, p in self.ema.items()})
+        rows = ["step,crop,loss,eps_mse,learning_rate"]
+        rows += [f"{step},{crop},{loss:.6f},{mse:.6f},{rate:.3e}" for step, crop, loss, mse, rate in self.history]
+        write_atomically(self.folder / "loss.csv", ("\n".join(rows) + "\n").encode())
+        write_atomically(self.folder / "loss.png", plot_losses(self.history))
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = read_checkpoint(path)
+        found, wanted = state["config"], resumable(self.config)
+        changed = [f"{key}: {found.get(key)} -> {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
+        if changed:
+            raise UserError(f"{path} was trained with other settings ({'; '.join(changed)}); use another --out or put "
+                            "them back")
+        self.model.load_state_dict(state["model"])
+        self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.history = state["step"], [tuple(row) for row in state["history"]]
+
+
+def resumable(config: TrainConfig) -> dict:
+    """The settings that must not change when a run is resumed: all but how long it lasts and how it is fed."""
+    free = ("phases", "save_every", "workers", "cache")
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items() if key not in free}
+
+
+def build_model(config: TrainConfig) -> UNetModel:
+    """A new network of the architecture that `model_config` describes."""
+    options = {**read_yaml(config.model_config, "model config"), "model_path": ""}
+    check_arguments(create_model, options, where=config.model_config)
+    model = create_model(**options)
+    if model.out_channels != 6:
+        raise UserError(f"{config.model_config}: learn_sigma is false, but the hybrid loss trains the variance too; "
+                        "set learn_sigma: true")
+    if model.class_cond:
+        raise UserError(f"{config.model_config}: class_cond is true, but a folder of photographs has no labels; "
+                        "set class_cond: false")
+    model.autocast_dtype = torch.bfloat16 if config.precision == "bf16" else None
+    return model
+
+
+def _save_tensors(path: Path, content: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def plot_losses(history: list[tuple]) -> bytes:
+    """PNG of the loss over steps, smoothed by a running mean over a hundredth of the run, a colour per crop size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    table = np.array(history, dtype=float).reshape(-1, 5)
+    window = max(1, len(table) // 100)
+    for crop in dict.fromkeys(table[:, 1]):
+        rows = table[table[:, 1] == crop]
+        if len(rows) >= window:
+            smooth = np.convolve(rows[:, 2], np.full(window, 1 / window), "valid")
+            axes.plot(rows[window - 1:, 0], smooth, label=f"crops of {crop:.0f} x {crop:.0f}")
+    axes.set(xlabel="step", ylabel=f"hybrid loss, mean of {window} steps", yscale="log")
+    axes.grid(alpha=0.3)
+    if len(table):
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 2 a mistake in the settings, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m guided_diffusion.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of photographs")
+    parser.add_argument("--config", default="configs/train_demo.yaml", help="training file (%(default)s)")
+    parser.add_argument("--out", default="runs/train_demo", help="folder for checkpoints and curves (%(default)s)")
+    args = parser.parse_args(argv)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if world > 1:
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        config, phases = TrainConfig.read(args.config)
+        trainer = Trainer(config, phases, args.data, Path(args.out), device, rank, world)
+        started, first = time.perf_counter(), trainer.step
+        trainer.run()
+    except UserError as error:
+        get_logger().error(error)
+        return 2
+    except KeyboardInterrupt:
+        get_logger().error(f"interrupted; the same command continues from {args.out}/state.pt")
+        return 130
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    if rank == 0:
+        seconds = time.perf_counter() - started
+        get_logger().info(f"{trainer.step - first} steps in {seconds:.0f} s; the prior is {args.out}/ema.pt")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
