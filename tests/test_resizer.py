@@ -77,8 +77,8 @@ def test_without_antialiasing_the_kernel_is_not_stretched():
     assert (resize_matrix(16, 4, kernel="linear") != 0).sum(1).max() > 4
 
 
-@pytest.mark.parametrize("arguments", [dict(kernel="cubik", n_out=4), dict(), dict(n_out=0), dict(scale=-1.0),
-                                       dict(scale=float("nan"))])
+@pytest.mark.parametrize("arguments", [{"kernel": "cubik", "n_out": 4}, {}, {"n_out": 0}, {"scale": -1.0},
+                                       {"scale": float("nan")}])
 def test_bad_arguments(arguments):
     with pytest.raises(UserError):
         resize_matrix(8, **arguments)

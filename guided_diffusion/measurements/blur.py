@@ -158,7 +158,10 @@ class GaussianBlurOperator(Blur):
         return gaussian_kernel(self.kernel_size, self.intensity)
 
     def pinv(self, y: Tensor) -> Tensor:
-        """A^+ y = V_h [(U_h^T y U_w) / (s_h s_w^T)] V_w^T without the quotients below rcond, (B, C, H, W) -> the same."""
+        """A^+ y = V_h [(U_h^T y U_w) / (s_h s_w^T)] V_w^T, zero where s_h s_w^T is below rcond of its largest entry.
+
+        (B, C, H, W) -> the same shape.
+        """
         (u_h, s_h, vt_h), (u_w, s_w, vt_w) = (self._axis_svd(side, y) for side in y.shape[-2:])
         gains = s_h[:, None] * s_w
         inverse = torch.where(gains >= self._cutoff(y) * gains.max(), 1 / gains, 0)

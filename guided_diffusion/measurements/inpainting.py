@@ -44,7 +44,7 @@ class MaskGenerator:
             if given[key] is None:
                 raise UserError(f"mask_opt: mask_type '{mask_type}' needs {key}; add it to mask_opt")
         if file is not None and mask_type != "file":
-            raise UserError(f"mask_opt: file is for mask_type 'file', found mask_type '{mask_type}'; set mask_type: file")
+            raise UserError(f"mask_opt: file needs mask_type 'file', found '{mask_type}'; set mask_type: file")
         self._check_ranges()
         self.file_mask = read_mask(file) if file is not None else None
 
