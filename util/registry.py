@@ -55,7 +55,7 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
             begins with `where` and names the key, what was found and what is accepted.
     """
     signature = inspect.signature(function)
-    accepted = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD}
+    accepted = {p.name: p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     for key in params:
         if key not in accepted:
             choices = did_you_mean(key, accepted) if accepted else "it takes no parameters"
@@ -93,7 +93,7 @@ def fits(value: object, hint: object) -> bool:
 
 
 def describe(hint: object) -> str:
-    """Words for an annotation: "int", "one of 'a', 'b'", "list of 2 int", "str or null"."""
+    """Words for an annotation: "an integer", "one of 'a', 'b'", "a list of 2, each an integer", "a string or null"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(a) for a in arguments)
@@ -101,7 +101,8 @@ def describe(hint: object) -> str:
         return "one of " + ", ".join(repr(a) for a in arguments)
     if origin in (list, tuple, Sequence):
         fixed = origin is tuple and Ellipsis not in arguments
-        return f"list of {len(arguments)} {describe(arguments[0])}" if fixed else f"list of {describe(arguments[0])}"
+        return f"a list of {len(arguments)}, each {describe(arguments[0])}" if fixed else (
+            f"a list, each entry {describe(arguments[0])}")
     names = {type(None): "null", float: "a finite number", int: "an integer", bool: "true or false",
              str: "a string", dict: "a mapping"}
     return names.get(origin or hint, getattr(hint, "__name__", str(hint)))

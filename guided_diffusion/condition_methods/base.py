@@ -42,9 +42,8 @@ class ConditioningMethod(ABC):
             require_linear(operator, f"conditioning method '{self.name}'")
 
     def start(self, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness) -> Tensor:
-        """The state x_T (B, C, H, W) before the first step: pure noise unless overridden."""
-        shape = measurement.image_shape
-        return randomness.randn_like(torch.empty(shape, device=measurement.y.device))
+        """The state x_T (B, C, H, W) before the first step: pure noise, in the dtype of y, unless overridden."""
+        return randomness.randn_like(measurement.y.new_empty(measurement.image_shape))
 
     def require(self, condition: bool, key: str, expected: str) -> None:
         """Raise UserError about the parameter `key` (an attribute of this method) unless `condition` holds."""
