@@ -215,7 +215,8 @@ def restore(args: argparse.Namespace) -> int:
     todo = [i for i in chosen if not run.finished(task.dataset.names[i])]
     side, before = task.dataset.image_size, len(chosen) - len(todo)
     logger.info(f"{task.operator.name} by {task.method.name}: {len(chosen)} images of {side} x {side}"
-                f"{f' ({before} finished before)' if before else ''}, {task.sampler.num_steps} steps on {device_name(device)}")
+                f"{f' ({before} finished before)' if before else ''}, {task.sampler.num_steps} steps, "
+                f"on {device_name(device)}")
     try:
         unreadable = sample(args, config, task, run, todo, device) if todo else 0
         if len(todo) > unreadable or not run.has_summary:

@@ -195,34 +195,35 @@ def _apply(tree: dict, override: str) -> None:
     section[keys[-1]] = value
 
 
-def _config(tree: dict, where: str) -> Config:
-    """Sort a tree of values into a `Config`; `where` names the task file."""
-    conditioning = _section(tree, "conditioning", where)
-    _check_keys(conditioning, SECTIONS[("conditioning",)], f"{where}: conditioning")
+def _config(tree: dict, file: str) -> Config:
+    """Sort a tree of values into a `Config`; `file` is the task file, for messages."""
+    conditioning = _section(tree, "conditioning", f"{file}: ")
+    _check_keys(conditioning, SECTIONS[("conditioning",)], f"{file}: conditioning")
     params = conditioning.get("params")
-    measurement = _section(tree, "measurement", where)
-    _check_keys(measurement, SECTIONS[("measurement",)], f"{where}: measurement")
-    operator = _named(_section(measurement, "operator", f"{where}: measurement"), f"{where}: measurement.operator")
+    measurement = _section(tree, "measurement", f"{file}: ")
+    _check_keys(measurement, SECTIONS[("measurement",)], f"{file}: measurement")
+    operator = _named(measurement, "operator", f"{file}: measurement.")
     if measurement.get("mask_opt") is not None:
-        operator.params["mask_opt"] = _mapping(measurement["mask_opt"], f"{where}: measurement.mask_opt")
+        operator.params["mask_opt"] = _section(measurement, "mask_opt", f"{file}: measurement.")
     return Config(
         model=_mapping(tree["model"], "model"),
         diffusion=_mapping(tree["diffusion"], "diffusion"),
-        conditioning=Choice(_name(conditioning, "method", f"{where}: conditioning"),
-                            {} if params is None else _mapping(params, f"{where}: conditioning.params")),
-        data=_named(_section(tree, "data", where), f"{where}: data"),
+        conditioning=Choice(_name(conditioning, "method", f"{file}: conditioning"),
+                            {} if params is None else _mapping(params, f"{file}: conditioning.params")),
+        data=_named(tree, "data", f"{file}: "),
         operator=operator,
-        noise=_named(_section(measurement, "noise", f"{where}: measurement"), f"{where}: measurement.noise"))
+        noise=_named(measurement, "noise", f"{file}: measurement."))
 
 
-def _section(tree: dict, key: str, where: str) -> dict:
+def _section(tree: dict, key: str, prefix: str) -> dict:
     if key not in tree:
-        raise UserError(f"{where}: '{key}' is missing")
-    return _mapping(tree[key], f"{where}: {key}")
+        raise UserError(f"{prefix}'{key}' is missing")
+    return _mapping(tree[key], prefix + key)
 
 
-def _named(section: dict, where: str) -> Choice:
-    return Choice(_name(section, "name", where), {key: value for key, value in section.items() if key != "name"})
+def _named(tree: dict, key: str, prefix: str) -> Choice:
+    section = _section(tree, key, prefix)
+    return Choice(_name(section, "name", prefix + key), {k: value for k, value in section.items() if k != "name"})
 
 
 def _name(section: dict, key: str, where: str) -> str:

@@ -52,7 +52,10 @@ class Row:
     def parse(cls, cells: dict[str, str]) -> "Row":
         """Read a line; ValueError or KeyError if it is not one of ours."""
         return cls(cells["image"], cells["sample"],
-                   *(float(cells[f.name] or "nan") for f in fields(cls)[2:]))
+                   *(float(cells[column] or "nan") for column in COLUMNS[2:]))
+
+
+COLUMNS = [field.name for field in fields(Row)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,10 @@ class RunDirectory:
             return []
         try:
             with open(path, newline="", encoding="utf-8") as file:
-                return [Row.parse(cells) for cells in csv.DictReader(file)]
+                table = csv.DictReader(file)
+                if table.fieldnames != COLUMNS:
+                    raise ValueError(table.fieldnames)
+                return [Row.parse(cells) for cells in table]
         except (OSError, KeyError, ValueError, TypeError, csv.Error):
             raise UserError(f"{path} is not a table of ours; choose another folder with --save_dir, "
                             "or replace the results with --overwrite") from None
@@ -192,7 +198,7 @@ class RunDirectory:
     def _write_rows(self) -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(f.name for f in fields(Row))
+        writer.writerow(COLUMNS)
         for row in self.rows:
             writer.writerow("" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
                             for v in asdict(row).values())
@@ -226,7 +232,8 @@ class RunDirectory:
             files = [self.path_of("label", image), self.path_of("input", image)]
             files += [self.path_of("recon", image, row.sample if len(own) > 1 else None) for row in shown]
             rows.append([load_image(file) for file in files])
-            captions.append([image, *(f"PSNR {value:.2f} dB" for value in (own[0].psnr_input, *(r.psnr for r in shown)))])
+            scores = [own[0].psnr_input, *(row.psnr for row in shown)]
+            captions.append([image, *(f"PSNR {score:.2f} dB" for score in scores)])
         if rows:
             save_grid(self.path / "grid.png", rows, captions, columns)
 
@@ -236,7 +243,7 @@ def _name(image: str, sample: str | None) -> str:
 
 
 def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int | None]]:
-    columns = [f.name for f in fields(Row)[2:] if f.name not in ("seconds", "network_evaluations")]
+    columns = [column for column in COLUMNS[2:] if column not in ("seconds", "network_evaluations")]
     table = {}
     for column in columns:
         values = [value for row in rows if math.isfinite(value := getattr(row, column))]

@@ -1,0 +1,217 @@
+"""The folder of a run: what is in it, and that it can be stopped and continued."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from util.compute_metric import Scores
+from util.errors import UserError
+from util.img_utils import load_image
+from util.run_dir import Outcome, RunDirectory
+
+CONFIG = {"model": {"image_size": 8, "channel_mult": [1, 2]},
+          "conditioning": {"method": "ps", "params": {"scale": 0.3}}, "seed": 0}
+COLUMNS = ["image", "sample", "psnr", "ssim", "lpips_vgg", "psnr_input", "ssim_input", "distance", "seconds",
+           "chi_square"]
+
+
+def fake_metrics(restored, label):
+    """The mean in place of a score, so that rows can be told apart."""
+    return Scores(float(restored.mean()), 0.5, math.nan)
+
+
+def outcome(sample="0", value=0.25):
+    return Outcome(sample, torch.full((3, 8, 8), value), distance=2.0, chi_square=math.nan, seconds=1.5,
+                   network_evaluations=10)
+
+
+def save(run, image="a", outcomes=None):
+    run.save(image, torch.zeros(3, 8, 8), torch.full((3, 8, 8), -0.5), outcomes or [outcome()], fake_metrics)
+
+
+def open_run(path, config=CONFIG, **options):
+    return RunDirectory(path, "blur", "ps", config, **options)
+
+
+def read_rows(run):
+    with open(run.path / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_saved_image_is_finished_and_everything_lies_in_its_place(tmp_path):
+    run = open_run(tmp_path)
+    assert run.path == tmp_path / "blur" / "ps"
+    assert not run.finished("a")
+    save(run)
+    assert run.finished("a")
+    assert not run.finished("b")
+    for folder, value in (("input", -0.5), ("label", 0.0), ("recon", 0.25)):
+        saved = load_image(run.path / folder / "a.png")
+        torch.testing.assert_close(saved, torch.full((3, 8, 8), value), rtol=0, atol=4e-3)
+    row, = read_rows(run)
+    assert list(row)[:len(COLUMNS)] == COLUMNS
+    assert (row["image"], row["sample"], row["psnr"], row["psnr_input"]) == ("a", "0", "0.25", "-0.5")
+    assert (row["lpips_vgg"], row["chi_square"], row["seconds"]) == ("", "", "1.5")
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["conditioning"]["params"] == {"scale": 0.3}
+
+
+def test_several_samples_have_a_file_each_and_one_for_their_mean(tmp_path):
+    run = open_run(tmp_path)
+    save(run, "a", [outcome("0", -0.5), outcome("1", 0.5), outcome("mean", 0.0)])
+    assert sorted(f.name for f in (run.path / "recon").iterdir()) == ["a_0.png", "a_1.png", "a_mean.png"]
+    assert [row["sample"] for row in read_rows(run)] == ["0", "1", "mean"]
+    assert run.finished("a")
+    (run.path / "recon" / "a_1.png").unlink()
+    assert not run.finished("a")
+
+
+def test_a_run_is_continued(tmp_path):
+    save(open_run(tmp_path), "a")
+    again = open_run(tmp_path)
+    assert again.finished("a")
+    save(again, "b")
+    assert [row["image"] for row in read_rows(again)] == ["a", "b"]
+    assert open_run(tmp_path).rows[0].seconds == 1.5
+    assert math.isnan(open_run(tmp_path).rows[0].chi_square)
+
+
+@pytest.mark.parametrize("folder", ["input", "recon", "label"])
+def test_an_image_without_its_file_is_not_finished_and_its_rows_are_replaced(tmp_path, folder):
+    run = open_run(tmp_path)
+    save(run, "a")
+    save(run, "b")
+    (run.path / folder / "a.png").unlink()
+    assert not run.finished("a")
+    assert run.finished("b")
+    save(run, "a")
+    assert [row["image"] for row in read_rows(run)] == ["b", "a"]
+
+
+def test_names_with_commas_and_quotes_survive(tmp_path):
+    name = 'a, "b" ü'
+    save(open_run(tmp_path), name)
+    assert open_run(tmp_path).finished(name)
+
+
+def test_a_changed_config_is_refused_with_both_values(tmp_path):
+    save(open_run(tmp_path))
+    changed = {**CONFIG, "conditioning": {"method": "ps", "params": {"scale": 0.4}}, "precision": "fp32"}
+    del changed["seed"]
+    with pytest.raises(UserError) as caught:
+        open_run(tmp_path, changed)
+    message = str(caught.value)
+    assert "conditioning.params.scale (0.3 there, 0.4 now)" in message
+    assert "seed (0 there, unset now)" in message
+    assert "precision (unset there, fp32 now)" in message
+    assert "--save_dir" in message and "--overwrite" in message
+    assert "image_size" not in message
+    assert open_run(tmp_path).finished("a")
+
+
+def test_a_changed_config_is_welcome_where_there_are_no_results(tmp_path):
+    open_run(tmp_path)
+    run = open_run(tmp_path, {"seed": 3})
+    assert yaml.safe_load((run.path / "config.yaml").read_text()) == {"seed": 3}
+
+
+def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
+    run = open_run(tmp_path)
+    save(run, "a", [outcome("0"), outcome("mean")])
+    save(run, "b")
+    run.save_progress("b", None, 3, torch.zeros(3, 8, 8), torch.zeros(3, 8, 8))
+    run.save_progress("a", "0", 3, torch.zeros(3, 8, 8), torch.zeros(3, 8, 8))
+    run.write_summary({})
+    run.write_grid()
+    mine = [run.path / "notes.txt", run.path / "recon" / "mine.png", run.path / "progress" / "b" / "mine.png"]
+    for file in mine:
+        file.write_text("x")
+    fresh = open_run(tmp_path, {"seed": 9}, overwrite=True)
+    assert not fresh.rows
+    left = {f for f in run.path.rglob("*") if f.is_file()}
+    assert left == {*mine, run.path / "config.yaml"}
+
+
+def test_summary_has_means_deviations_counts_and_costs(tmp_path):
+    run = open_run(tmp_path)
+    save(run, "a", [outcome("0", 0.1), outcome("1", 0.3), outcome("mean", 0.2)])
+    save(run, "b", [outcome("0", 0.5), outcome("1", 0.7), outcome("mean", 0.6)])
+    run.write_summary({"seed": 4})
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert (summary["seed"], summary["images"], summary["samples"]) == (4, 2, 4)
+    assert (summary["seconds"], summary["network_evaluations"]) == (6.0, 40)
+    assert summary["metrics"]["psnr"]["mean"] == pytest.approx(0.4)
+    assert summary["metrics"]["psnr"]["std"] == pytest.approx(0.2582, abs=1e-4)
+    assert summary["metrics"]["psnr"]["count"] == 4
+    assert summary["metrics"]["lpips_vgg"] == {"mean": None, "std": None, "count": 0}
+    assert summary["metrics_of_sample_means"]["psnr"]["mean"] == pytest.approx(0.4)
+
+
+def test_infinite_psnr_is_no_obstacle(tmp_path):
+    run = open_run(tmp_path)
+    run.save("a", torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), [outcome()], lambda *_: Scores(math.inf, 1.0, 0.0))
+    run.write_summary({})
+    assert read_rows(run)[0]["psnr"] == "inf"
+    assert json.loads((run.path / "summary.json").read_text())["metrics"]["psnr"]["count"] == 0
+    assert open_run(tmp_path).rows[0].psnr == math.inf
+
+
+@pytest.mark.parametrize("samples, columns", [(1, 3), (3, 4)])
+def test_grid_shows_at_most_eight_images(tmp_path, samples, columns):
+    from PIL import Image
+    run = open_run(tmp_path)
+    outcomes = [outcome()] if samples == 1 else [*(outcome(str(k)) for k in range(samples)), outcome("mean")]
+    for i in range(10):
+        save(run, f"image {i}", outcomes)
+    run.write_grid()
+    with Image.open(run.path / "grid.png") as grid:
+        assert grid.width == columns * 256 + (columns + 1) * 12
+        assert grid.height == 2 * 12 + 30 + 8 * (256 + 30)
+
+
+def test_without_results_there_is_no_grid(tmp_path):
+    run = open_run(tmp_path)
+    run.write_grid()
+    assert not (run.path / "grid.png").exists()
+
+
+def test_progress_pictures_lie_in_a_folder_per_image(tmp_path):
+    run = open_run(tmp_path)
+    run.save_progress("a", None, 7, torch.full((3, 8, 8), 9.0), torch.zeros(3, 8, 8))
+    run.save_progress("a", "2", 0, torch.zeros(3, 8, 8), torch.zeros(3, 8, 8))
+    files = sorted(f.relative_to(run.path / "progress").as_posix() for f in (run.path / "progress").rglob("*.png"))
+    assert files == ["a/x0_hat_0007.png", "a/x_0007.png", "a_2/x0_hat_0000.png", "a_2/x_0000.png"]
+
+
+def test_impossible_folders_are_found_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write to .*--save_dir"):
+        open_run(tmp_path / "file")
+    open_run(tmp_path / "locked")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("util.img_utils.open", refuse, raising=False)
+    with pytest.raises(UserError, match="cannot write .*Permission denied.*--save_dir"):
+        open_run(tmp_path / "locked")
+
+
+@pytest.mark.parametrize("text", ["not,ours\n1,2\n", "image,sample\na,0\n", "\x00\n", "image,sample,psnr\na,0,high\n"])
+def test_a_foreign_table_is_refused(tmp_path, text):
+    run = open_run(tmp_path)
+    (run.path / "metrics.csv").write_text(text)
+    with pytest.raises(UserError, match="not a table of ours"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "a: [\n", "!!python/object/apply:os.getcwd []\n"])
+def test_a_foreign_config_is_refused(tmp_path, text):
+    run = open_run(tmp_path)
+    save(run)
+    (run.path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="no configuration of ours"):
+        open_run(tmp_path)
