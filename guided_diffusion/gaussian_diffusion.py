@@ -81,7 +81,7 @@ class Sampler(ABC):
             remedy = "fixed_small or fixed_large" if self.learned_variance else "learned_range"
             raise UserError(f"the network has {out_channels} output channels, but model_var_type "
                             f"'{self.var_processor.name}' needs learn_sigma: {learn_sigma}; "
-                            f"set learn_sigma: {learn_sigma} if that fits the checkpoint, else model_var_type: {remedy}")
+                            f"set that if it fits the checkpoint, else set model_var_type: {remedy}")
 
     def q_sample(self, x0: Tensor, index: int | Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (DPS eq. 8); x0 and noise (B, ...)."""

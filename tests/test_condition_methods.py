@@ -289,7 +289,8 @@ def test_every_ingredient_of_dpps_changes_the_result(params):
 @pytest.mark.parametrize("aligned", [True, False])
 def test_dpps_start(aligned):
     sampler, step, measurement = single_step()
-    start = get_conditioning_method("dpps", aligned_init=aligned).start(sampler, measurement, ImageRandomness(11, NAMES[:2]))
+    method = get_conditioning_method("dpps", aligned_init=aligned)
+    start = method.start(sampler, measurement, ImageRandomness(11, NAMES[:2]))
     noise, ab = fresh(step).randn_like(start), sampler.schedule.alphas_cumprod[-1]
     expected = math.sqrt(ab) * measurement.initial_guess() + math.sqrt(1 - ab) * noise
     torch.testing.assert_close(start, expected if aligned else noise)

@@ -18,7 +18,7 @@ register_conditioning_method = CONDITIONING_METHODS.register
 
 
 def grad_and_value(step: Step, distance: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The gradient of distance(x0_hat) (B,) with respect to x_t, each image by itself (B, C, H, W), and the distance."""
+    """Each image's gradient of distance(x0_hat) with respect to x_t, (B, C, H, W), and the distance itself, (B,)."""
     with torch.enable_grad():
         value = distance(step.x0_hat)
         return torch.autograd.grad(value.sum(), step.x_t)[0], value.detach()
