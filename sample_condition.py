@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         args, unknown = self.parse_known_args(argv)
         if unknown:
-            word, options = unknown[0].partition("=")[0], self._option_string_actions
+            word = unknown[0].partition("=")[0]
+            options = [option for option in self._option_string_actions if option.startswith("--")]
             what = "option" if word.startswith("-") else "argument"
             raise UserError(f"unknown {what} '{word}'; {did_you_mean(word, options)}")
         return args
@@ -96,9 +98,10 @@ def build(registry: Registry, choice: Choice, path: str, overrides: Sequence[str
         if not renamed or choice.name not in registry or not choice.params:
             raise
         section = path.rpartition(".")[0]
-        remedy = f"{section}.params={{}}" if section == "conditioning" else f"{section}={{name: {choice.name}}}"
-        raise UserError(f"{error}. {', '.join(choice.params)} still come from the task file; "
-                        f"--set '{remedy}' drops them, further --set options give others") from None
+        remedies = [f"{section}.params={{}}" if section == "conditioning" else f"{section}={{name: {choice.name}}}"]
+        remedies += ["measurement.mask_opt=null"] if "mask_opt" in choice.params else []
+        raise UserError(f"{error}. The task file's parameters ({', '.join(choice.params)}) still apply; "
+                        f"drop them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def build_task(config: Config, overrides: Sequence[str]) -> Task:
     method = build(CONDITIONING_METHODS, config.conditioning, "conditioning.method", overrides)
     method.check(operator)
     size = config.model["image_size"]
+    if size < 1:
+        raise UserError(f"model config: image_size is {size}, expected 1 or more")
     operator.prepare((1, 3, size, size), ImageRandomness(0, ["trial"], purpose="operator"))
     dataset = build(DATASETS, config.data, "data.name", overrides)
     dataset.image_size = size
@@ -156,6 +161,8 @@ class Gatherer:
         seconds, evaluations = monitor.seconds / len(restored), monitor.evaluations / len(restored)
         for name, sample, judged in zip(batch.names, batch.samples, self._judge(measurement, restored), strict=True):
             self.outcomes[name].append(Outcome(str(sample), *judged, seconds, evaluations))
+            if not torch.isfinite(judged[0]).all():
+                logger.warning(f"the restoration of {name} diverged; try a smaller conditioning.params.scale")
         # the mean of the samples so far, per entry: complete at the last sample of its image
         means = torch.stack([torch.stack([o.restored for o in self.outcomes[name]]).mean(0) for name in batch.names])
         lifted = measurement.operator.lift(measurement.y).cpu()
@@ -214,8 +221,8 @@ def restore(args: argparse.Namespace) -> int:
     names = [task.dataset.names[i] for i in chosen]
     todo = [i for i in chosen if not run.finished(task.dataset.names[i])]
     side, before = task.dataset.image_size, len(chosen) - len(todo)
-    logger.info(f"{task.operator.name} by {task.method.name}: {len(chosen)} images of {side} x {side}"
-                f"{f' ({before} finished before)' if before else ''}, {task.sampler.num_steps} steps, "
+    logger.info(f"{task.operator.name} by {task.method.name}: {len(chosen)} image{'s' * (len(chosen) != 1)} of "
+                f"{side} x {side}{f' ({before} finished before)' if before else ''}, {task.sampler.num_steps} steps, "
                 f"on {device_name(device)}")
     try:
         unreadable = sample(args, config, task, run, todo, device) if todo else 0

@@ -59,12 +59,14 @@ class ImageFolder(ImageDataset):
         wanted = f"expected a folder with images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})"
         remedy = "give one with --data FOLDER, or take scikit-image's photographs with --data skimage"
         try:
-            if folder.is_file():
+            if folder.is_file() and _is_image(Path(folder.name)):
                 folder, paths = folder.parent, [folder]
-            elif folder.is_dir():
+            elif folder.is_file():
+                raise UserError(f"{root} is no image file; {wanted}; {remedy}")
+            elif root and folder.is_dir():
                 paths = sorted(p for p in folder.rglob("*") if _is_image(p.relative_to(folder)) and p.is_file())
             else:
-                raise UserError(f"image folder {root} not found; {wanted}; {remedy}")
+                raise UserError(f"image folder '{root}' not found; {wanted}; {remedy}")
         except OSError as error:
             raise UserError(f"image folder {root} cannot be read: {error.strerror or error}; {remedy}") from None
         if not paths:

@@ -240,7 +240,7 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--gpu", "-1"], ["--gpu -1"]),
     (["--task_config", "configs/super_resolution.yaml"],
      ["configs/super_resolution.yaml not found", "did you mean 'configs/super_resolution_config.yaml'"]),
-    (["--data", "nowhere"], ["nowhere not found", "--data skimage"]),
+    (["--data", "nowhere"], ["'nowhere' not found", "--data skimage"]),
     (["--data", "empty"], ["holds no images", "png"]),
     (["--set", "diffusion.timestep_respacng=5"], ["'timestep_respacng'", "did you mean 'timestep_respacing'"]),
     (["--set", "diffusion.steps=many"], ["steps is 'many'", "integer"]),
@@ -251,6 +251,7 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "model.learn_sigma=false"], ["learn_sigma: true", "learned_range"]),
     (["--set", "model.num_chanels=3"], ["'num_chanels'", "did you mean 'num_channels'"]),
     (["--set", "model.image_size=33"], ["33"]),
+    (["--set", "model.image_size=0"], ["image_size is 0"]),
     (["--set", "model.model_path=models/none.pt"], ["models/none.pt not found"]),
     (["--set", "model.model_path="], ["model_path is missing"]),
     (["--set", "model.num_channels=64"], ["tiny.pt", "shape"]),
@@ -258,7 +259,10 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "conditioning.params.scael=9"], ["'scael'", "did you mean 'scale'"]),
     (["--set", "conditioning.method=vanilla"], ["'vanilla'", "'scale'", "conditioning.params={}"]),
     (["--set", "measurement.operator.name=inpainting"], ["'scale_factor'", "measurement.operator={name: inpainting}"]),
+    (["--task_config", "configs/inpainting_config.yaml", "--set", "measurement.operator.name=noise"],
+     ["'mask_opt'", "--set measurement.mask_opt=null"]),
     (["--set", "measurement.operator.name=blur"], ["'blur'", "gaussian_blur"]),
+    (["--data", "file"], ["file is no image file"]),
     (["--set", "measurement.operator.scale_factor=5"], ["5", "32"]),
     (["--set", "measurement.operator.in_shape=[1,3,256,256]"], ["256", "32"]),
     (["--set", "measurement.noise.name=gausian"], ["'gausian'", "did you mean 'gaussian'"]),
@@ -314,6 +318,14 @@ def test_interrupting_keeps_what_is_finished(prior, workplace):
     message, = [line for line in err.splitlines() if line.startswith("error: ")]
     assert f"{len(done)} of 40 images are finished and kept" in message and "same command continues" in message
     assert not list(table.parent.rglob("*.tmp"))
+
+
+def test_a_diverged_restoration_is_said_and_saved(run):
+    status, _, err = run("--limit", "1", "--set", "conditioning.params.scale=1e38")
+    assert status == 0
+    assert "astronaut diverged" in err and "conditioning.params.scale" in err
+    assert rows()[0]["psnr"] == ""
+    assert json.loads(Path("results/super_resolution/dpps/summary.json").read_text())["metrics"]["psnr"]["count"] == 0
 
 
 def test_an_interrupt_before_sampling_is_no_traceback(run, monkeypatch):

@@ -74,9 +74,13 @@ def test_a_name_does_not_depend_on_its_neighbours(folder):
 
 
 def test_a_missing_or_empty_folder_is_named_with_a_remedy(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere not found; .*png.*--data skimage"):
+    with pytest.raises(UserError, match=r"nowhere' not found; .*png.*--data skimage"):
         get_dataset("folder", root=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="'' not found"):
+        get_dataset("folder", root="")
     (tmp_path / "readme.txt").write_text("x")
+    with pytest.raises(UserError, match=r"readme.txt is no image file; .*png"):
+        get_dataset("folder", root=str(tmp_path / "readme.txt"))
     with pytest.raises(UserError, match=r"holds no images; .*jpg.*--data skimage"):
         get_dataset("folder", root=str(tmp_path))
 

@@ -97,9 +97,10 @@ def load_lpips() -> nn.Module | None:
             import lpips
             return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False)
     except Exception as error:      # the network, the disk and a damaged file fail in many ways; all mean "no LPIPS"
-        reason = str(getattr(error, "reason", None) or error or type(error).__name__).splitlines()[0]
-        get_logger().warning(f"LPIPS is left out, its VGG16 features cannot be fetched ({reason}); "
-                             f"put {file.name} into {file.parent} (TORCH_HOME moves it) to have it")
+        cause = getattr(error, "reason", error)     # what lies behind a URLError
+        reason = str(getattr(cause, "strerror", None) or cause or type(cause).__name__).splitlines()[0][:100]
+        get_logger().warning(f"LPIPS is left out, its VGG16 features cannot be had ({reason}); to have it, put "
+                             f"{file.name} into {file.parent}, or set TORCH_HOME")
         return None
 
 

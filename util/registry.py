@@ -62,7 +62,7 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
             raise UserError(f"{where}: unknown key '{key}'; {choices}")
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in params:
-            raise UserError(f"{where}: '{key}' is missing; it takes {signature}")
+            raise UserError(f"{where}: '{key}' is missing; it takes {', '.join(accepted)}")
     owner = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(owner)
     for key, value in params.items():
