@@ -1,6 +1,7 @@
 """Checkpoints: loaded strictly, without executing anything, or not at all."""
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ def read_checkpoint(path: Path) -> object:
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty; download it again ({WHERE_TO_GET})")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")         # on foreign pickle protocols: either the file loads or it does not
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "WeightsUnpickler" in str(error) or "Unsupported" in str(error) or "weights_only" in str(error):
             raise UserError(f"checkpoint {path} was refused and nothing in it was run: it holds more than tensors and "

@@ -1,0 +1,128 @@
+"""Checkpoints load strictly and run nothing, or not at all."""
+
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from guided_diffusion.unet import create_model
+from tests.helpers import fill_network
+from util.errors import UserError
+
+TINY = dict(image_size=16, num_channels=32, num_res_blocks=1, channel_mult="1", attention_resolutions="")
+
+
+@pytest.fixture
+def trained():
+    model = create_model(**TINY)
+    fill_network(model, 0)
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path, trained):
+    path = tmp_path / "prior.pt"
+    torch.save(trained.state_dict(), path)
+    return path
+
+
+def test_loads_every_tensor(saved, trained):
+    loaded = create_model(**TINY, model_path=str(saved))
+    assert not loaded.training
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_the_old_file_format_loads_too(tmp_path, trained):
+    path = tmp_path / "old.pt"
+    torch.save(trained.state_dict(), path, _use_new_zipfile_serialization=False)
+    assert torch.equal(create_model(**TINY, model_path=str(path)).out[2].weight, trained.out[2].weight)
+
+
+def test_half_precision_is_widened(tmp_path, trained):
+    path = tmp_path / "half.pt"
+    torch.save({name: tensor.half() for name, tensor in trained.state_dict().items()}, path)
+    loaded = create_model(**TINY, model_path=str(path))
+    assert loaded.out[2].weight.dtype == torch.float32
+    assert torch.equal(loaded.out[2].weight, trained.out[2].weight.half().float())
+
+
+def test_missing_file_says_where_to_get_it(tmp_path):
+    with pytest.raises(UserError, match=r"ffhq_10m\.pt not found; models/README\.md"):
+        create_model(**TINY, model_path=str(tmp_path / "ffhq_10m.pt"))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.95])
+def test_truncated_file(saved, keep):
+    content = saved.read_bytes()
+    saved.write_bytes(content[:keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(UserError, match="checkpoint .*prior.pt"):
+        create_model(**TINY, model_path=str(saved))
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint at all", b"<html>404</html>" * 100, b"\x80\x02]q\x00."])
+def test_other_files(tmp_path, content):
+    path = tmp_path / "page.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="checkpoint .*page.pt"):
+        create_model(**TINY, model_path=str(path))
+
+
+def test_folder_instead_of_a_file(tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        create_model(**TINY, model_path=str(tmp_path))
+
+
+class Malicious:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return exec, (self.command,)
+
+
+@pytest.mark.parametrize("layout", ["torch", "inside a state dict", "plain pickle"])
+def test_code_is_refused_and_not_run(tmp_path, trained, layout):
+    path, witness = tmp_path / "evil.pt", tmp_path / "it_ran"
+    evil = Malicious(f"open({str(witness)!r}, 'w').close()")
+    if layout == "plain pickle":
+        path.write_bytes(pickle.dumps(evil))
+    else:
+        torch.save({**trained.state_dict(), "extra": evil} if layout != "torch" else evil, path)
+        assert zipfile.is_zipfile(path)
+    with pytest.raises(UserError, match="nothing in it was run"):
+        create_model(**TINY, model_path=str(path))
+    assert not witness.exists()
+
+
+def test_other_architecture_names_the_differences(saved):
+    with pytest.raises(UserError, match=r"does not fit the model config: .*out\.2\.weight has shape \[3, 32, 3, 3\].*"
+                                        r"makes it \[6, 32, 3, 3\]"):
+        create_model(**TINY, learn_sigma=True, model_path=str(saved))
+    with pytest.raises(UserError, match=r"missing input_blocks\.2.* and \d+ more"):
+        create_model(**{**TINY, "num_res_blocks": 2}, model_path=str(saved))
+
+
+def test_additional_tensors_are_an_error(tmp_path, trained):
+    path = tmp_path / "more.pt"
+    torch.save({**trained.state_dict(), "ema.decay": torch.ones(1)}, path)
+    with pytest.raises(UserError, match=r"unexpected ema\.decay"):
+        create_model(**TINY, model_path=str(path))
+
+
+def test_something_else_than_a_state_dict(tmp_path):
+    for content in ([torch.ones(2)], {"model": {"w": torch.ones(2)}}, torch.ones(3), {}):
+        path = tmp_path / "other.pt"
+        torch.save(content, path)
+        with pytest.raises(UserError, match="expected a state dict"):
+            create_model(**TINY, model_path=str(path))
+
+
+def test_not_finite_weights(tmp_path, trained):
+    state = trained.state_dict()
+    state["out.2.bias"] = torch.full_like(state["out.2.bias"], float("nan"))
+    path = tmp_path / "nan.pt"
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"NaN or infinity in out\.2\.bias"):
+        create_model(**TINY, model_path=str(path))

@@ -1,0 +1,191 @@
+"""Training of a prior: the loss against closed forms, crops, resuming, the files it leaves."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from guided_diffusion.schedule import Schedule
+from guided_diffusion.train import HybridLoss, RandomCrops, discretised_nll, main
+from guided_diffusion.unet import create_model
+from util.img_utils import PIXEL_STEP, save_image
+
+REPOSITORY = Path(__file__).parents[1]
+MODEL = dict(image_size=16, num_channels=32, num_res_blocks=1, channel_mult="1,1", attention_resolutions="",
+             num_head_channels=16, learn_sigma=True, use_scale_shift_norm=True)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    for k in range(3):
+        ramp = torch.linspace(-1, 1, 40 + 8 * k).expand(3, 32, -1) * torch.tensor([1.0, 0.5, -1.0]).view(3, 1, 1)
+        save_image(folder / f"{k}.png", ramp)
+    return folder
+
+
+@pytest.fixture
+def train(tmp_path, photographs):
+    """train(out, phases, **settings) -> exit status of the command on a tiny network."""
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(MODEL))
+
+    def run(out, phases, **settings):
+        config = dict(model_config=str(tmp_path / "model.yaml"), phases=phases, precision="fp32", warmup_steps=2,
+                      ema_decay=0.9, learning_rate=1e-3, save_every=2)
+        (tmp_path / "train.yaml").write_text(yaml.safe_dump({**config, **settings}))
+        return main(["--data", str(photographs), "--config", str(tmp_path / "train.yaml"), "--out", str(out)])
+    return run
+
+
+PHASES = [dict(crop=8, batch_size=2, steps=3), dict(crop=16, batch_size=2, steps=3)]
+
+
+def test_loss_of_a_network_that_knows_the_noise():
+    """With eps exact and v = -1 the variance is beta_tilde, so every KL term is zero and only step 0 costs bits."""
+    schedule = Schedule.create("linear", 1000)
+    loss = HybridLoss(schedule, vlb_weight=1e-3)
+    x0, noise = (torch.randn(4, 3, 8, 8, generator=torch.manual_seed(k)) for k in range(2))
+    x0 = x0.clamp(-1, 1)
+
+    def knows(x_t, index):
+        return torch.cat([noise, -torch.ones_like(noise)], dim=1)
+
+    total, simple = loss(knows, x0, torch.tensor([1, 10, 500, 999]), noise)
+    assert simple == 0
+    assert abs(total.item()) < 1e-5
+
+
+def test_bound_equals_the_divergence_of_two_normals():
+    """KL by torch.distributions, in bits, for a network with an error in the mean and a larger variance."""
+    schedule = Schedule.create("linear", 1000)
+    loss = HybridLoss(schedule, vlb_weight=1.0)
+    x0, noise, eps, v = (torch.randn(2, 3, 4, 4, generator=torch.manual_seed(k), dtype=torch.float64) for k in range(4))
+    index = torch.tensor([3, 600])
+    total, simple = loss(lambda x_t, _: torch.cat([eps, v], dim=1), x0, index, noise)
+    expected = 0.0
+    for b, i in enumerate(index.tolist()):
+        a, at = schedule.alphas_cumprod[i], lambda name, i=i: schedule.at(name, i, x0)
+        x_t = math.sqrt(a) * x0[b] + math.sqrt(1 - a) * noise[b]
+        estimate = (x_t - math.sqrt(1 - a) * eps[b]) / math.sqrt(a)
+        fraction = (v[b] + 1) / 2
+        log_variance = fraction * math.log(schedule.betas[i]) + (1 - fraction) * at("posterior_log_variance_clipped")
+        c1, c2 = at("posterior_mean_coef1"), at("posterior_mean_coef2")
+        truth = torch.distributions.Normal(c1 * x0[b] + c2 * x_t, math.sqrt(schedule.posterior_variance[i]))
+        model = torch.distributions.Normal(c1 * estimate + c2 * x_t, (0.5 * log_variance).exp())
+        expected += torch.distributions.kl_divergence(truth, model).mean().item() / math.log(2) / 2
+    assert simple.item() == pytest.approx((eps - noise).square().mean().item())
+    assert (total - simple).item() == pytest.approx(1000 * expected, rel=1e-6)
+
+
+def test_bound_trains_the_variance_only():
+    loss = HybridLoss(Schedule.create("linear", 1000), vlb_weight=1.0)
+    x0, noise = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
+    output = torch.zeros(1, 6, 4, 4, requires_grad=True)
+    total, _ = loss(lambda *_: output, x0, torch.tensor([300]), noise)
+    gradient, = torch.autograd.grad(total, output)
+    of_the_square = torch.full((3, 4, 4), -2.0 / 48)
+    torch.testing.assert_close(gradient[0, :3], of_the_square)
+    assert (gradient[0, 3:] != 0).all()
+
+
+def test_probabilities_of_the_levels_sum_to_one():
+    levels = -1 + PIXEL_STEP * torch.arange(256, dtype=torch.float64)
+    for mean, std in ((0.1, 0.02), (-0.99, 0.1), (0.5, 1.0)):
+        nll = discretised_nll(levels, torch.tensor(mean), torch.tensor(2 * math.log(std), dtype=torch.float64))
+        assert nll.neg().exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_crops_are_a_function_of_seed_and_number(photographs):
+    def crops(seed):
+        return RandomCrops(str(photographs), 8, (0.3, 1.0), seed, cached={})
+
+    first = [crops(0)[n] for n in range(20)]
+    assert all(torch.equal(a, crops(0)[n]) for n, a in enumerate(first))
+    assert all(x.shape == (3, 8, 8) and x.abs().max() <= 1 for x in first)
+    assert not any(torch.equal(first[0], other) for other in first[1:])
+    assert not torch.equal(first[0], crops(1)[0])
+
+
+def test_crops_larger_than_the_photograph_take_what_there_is(photographs):
+    assert RandomCrops(str(photographs), 64, (1.0, 1.0), 0, cached=None)[0].shape == (3, 64, 64)
+
+
+def test_the_prior_it_leaves_is_a_checkpoint(tmp_path, train):
+    assert train(tmp_path / "out", PHASES) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"state.pt", "ema.pt", "loss.csv", "loss.png"}
+    model = create_model(**MODEL, model_path=str(tmp_path / "out" / "ema.pt"))
+    assert model.out[2].weight.abs().max() > 0                              # starts at zero
+    rows = np.genfromtxt(tmp_path / "out" / "loss.csv", delimiter=",", names=True)
+    assert rows["step"].tolist() == [1, 2, 3, 4, 5, 6] and rows["crop"].tolist() == [8] * 3 + [16] * 3
+
+
+def test_interrupted_equals_uninterrupted(tmp_path, train, monkeypatch):
+    assert train(tmp_path / "whole", PHASES) == 0
+    read, calls = RandomCrops.__getitem__, []
+
+    def interrupt(self, number):
+        calls.append(number)
+        if len(calls) == 10:                                                # in the second phase
+            raise KeyboardInterrupt
+        return read(self, number)
+
+    monkeypatch.setattr(RandomCrops, "__getitem__", interrupt)
+    assert train(tmp_path / "parts", PHASES) == 130
+    monkeypatch.undo()
+    assert 0 < len((tmp_path / "parts" / "loss.csv").read_text().splitlines()) - 1 < 6
+    assert train(tmp_path / "parts", PHASES) == 0
+    whole, parts = (torch.load(tmp_path / name / "ema.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert (tmp_path / "whole" / "loss.csv").read_text() == (tmp_path / "parts" / "loss.csv").read_text()
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path, train, capsys):
+    assert train(tmp_path / "out", PHASES[:1]) == 0
+    assert train(tmp_path / "out", PHASES, learning_rate=5e-4) == 2
+    assert "learning_rate: 0.001 -> 0.0005" in capsys.readouterr().err
+    assert train(tmp_path / "out", PHASES) == 0                             # but a run may be prolonged
+
+
+def test_loss_falls(tmp_path, train):
+    assert train(tmp_path / "out", [dict(crop=8, batch_size=8, steps=60)]) == 0
+    losses = np.genfromtxt(tmp_path / "out" / "loss.csv", delimiter=",", names=True)["eps_mse"]
+    assert losses[-10:].mean() < 0.6 * losses[:5].mean()
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(learning_rat=1), "learning_rate"),
+    (dict(precision="fp8"), "'fp32', 'bf16'"),
+    (dict(phases=[]), "phases is empty"),
+    (dict(phases=[dict(crop=8, batch=2, steps=1)]), "batch_size"),
+    (dict(phases=[dict(crop=7, batch_size=2, steps=1)]), "multiples of 2"),
+    (dict(phases=[dict(crop=8, batch_size=0, steps=1)]), "1 or more"),
+    (dict(scales=[1.0, 0.5]), "low <= high"),
+    (dict(ema_decay=1.0), "ema_decay"),
+    (dict(model_config="nowhere.yaml"), "nowhere.yaml not found"),
+])
+def test_mistakes_in_the_training_file(tmp_path, train, capsys, settings, message):
+    assert train(tmp_path / "out", **{"phases": PHASES, **settings}) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_train_the_same_network(tmp_path, train, photographs):
+    """torchrun with two processes sees the same crops as one process; noise differs, so the losses are only close."""
+    assert train(tmp_path / "one", PHASES[:1]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m",
+               "guided_diffusion.train", "--data", str(photographs), "--config", str(tmp_path / "train.yaml"), "--out",
+               str(tmp_path / "two")]
+    result = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+                            text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "two" / "ema.pt").is_file()
+    one, two = (np.genfromtxt(tmp_path / name / "loss.csv", delimiter=",", names=True) for name in ("one", "two"))
+    assert two["step"].tolist() == one["step"].tolist()
+    assert two["loss"] == pytest.approx(one["loss"], rel=0.3)
