@@ -5,6 +5,7 @@
 """
 
 import argparse
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -123,9 +124,7 @@ def build_task(config: Config, overrides: Sequence[str]) -> Task:
     """
     check_arguments(create_model, config.model, "model config")
     check_arguments(create_sampler, config.diffusion, "diffusion config")
-    if not config.model.get("model_path"):
-        raise UserError("model config: model_path is missing; models/README.md says where each checkpoint comes from")
-    find_file(config.model["model_path"], "checkpoint")
+    find_checkpoint(config)
     sampler = create_sampler(**config.diffusion)
     sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
     operator = build(OPERATORS, config.operator, "measurement.operator.name", overrides)
@@ -141,10 +140,17 @@ def build_task(config: Config, overrides: Sequence[str]) -> Task:
     return Task(dataset, operator, noiser, sampler, method)
 
 
+def find_checkpoint(config: Config) -> str:
+    """The path of the network's checkpoint; UserError if none is named or there is no such file."""
+    remedy = "models/README.md says where each checkpoint comes from"
+    if not config.model.get("model_path"):
+        raise UserError(f"model config: model_path is missing; {remedy}")
+    return str(find_file(config.model["model_path"], "checkpoint", remedy))
+
+
 def load_prior(config: Config, device: torch.device) -> UNetModel:
     """The network with its checkpoint, frozen, on `device`; UserError if either is wrong."""
-    path = find_file(config.model["model_path"], "checkpoint")
-    model = create_model(**{**config.model, "model_path": str(path)})
+    model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
     model.check_image_size(model.image_size, model.image_size)
     return model.eval().requires_grad_(False).to(device)
 
@@ -254,4 +260,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)    # shells start background jobs with it ignored
     sys.exit(main())

@@ -212,6 +212,15 @@ def test_a_folder_with_every_kind_of_image_is_restored(run):
     assert "7 images" in out
 
 
+def test_the_table_of_many_images_is_short(run):
+    for i in range(23):
+        save_image(Path(f"photos/{i:02d}.png"), i)
+    status, out, _ = run("--data", "photos", "--set", "diffusion.timestep_respacing=1")
+    assert status == 0
+    assert "\n19 " in out and "\n20 " not in out
+    assert "mean of 23" in out and "(3 more images are in metrics.csv)" in out
+
+
 def test_unreadable_images_are_passed_over_and_counted(run):
     for i in range(3):
         save_image(Path(f"photos/good{i}.png"), i)
@@ -252,7 +261,7 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "model.num_chanels=3"], ["'num_chanels'", "did you mean 'num_channels'"]),
     (["--set", "model.image_size=33"], ["33"]),
     (["--set", "model.image_size=0"], ["image_size is 0"]),
-    (["--set", "model.model_path=models/none.pt"], ["models/none.pt not found"]),
+    (["--set", "model.model_path=models/none.pt"], ["models/none.pt not found", "models/README.md"]),
     (["--set", "model.model_path="], ["model_path is missing"]),
     (["--set", "model.num_channels=64"], ["tiny.pt", "shape"]),
     (["--set", "conditioning.method=dps"], ["conditioning method 'dps'", "dpps", "ps"]),
@@ -304,7 +313,9 @@ def test_interrupting_keeps_what_is_finished(prior, workplace):
     for i in range(40):
         save_image(workplace / "photos" / f"{i:02d}.png", i)
     options = ["--data", "photos", "--batch_size", "1", "--set", "diffusion.timestep_respacing=25"]
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)             # as a shell starts a background job
     process = launch(prior, *options)
+    signal.signal(signal.SIGINT, previous)
     table = workplace / "results/super_resolution/dpps/metrics.csv"
     deadline = time.monotonic() + 120
     while not table.exists() and process.poll() is None and time.monotonic() < deadline:

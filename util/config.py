@@ -96,11 +96,11 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def find_file(path: str | Path, what: str) -> Path:
+def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
     """Find `path` from the working directory or else from the repository's root.
 
     Raises:
-        UserError: it is in neither; the message names the nearest file beside it.
+        UserError: it is in neither; the message names the nearest file beside it, and the remedy.
     """
     wanted = Path(path).expanduser()
     candidates = (wanted, REPOSITORY / wanted)
@@ -112,8 +112,8 @@ def find_file(path: str | Path, what: str) -> Path:
             raise UserError(f"{what} {path} is a folder, expected a file")
     siblings = {str(wanted.parent / p.name) for c in candidates if c.parent.is_dir()
                 for p in c.parent.iterdir() if p.suffix == wanted.suffix}
-    hint = f"; {did_you_mean(wanted, siblings)}" if siblings else ""
-    raise UserError(f"{what} {path} not found{hint}")
+    hints = [did_you_mean(wanted, siblings)] * bool(siblings) + [remedy] * bool(remedy)
+    raise UserError("; ".join([f"{what} {path} not found", *hints]))
 
 
 def read_yaml(path: str | Path, what: str = "configuration") -> dict[str, object]:

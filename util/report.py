@@ -14,6 +14,7 @@ from data.dataloader import Batch
 from util.logger import get_logger
 from util.run_dir import MEAN, RunDirectory
 
+TABLE_ROWS = 20                                     # images shown in the closing table
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "scikit-image", "lpips")
 
 
@@ -82,16 +83,21 @@ def log_table(run: RunDirectory, images: Sequence[str]) -> None:
         groups = [samples, means] if several else [samples]
         lines.append((image, [own[0].psnr_input, *(_mean([r.psnr for r in g]) for g in groups),
                               own[0].ssim_input, *(_mean([r.ssim for r in g]) for g in groups)]))
-    if len(lines) > 1:
-        lines.append(("mean", [_mean(column) for column in zip(*(values for _, values in lines), strict=True)]))
+    total = [_mean(column) for column in zip(*(values for _, values in lines), strict=True)]
+    hidden = len(lines[TABLE_ROWS:])
+    lines = lines[:TABLE_ROWS]
+    if len(table) > 1:
+        lines.append((f"mean of {len(table)}", total))
     width = min(40, max(len("image"), *(len(name) for name, _ in lines)))
     half = len(titles)
     log = get_logger().info
-    log(f"\n{'':{width}}  {'PSNR (dB)':^{12 * half}}  {'SSIM':^{12 * half}}")
+    log(f"\n{'':{width}}  {'PSNR (dB)':^{12 * half}}  {'SSIM':^{12 * half}}".rstrip())
     log(f"{'image':{width}}  {''.join(f'{t:>12}' for t in titles)}  {''.join(f'{t:>12}' for t in titles)}")
     for name, values in lines:
         log(f"{name[:width]:{width}}  {''.join(f'{v:12.2f}' for v in values[:half])}  "
             f"{''.join(f'{v:12.3f}' for v in values[half:])}")
+    if hidden:
+        log(f"({hidden} more images are in metrics.csv)")
 
 
 def _mean(values: Sequence[float]) -> float:
