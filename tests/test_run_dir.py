@@ -208,6 +208,16 @@ def test_a_foreign_table_is_refused(tmp_path, text):
         open_run(tmp_path)
 
 
+def test_overwrite_stays_in_its_folder(tmp_path):
+    run = open_run(tmp_path)
+    save(run)
+    (tmp_path / "mine.png").write_text("x")
+    table = run.path / "metrics.csv"
+    table.write_text(table.read_text().replace("\na,", "\n../../../mine,"))
+    open_run(tmp_path, overwrite=True)
+    assert (tmp_path / "mine.png").exists()
+
+
 @pytest.mark.parametrize("text", ["- 1\n", "a: [\n", "!!python/object/apply:os.getcwd []\n"])
 def test_a_foreign_config_is_refused(tmp_path, text):
     run = open_run(tmp_path)

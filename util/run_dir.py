@@ -51,6 +51,8 @@ class Row:
     @classmethod
     def parse(cls, cells: dict[str, str]) -> "Row":
         """Read a line; ValueError or KeyError if it is not one of ours."""
+        if Path(cells["image"]).name != cells["image"]:
+            raise ValueError(f"{cells['image']} is no image name")
         return cls(cells["image"], cells["sample"],
                    *(float(cells[column] or "nan") for column in COLUMNS[2:]))
 
