@@ -141,10 +141,12 @@ class Schedule:
 
     @cached_property
     def sqrt_alphas_cumprod(self) -> np.ndarray:
+        """sqrt(alpha_bar_t), the factor of x_0 in x_t."""
         return np.sqrt(self.alphas_cumprod)
 
     @cached_property
     def sqrt_one_minus_alphas_cumprod(self) -> np.ndarray:
+        """sqrt(1 - alpha_bar_t), the standard deviation of the noise in x_t."""
         return np.sqrt(1 - self.alphas_cumprod)
 
     @cached_property
@@ -170,10 +172,12 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> np.ndarray:
+        """log of `posterior_variance_clipped`, finite everywhere."""
         return np.log(self.posterior_variance_clipped)
 
     @cached_property
     def log_betas(self) -> np.ndarray:
+        """log beta_t."""
         return np.log(self.betas)
 
     @cached_property

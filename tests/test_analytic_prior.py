@@ -126,7 +126,8 @@ def posterior_task(batch=8, size=32, sigma=0.05):
     x = torch.fft.ifft2(spectrum.sqrt() * torch.fft.fft2(white)).real
     randomness = ImageRandomness(1, names)
     operator = get_operator("super_resolution", scale_factor=4)
-    return reverse, prior, x, Measurement.simulate(operator, get_noise("gaussian", sigma=sigma), x, randomness), randomness
+    measurement = Measurement.simulate(operator, get_noise("gaussian", sigma=sigma), x, randomness)
+    return reverse, prior, x, measurement, randomness
 
 
 def rmse_and_distance(method, **params):

@@ -243,7 +243,7 @@ def test_dpps_evaluates_candidates_without_a_graph():
 
     class Watching(LinearOperator):
         def forward(self, x):
-            graphs.append(torch.is_grad_enabled() and x.requires_grad)
+            graphs.append(torch.is_grad_enabled())
             return x[..., ::2, ::2]
 
     _, step, measurement = single_step("noise")
