@@ -131,12 +131,13 @@ def build_task(config: Config, overrides: Sequence[str]) -> Task:
     noiser = build(NOISES, config.noise, "measurement.noise.name", overrides)
     method = build(CONDITIONING_METHODS, config.conditioning, "conditioning.method", overrides)
     method.check(operator)
-    size = config.model["image_size"]
+    dataset = build(DATASETS, config.data, "data.name", overrides)
+    if dataset.image_size is None:
+        dataset.image_size = config.model["image_size"]
+    size = dataset.image_size
     if size < 1:
         raise UserError(f"model config: image_size is {size}, expected 1 or more")
     operator.prepare((1, 3, size, size), ImageRandomness(0, ["trial"], purpose="operator"))
-    dataset = build(DATASETS, config.data, "data.name", overrides)
-    dataset.image_size = size
     return Task(dataset, operator, noiser, sampler, method)
 
 
@@ -148,10 +149,10 @@ def find_checkpoint(config: Config) -> str:
     return str(find_file(config.model["model_path"], "checkpoint", remedy))
 
 
-def load_prior(config: Config, device: torch.device) -> UNetModel:
-    """The network with its checkpoint, frozen, on `device`; UserError if either is wrong."""
+def load_prior(config: Config, image_size: int, device: torch.device) -> UNetModel:
+    """The network with its checkpoint, frozen, on `device`; UserError if either is wrong or the images do not fit."""
     model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
-    model.check_image_size(model.image_size, model.image_size)
+    model.check_image_size(image_size, image_size)
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -191,7 +192,7 @@ def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirecto
            device: torch.device) -> int:
     """Restore the images `todo` of the task's dataset and return how many of them could not be read."""
     operator, sampler, num_samples = task.operator.to(device), task.sampler, args.num_samples
-    model = load_prior(config, device)
+    model = load_prior(config, task.dataset.image_size, device)
     gatherer = Gatherer(run, Metrics(device), num_samples)
     monitor = Monitor(model, run, len(todo), num_samples, sampler.num_steps, args.progress)
     batch_size = args.batch_size or max(1, DEFAULT_BATCH_PIXELS // task.dataset.image_size ** 2)

@@ -27,12 +27,13 @@ class ImageDataset(Dataset):
     Attributes:
         paths: one file per image.
         names: one name per image, unique, fit for a file name; results and random streams go by it.
-        image_size: side of the images, set by `get_dataset`; None keeps each file's own size.
+        image_size: side of the images; None keeps each file's own size.
     """
 
-    def __init__(self, paths: Sequence[Path], names: Sequence[str]):
-        self.paths, self.names = tuple(paths), tuple(names)
-        self.image_size: int | None = None
+    def __init__(self, paths: Sequence[Path], names: Sequence[str], image_size: int | None = None):
+        if image_size is not None and image_size < 1:
+            raise UserError(f"data: image_size is {image_size}, expected 1 or more")
+        self.paths, self.names, self.image_size = tuple(paths), tuple(names), image_size
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,9 +53,10 @@ class ImageFolder(ImageDataset):
 
     Args:
         root: the folder, relative to the working directory.
+        image_size: side of the images; the network's when omitted.
     """
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, image_size: int | None = None):
         folder = Path(root).expanduser()
         wanted = f"expected a folder with images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})"
         remedy = "give one with --data FOLDER, or take scikit-image's photographs with --data skimage"
@@ -71,7 +73,7 @@ class ImageFolder(ImageDataset):
             raise UserError(f"image folder {root} cannot be read: {error.strerror or error}; {remedy}") from None
         if not paths:
             raise UserError(f"image folder {root} holds no images; {wanted}; {remedy}")
-        super().__init__(paths, unique_names([p.relative_to(folder) for p in paths]))
+        super().__init__(paths, unique_names([p.relative_to(folder) for p in paths]), image_size)
 
 
 @register_dataset("skimage")
@@ -80,9 +82,10 @@ class SkimagePhotographs(ImageDataset):
 
     Args:
         images: names of scikit-image's pictures, such as astronaut, chelsea, coffee, rocket.
+        image_size: side of the images; the network's when omitted.
     """
 
-    def __init__(self, images: Sequence[str] = PHOTOGRAPHS):
+    def __init__(self, images: Sequence[str] = PHOTOGRAPHS, image_size: int | None = None):
         import skimage
 
         folder = Path(skimage.__file__).parent / "data"
@@ -93,7 +96,7 @@ class SkimagePhotographs(ImageDataset):
             if name not in files:
                 raise UserError(f"scikit-image carries no picture '{name}'; {did_you_mean(name, files)}")
         chosen = list(dict.fromkeys(images))
-        super().__init__([files[name] for name in chosen], chosen)
+        super().__init__([files[name] for name in chosen], chosen, image_size)
 
 
 def _is_image(relative: Path) -> bool:
@@ -124,15 +127,9 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.as_posix().encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def get_dataset(name: str, image_size: int | None = None, /, **params) -> ImageDataset:
-    """Build a registered dataset whose images are `image_size` x `image_size`.
-
-    Raises:
-        UserError: unknown name or parameter; no images.
-    """
-    dataset = DATASETS.build(name, **params)
-    dataset.image_size = image_size
-    return dataset
+def get_dataset(name: str, /, **params) -> ImageDataset:
+    """Build a registered dataset; UserError on an unknown name or parameter, or without images."""
+    return DATASETS.build(name, **params)
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,13 @@ def test_a_folder_with_every_kind_of_image_is_restored(run):
     assert "7 images" in out
 
 
+def test_images_may_be_larger_than_those_of_the_training(run):
+    assert run("--limit", "1", "--set", "data.image_size=64")[0] == 0
+    assert Image.open("results/super_resolution/dpps/recon/astronaut.png").size == (64, 64)
+    status, _, err = run("--set", "data.image_size=65", "--set", "measurement.operator={name: noise}")
+    assert status == 2 and "65 x 65 do not fit the network" in err
+
+
 def test_the_table_of_many_images_is_short(run):
     for i in range(23):
         save_image(Path(f"photos/{i:02d}.png"), i)

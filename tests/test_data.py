@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["folder", "ffhq", "imagenet"])
 def test_folders_are_read_in_order_and_below(folder, name):
-    dataset = get_dataset(name, 8, root=str(folder))
+    dataset = get_dataset(name, image_size=8, root=str(folder))
     assert dataset.names == ("a", "b", "c", "sub__deep__b")
     assert len(dataset) == 4
     torch.testing.assert_close(dataset[1], from_uint8(np.full((8, 8, 3), 2, np.uint8)))
@@ -44,7 +44,7 @@ def test_one_file_is_a_folder_of_one(folder):
 def test_an_image_keeps_its_size_unless_one_is_asked_for(tmp_path):
     save(tmp_path / "a.png", 9, (20, 12))
     assert get_dataset("folder", root=str(tmp_path))[0].shape == (3, 12, 20)
-    assert get_dataset("folder", 16, root=str(tmp_path))[0].shape == (3, 16, 16)
+    assert get_dataset("folder", image_size=16, root=str(tmp_path))[0].shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("paths, names", [
@@ -87,7 +87,7 @@ def test_a_missing_or_empty_folder_is_named_with_a_remedy(tmp_path):
 
 @pytest.mark.parametrize("params, message", [
     ({}, "'root' is missing"), ({"root": 3}, "root is 3"), ({"rot": "x"}, "did you mean 'root'"),
-    ({"root": "x", "image_size": 3}, "unknown key 'image_size'"),
+    ({"root": ".", "image_size": "3"}, "image_size is '3'"), ({"root": ".", "name": 3}, "unknown key 'name'"),
 ])
 def test_wrong_parameters_are_named(params, message):
     with pytest.raises(UserError, match=message):
@@ -95,7 +95,7 @@ def test_wrong_parameters_are_named(params, message):
 
 
 def test_photographs_of_scikit_image_are_there_without_a_download():
-    dataset = get_dataset("skimage", 64)
+    dataset = get_dataset("skimage", image_size=64)
     assert dataset.names == ("astronaut", "chelsea", "coffee")
     images = torch.stack([dataset[i] for i in range(3)])
     assert images.shape == (3, 3, 64, 64)
@@ -106,6 +106,8 @@ def test_photographs_of_scikit_image_are_there_without_a_download():
 def test_unknown_photographs_get_the_choices():
     with pytest.raises(UserError, match="'astronout'; did you mean 'astronaut'"):
         get_dataset("skimage", images=["astronout"])
+    with pytest.raises(UserError, match="image_size is 0"):
+        get_dataset("skimage", image_size=0)
     with pytest.raises(UserError, match="images is empty"):
         get_dataset("skimage", images=[])
     with pytest.raises(UserError, match="images is 'coffee'"):
@@ -120,7 +122,7 @@ def test_unknown_datasets_get_the_choices():
 
 @pytest.mark.parametrize("batch_size, sizes", [(1, [1] * 6), (2, [2] * 3), (4, [4, 2]), (100, [6])])
 def test_batches_are_images_by_samples(batch_size, sizes):
-    dataset = get_dataset("skimage", 8)
+    dataset = get_dataset("skimage", image_size=8)
     batches = list(get_dataloader(dataset, batch_size, num_samples=2))
     assert [len(b.names) for b in batches] == sizes
     assert [n for b in batches for n in b.names] == ["astronaut"] * 2 + ["chelsea"] * 2 + ["coffee"] * 2
@@ -130,14 +132,14 @@ def test_batches_are_images_by_samples(batch_size, sizes):
 
 
 def test_only_the_chosen_images_are_read():
-    batches = list(get_dataloader(get_dataset("skimage", 8), 2, indices=[2, 0]))
+    batches = list(get_dataloader(get_dataset("skimage", image_size=8), 2, indices=[2, 0]))
     assert [b.names for b in batches] == [["coffee", "astronaut"]]
 
 
 def test_unreadable_files_are_passed_over_or_raised(folder):
     (folder / "b.png").write_bytes(b"broken")
     (folder / "c.tif").write_bytes(b"")
-    dataset = get_dataset("folder", 8, root=str(folder))
+    dataset = get_dataset("folder", image_size=8, root=str(folder))
     errors = []
     batches = list(get_dataloader(dataset, 2, unreadable=errors.append))
     assert [b.names for b in batches] == [["a", "sub__deep__b"]]
