@@ -17,7 +17,7 @@ RANKS = [                                           # the first pattern that fit
     ("util/resizer.py", 2), ("util/seeding.py", 2), ("guided_diffusion/nn.py", 2), ("guided_diffusion/schedule.py", 2),
     ("data/*.py", 3), ("util/compute_metric.py", 3), ("guided_diffusion/unet.py", 3),
     ("guided_diffusion/analytic_prior.py", 3), ("guided_diffusion/posterior_mean_variance.py", 3),
-    ("guided_diffusion/measurements/base.py", 3),
+    ("guided_diffusion/measurements/base.py", 3), ("guided_diffusion/measurements/kernel_wizard.py", 3),
     ("util/run_dir.py", 4), ("guided_diffusion/gaussian_diffusion.py", 4),
     ("guided_diffusion/measurements/__init__.py", 5), ("guided_diffusion/measurements/*.py", 4),
     ("util/report.py", 5),

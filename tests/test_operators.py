@@ -70,8 +70,9 @@ def invert(operator: LinearOperator, y: Tensor) -> Tensor:
     return operator.pinv(y, max_iterations=20000) if operator.name == "motion_blur" else operator.pinv(y)
 
 
-def test_every_registered_operator_has_a_case():
-    assert {case[0] for case, _ in CASES.values()} == set(OPERATORS)
+def test_every_linear_operator_has_a_case():
+    linear = {name for name in OPERATORS if issubclass(OPERATORS[name], LinearOperator)}
+    assert {case[0] for case, _ in CASES.values()} >= linear
 
 
 # Golden numbers

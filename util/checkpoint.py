@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -39,10 +40,11 @@ def read_checkpoint(path: Path) -> object:
                         f"({WHERE_TO_GET})") from None
 
 
-def load_state_dict(model: nn.Module, path: Path) -> None:
+def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int, ...]] | None = None) -> None:
     """Load the state dict in `path` into `model`, every name and shape matching.
 
-    Half-precision tensors are widened to the model's precision.
+    Half-precision tensors are widened to the model's precision. Where the model is a part of what the file describes,
+    `unused` gives names and shapes of the rest, which are checked like the others.
 
     Raises:
         UserError: as `read_checkpoint`; or names or shapes differ (the first few are listed), or a tensor holds NaN or
@@ -52,11 +54,12 @@ def load_state_dict(model: nn.Module, path: Path) -> None:
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"checkpoint {path} holds a {type(found).__name__}, expected a state dict (name -> tensor) and "
                         "nothing else")
-    wanted = model.state_dict()
+    own = model.state_dict()
+    wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
     problems = [f"missing {name}" for name in wanted if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in wanted]
-    problems += [f"{name} has shape {list(found[name].shape)}, the model config makes it {list(wanted[name].shape)}"
-                 for name in wanted if name in found and found[name].shape != wanted[name].shape]
+    problems += [f"{name} has shape {list(found[name].shape)}, the model config makes it {list(wanted[name])}"
+                 for name in wanted if name in found and found[name].shape != wanted[name]]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"checkpoint {path} does not fit the model config: {'; '.join(problems[:3])}{more}. "
@@ -65,4 +68,4 @@ def load_state_dict(model: nn.Module, path: Path) -> None:
     if damaged:
         raise UserError(f"checkpoint {path} holds NaN or infinity in {damaged[0]} and {len(damaged) - 1} more; "
                         f"download it again ({WHERE_TO_GET})")
-    model.load_state_dict(found, strict=True)
+    model.load_state_dict({name: found[name] for name in own}, strict=True)

@@ -1,6 +1,15 @@
 """Forward models and noise models: importing this package fills both registries."""
 
-from guided_diffusion.measurements import blur, denoise, inpainting, noise, super_resolution
+from guided_diffusion.measurements import (
+    blur,
+    denoise,
+    gopro_blur,
+    inpainting,
+    noise,
+    nonlinear_blur,
+    phase_retrieval,
+    super_resolution,
+)
 from guided_diffusion.measurements.base import (
     NOISES,
     OPERATORS,
@@ -17,5 +26,6 @@ from guided_diffusion.measurements.base import (
 
 __all__ = [
     "NOISES", "OPERATORS", "LinearOperator", "Measurement", "Noise", "Operator", "blur", "denoise", "get_noise",
-    "get_operator", "inpainting", "noise", "register_noise", "register_operator", "require_linear", "super_resolution",
+    "get_operator", "gopro_blur", "inpainting", "noise", "nonlinear_blur", "phase_retrieval", "register_noise",
+    "register_operator", "require_linear", "super_resolution",
 ]

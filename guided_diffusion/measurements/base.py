@@ -54,6 +54,10 @@ class Operator(nn.Module, ABC):
         """1 where an entry of y depends on the image, 0 where it is noise alone; in the shape of `y`."""
         return torch.ones_like(y)
 
+    def ambiguities(self, x: Tensor) -> list[Tensor]:
+        """The images (B, C, H, W) that no measurement can tell from `x`, itself first: trivial symmetries of A."""
+        return [x]
+
     def keep(self, y: Tensor) -> Tensor:
         """What is kept of a noisy measurement: all of it, unless the operator says otherwise."""
         return y
