@@ -12,8 +12,8 @@ from util.seeding import ImageRandomness
 
 WEIGHTS = "models/GOPRO_wVAE.pth"
 CODE_STD = 1.2
-WHERE_TO_GET = ("the README of github.com/VinAIResearch/blur-kernel-space-exploring links GOPRO_wVAE.pth, which belongs "
-                f"in {WEIGHTS}; operator gopro_blur needs no download")
+WHERE_TO_GET = ("the README of github.com/VinAIResearch/blur-kernel-space-exploring links GOPRO_wVAE.pth, whose place "
+                f"is {WEIGHTS}; operator gopro_blur needs no download")
 
 
 @register_operator("nonlinear_blur")

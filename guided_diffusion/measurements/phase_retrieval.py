@@ -23,7 +23,8 @@ class PhaseRetrievalOperator(Operator):
     gradient is zero, which is one of its subgradients.
 
     Args:
-        oversample: the padding at either end in eighths of the image's side, 0 or more; 2 makes sides 1.5 times as long.
+        oversample: the padding at either end in eighths of the image's side, 0 or more; at 2 a side is half as long
+            again.
         signal_range: the scale that P x is on, [-1, 1] (DPS) or [0, 1]; on [0, 1] x and -x differ in their magnitudes.
     """
 
