@@ -13,7 +13,7 @@ RANKS = [                                           # the first pattern that fit
     ("util/__init__.py", 0), ("data/__init__.py", 0), ("guided_diffusion/__init__.py", 0),
     ("util/errors.py", 0),
     ("util/registry.py", 1), ("util/logger.py", 1),
-    ("util/checkpoint.py", 2), ("util/config.py", 2), ("util/img_utils.py", 2), ("util/kernels.py", 2),
+    ("util/arrays.py", 2), ("util/checkpoint.py", 2), ("util/config.py", 2), ("util/img_utils.py", 2), ("util/kernels.py", 2),
     ("util/resizer.py", 2), ("util/seeding.py", 2), ("guided_diffusion/nn.py", 2), ("guided_diffusion/schedule.py", 2),
     ("data/*.py", 3), ("util/compute_metric.py", 3), ("guided_diffusion/unet.py", 3),
     ("guided_diffusion/analytic_prior.py", 3), ("guided_diffusion/posterior_mean_variance.py", 3),

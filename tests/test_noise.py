@@ -5,13 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from guided_diffusion.measurements import NOISES, Measurement, get_noise, get_operator
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
-PARAMS = {"clean": {}, "gaussian": {"sigma": 0.1}, "poisson": {"rate": 0.5}}
+PARAMS = {"clean": {}, "gaussian": {"sigma": 0.1}, "poisson": {"rate": 0.5}, "quantization": {"bits": 5},
+          "poisson_gaussian": {"rate": 0.5, "sigma": 0.05}, "speckle": {"sigma": 0.1},
+          "salt_and_pepper": {"fraction": 0.3}}
+DETERMINISTIC = ("clean", "quantization")
 NAMES = ["a", "b", "c"]
 every_noise = pytest.mark.parametrize("name", sorted(NOISES))
 
@@ -37,8 +41,7 @@ def test_batch_equals_singles_in_any_order(name):
     for i, image in enumerate(NAMES):
         assert torch.equal(noise(y[i:i + 1], randomness([image]))[0], batch[i])
     assert torch.equal(noise(y.flip(0), randomness(NAMES[::-1])), batch.flip(0))
-    if name != "clean":
-        assert not torch.equal(noise(y, randomness(seed=1)), batch)
+    assert torch.equal(noise(y, randomness(seed=1)), batch) == (name in DETERMINISTIC)
 
 
 @every_noise
@@ -86,9 +89,14 @@ def test_gaussian_statistics():
     assert torch.equal(noise.variance(y), torch.full_like(y, 0.05 ** 2))
 
 
-def test_gaussian_of_sigma_zero_is_clean():
-    y, noise = uniform(3, 3, 8, 8), get_noise("gaussian", sigma=0)
-    assert torch.equal(noise(y, randomness()), y) and noise.variance(y) is None
+def test_sigma_on_the_unit_range_is_twice_as_much_on_ours():
+    y = uniform(3, 3, 8, 8)
+    for name, params in (("gaussian", {}), ("poisson_gaussian", {"rate": 1e9})):
+        ours, papers = (get_noise(name, sigma=0.05, range=scale, **params) for scale in ([-1, 1], [0, 1]))
+        torch.testing.assert_close(papers(y, randomness()) - y, 2 * (ours(y, randomness()) - y), rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(papers.variance(y), torch.full_like(y, 0.01), rtol=1e-4, atol=0)
+    default = get_noise("gaussian", sigma=0.05)
+    assert torch.equal(default(y, randomness()), get_noise("gaussian", sigma=0.05, range=[-1, 1])(y, randomness()))
 
 
 @pytest.mark.parametrize("rate", [0.3, 1.0, 4.0])
@@ -138,6 +146,149 @@ def test_poisson_simulation_has_the_recorded_spread(golden):
         assert abs(chi_square - 1) < 4 * math.sqrt(2 / y.numel())
 
 
+# Likelihoods of Poisson noise
+
+def likelihood_gradient(likelihood: str, y: Tensor, prediction: Tensor, rate: float) -> Tensor:
+    """d distance / d prediction by hand: (da/dprediction) times the derivative with respect to the counts a."""
+    half_peak = 255 * rate / 2
+    counts, a = half_peak * (y + 1), half_peak * (prediction + 1)
+    m = a.clamp_min(1)                              # below one count the slope is that at one
+    return half_peak * {
+        "shot": (a - counts) / counts.clamp_min(1),
+        "gaussian": 1 / (2 * m) + 1 / 2 - counts ** 2 / (2 * m ** 2),
+        "direct": 1 - counts / m,
+    }[likelihood]
+
+
+def grad(noise, y: Tensor, prediction: Tensor) -> Tensor:
+    prediction = prediction.clone().requires_grad_()
+    return torch.autograd.grad(noise.distance(y, prediction).sum(), prediction)[0]
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1))
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("likelihood", ["shot", "gaussian", "direct"])
+def test_likelihood_gradients_by_hand(likelihood, rate):
+    """Also where the prediction is darker than one count, or outside [-1, 1]."""
+    noise = get_noise("poisson", rate=rate, likelihood=likelihood)
+    y = noise(uniform(3, 3, 8, 8), randomness()).double()
+    for prediction in (uniform(3, 3, 8, 8, seed=1).double(), 1.4 * uniform(3, 3, 8, 8, seed=2).double()):
+        torch.testing.assert_close(grad(noise, y, prediction), likelihood_gradient(likelihood, y, prediction, rate))
+        dark = prediction.clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda p, y=y: noise.distance(y, p), dark, atol=0.1, rtol=1e-3)
+
+
+def test_likelihoods_are_those_of_scipy():
+    y, prediction = (torch.tensor([[0.2, -0.5, 0.9]], dtype=torch.float64) for _ in range(2))
+    prediction = prediction - 0.1
+    counts, a = (np.rint(127.5 * (y.numpy() + 1)), 127.5 * (prediction.numpy() + 1))
+    y = torch.from_numpy(counts / 127.5 - 1)
+    expected = {"direct": -stats.poisson.logpmf(counts, a), "gaussian": -stats.norm.logpdf(counts, a, np.sqrt(a)),
+                "shot": -stats.norm.logpdf(counts, a, np.sqrt(counts)) - np.log(2 * np.pi * counts) / 2}
+    for likelihood, terms in expected.items():
+        distance = get_noise("poisson", likelihood=likelihood).distance(y, prediction)
+        torch.testing.assert_close(distance, torch.from_numpy(terms.sum(1)))
+
+
+def test_official_is_parallel_to_least_squares_and_shot_is_not():
+    official, ls, shot = (get_noise("poisson", likelihood=name) for name in ("official", "ls", "shot"))
+    y, prediction = official(uniform(3, 3, 8, 8), randomness()), uniform(3, 3, 8, 8, seed=1)
+    torch.testing.assert_close(cosine(grad(official, y, prediction), grad(ls, y, prediction)), torch.ones(3))
+    assert (cosine(grad(shot, y, prediction), grad(ls, y, prediction)) < 0.99).all()
+    torch.testing.assert_close(ls.distance(y, prediction), get_noise("clean").distance(y, prediction))
+    assert torch.equal(get_noise("poisson").distance(y, prediction), official.distance(y, prediction))
+
+
+@pytest.mark.parametrize("likelihood", ["shot", "gaussian", "direct", "ls", "official"])
+def test_every_likelihood_is_finite_and_pulls_towards_the_measurement(likelihood):
+    """Black and white measurements, predictions outside [-1, 1]: a step against the gradient is a step towards y."""
+    noise = get_noise("poisson", likelihood=likelihood)
+    for y, prediction, sign in ((-1.0, 0.5, 1), (-1.0, -0.9, 1), (1.0, -1.0, -1), (1.0, -1.3, -1), (0.0, 1.2, 1)):
+        gradient = grad(noise, torch.full((1, 3, 2, 2), y), torch.full((1, 3, 2, 2), prediction))
+        assert gradient.isfinite().all() and (gradient.sign() == sign).all()
+
+
+# The other models
+
+def test_poisson_gaussian_statistics():
+    noise = get_noise("poisson_gaussian", rate=0.5, sigma=0.05)
+    for value in (-1.0, -0.6, 0.3, 1.0):
+        clean = torch.full((3, 3, 64, 64), value)
+        noisy, n = noise(clean, randomness()), 3 * 3 * 64 * 64
+        variance = noise.variance(clean)[0, 0, 0, 0].item()
+        assert math.isclose(variance, 2 * (value + 1) / 127.5 + 0.0025, rel_tol=1e-5)
+        assert abs(noisy.mean() - value) < 4 * math.sqrt(variance / n) and abs(noisy.var() / variance - 1) < 0.05
+
+
+def test_speckle_statistics():
+    noise = get_noise("speckle", sigma=0.2)
+    for value in (-0.9, 0.0, 1.0):
+        clean = torch.full((3, 3, 64, 64), value)
+        noisy, n = noise(clean, randomness()), 3 * 3 * 64 * 64
+        std = 0.2 * (value + 1)
+        assert abs(noisy.mean() - value) < 4 * std / math.sqrt(n)
+        assert abs(noisy.std() / std - 1) < 4 / math.sqrt(2 * n)
+        torch.testing.assert_close(noise.variance(clean), torch.full_like(clean, std ** 2))
+    black = torch.full((1, 3, 4, 4), -1.0)
+    assert torch.equal(noise(black, randomness(["a"])), black) and (noise.variance(black) > 0).all()
+
+
+def test_salt_and_pepper_statistics():
+    noise, clean = get_noise("salt_and_pepper", fraction=0.2), 0.5 * uniform(3, 3, 64, 64)
+    noisy, n = noise(clean, randomness()), 3 * 3 * 64 * 64
+    for value in (-1, 1):
+        assert abs((noisy == value).float().mean() - 0.1) < 4 * math.sqrt(0.09 / n)
+    kept = noisy.abs() < 1
+    assert torch.equal(noisy[kept], clean[kept])
+    assert (get_noise("salt_and_pepper", fraction=1)(clean, randomness()).abs() == 1).all()
+
+
+@pytest.mark.parametrize("params, step", [({"bits": 1}, 2.0), ({"bits": 2}, 2 / 3), ({"levels": 5}, 0.5),
+                                          ({"bits": 8}, 2 / 255)])
+def test_quantization_takes_the_nearest_level(params, step):
+    noise, clean = get_noise("quantization", **params), 1.3 * uniform(3, 3, 32, 32)
+    y = noise(clean, randomness())
+    torch.testing.assert_close(((y + 1) / step), ((y + 1) / step).round(), rtol=0, atol=1e-4)
+    assert y.min() == -1 and y.max() == 1 and ((y - clean.clamp(-1, 1)).abs() <= step / 2 + 1e-5).all()
+    assert torch.equal(noise(y, randomness()), y)
+    torch.testing.assert_close(noise.distance(y, clean.clamp(-1, 1)), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(noise.variance(y), torch.full_like(y, step ** 2 / 12))
+
+
+def test_eight_bit_pictures_survive_eight_bits():
+    levels = torch.arange(256.0).expand(1, 1, 1, -1) / 127.5 - 1
+    torch.testing.assert_close(get_noise("quantization", bits=8)(levels, randomness(["a"])), levels)
+
+
+@pytest.mark.parametrize(("name", "weight"), [
+    ("poisson_gaussian", lambda y: 1 / (2 * (y.clamp(-1, 1) + 1) / 127.5 + 0.0025)),
+    ("speckle", lambda y: 1 / (y + 1).clamp_min(0.2) ** 2)])
+def test_weighted_distances_and_their_gradients(name, weight):
+    """d = sqrt(sum w r^2) with weights of mean one; its gradient is w r / d."""
+    noise = get_noise(name, **PARAMS[name])
+    y, prediction = noise(uniform(3, 3, 8, 8), randomness()).double(), uniform(3, 3, 8, 8, seed=1).double()
+    w = weight(y)
+    w = w / w.mean((1, 2, 3), keepdim=True)
+    d = (w * (y - prediction) ** 2).sum((1, 2, 3)).sqrt()
+    torch.testing.assert_close(noise.distance(y, prediction), d)
+    torch.testing.assert_close(grad(noise, y, prediction), w * (prediction - y) / d.view(-1, 1, 1, 1))
+
+
+def test_robust_distances_and_their_gradients():
+    y, prediction = uniform(3, 3, 8, 8).double(), uniform(3, 3, 8, 8, seed=1).double()
+    salt, coarse = get_noise("salt_and_pepper", fraction=0.1), get_noise("quantization", levels=5)
+    residual = prediction - y
+    torch.testing.assert_close(salt.distance(y, prediction), residual.abs().sum((1, 2, 3)) / math.sqrt(192))
+    torch.testing.assert_close(grad(salt, y, prediction), residual.sign() / math.sqrt(192))
+    beyond = residual.sign() * (residual.abs() - 0.25).clamp_min(0)
+    d = beyond.flatten(1).norm(dim=1)
+    torch.testing.assert_close(coarse.distance(y, prediction), d)
+    torch.testing.assert_close(grad(coarse, y, prediction), beyond / d.view(-1, 1, 1, 1))
+
+
 @every_noise
 def test_the_truth_agrees_with_its_measurement(name):
     operator = get_operator("gaussian_blur", kernel_size=9, intensity=1.0)
@@ -147,12 +298,21 @@ def test_the_truth_agrees_with_its_measurement(name):
     if name == "clean":
         assert chi_square.isnan().all()
     else:
-        assert ((chi_square - 1).abs() < 4 * math.sqrt(2 / (3 * 32 * 32))).all()
+        spread = 1 / PARAMS[name]["fraction"] if name == "salt_and_pepper" else 2       # at least Var(r^2 / variance)
+        assert ((chi_square - 1).abs() < 4 * math.sqrt(spread / (3 * 32 * 32))).all()
     assert torch.equal(measurement.lift(), operator.lift(measurement.y))
 
 
 @pytest.mark.parametrize(("name", "params", "message"), [
     ("gaussian", {"sigma": -0.1}, "sigma is -0.1"), ("gaussian", {"sigm": 0.1}, "did you mean 'sigma'"),
+    ("gaussian", {"sigma": 0}, "sigma is 0, expected a positive number; .* use noise: {name: clean}"),
+    ("gaussian", {"sigma": 0.1, "range": [0, 255]}, "range is \\[0, 255\\], expected \\[-1, 1\\] or \\[0, 1\\]"),
+    ("gaussian", {"sigma": 0.1, "range": "[0, 1]"}, "range is"), ("speckle", {"sigma": 0.0}, "name: clean"),
+    ("poisson_gaussian", {"rate": 1, "sigma": 0}, "name: clean"), ("poisson_gaussian", {"rate": 0, "sigma": 1}, "rate"),
+    ("salt_and_pepper", {"fraction": 0}, "more than 0"), ("salt_and_pepper", {"fraction": 1.1}, "at most 1"),
+    ("quantization", {}, "expected one of the two"), ("quantization", {"bits": 2, "levels": 4}, "one of the two"),
+    ("quantization", {"bits": 0}, "1 to 16"), ("quantization", {"levels": 1}, "2 to 65536"),
+    ("poisson", {"likelihood": "shoot"}, "'shot'"),
     ("gaussian", {}, "missing"), ("poisson", {"rate": 0.0}, "positive"), ("poisson", {"rate": "1"}, "finite number"),
     ("poison", {}, "did you mean 'poisson'"), ("gaussian", {"sigma": float("nan")}, "finite number")])
 def test_bad_inputs_are_named(name, params, message):

@@ -4,6 +4,9 @@ The official `transpose` (the identity for blur and inpainting, nearest-neighbou
 `project` (data and measurement exchanged) are defects: ours are tested against the definitions.
 """
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,9 @@ from util.errors import UserError
 from util.seeding import ImageRandomness
 
 BOX, PROB = [4, 9], [0.3, 0.7]
+FOLDER = tempfile.TemporaryDirectory()
+KERNEL = f"{FOLDER.name}/kernel.npy"
+np.save(KERNEL, np.array([[1, 2, 1], [2, 16, 4], [1, 3, 2]]) / 32)
 
 
 def inpainting(mask_type: str, **more) -> tuple[str, dict]:
@@ -41,6 +47,19 @@ CASES = {                                       # id -> (name, parameters), size
     "motion_fft": (("motion_blur", {"kernel_size": 9, "intensity": 0.5, "convolution": "fft"}), [(16, 16), (13, 17)]),
     "motion_direct": (("motion_blur", {"kernel_size": 5, "intensity": 0.5, "convolution": "direct"}),
                       [(16, 16), (3, 8)]),
+    "motion_wide": (("motion_blur", {"kernel_size": 25, "intensity": 0.5}), [(13, 17)]),
+    "kernel": (("blur", {"kernel": KERNEL}), [(16, 16), (13, 17)]),
+    "grey": (("colorization", {}), [(8, 8), (5, 7)]),
+    "average2": (("sr_average", {"scale_factor": 2}), [(8, 8), (10, 6)]),
+    "average3": (("sr_average", {"scale_factor": 3}), [(9, 15)]),
+    "hadamard": (("compressed_sensing", {"ratio": 0.25}), [(16, 16), (8, 32)]),
+    "dct": (("compressed_sensing", {"ratio": 0.4, "transform": "dct"}), [(16, 16), (13, 17)]),
+    "composite": (("composite", {"operators": [
+        {"name": "gaussian_blur", "kernel_size": 5, "intensity": 1.0}, {"name": "sr_average", "scale_factor": 2}]}),
+        [(16, 16), (14, 10)]),
+    "composite_of_masks": (("composite", {"operators": [
+        {"name": "inpainting", **inpainting("random")[1]}, {"name": "colorization"},
+        {"name": "inpainting", **inpainting("box")[1]}]}), [(16, 16), (13, 17)]),
 }
 CASES_AND_SIZES = [pytest.param(*case, size, id=f"{name}-{size[0]}x{size[1]}")
                    for name, (case, sizes) in CASES.items() for size in sizes]
@@ -63,11 +82,6 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
-
-
-def invert(operator: LinearOperator, y: Tensor) -> Tensor:
-    """A^+ y, the iterative one run to convergence."""
-    return operator.pinv(y, max_iterations=20000) if operator.name == "motion_blur" else operator.pinv(y)
 
 
 def test_every_linear_operator_has_a_case():
@@ -161,15 +175,12 @@ def test_transpose_is_the_adjoint(name, params, size):
 def test_pinv_satisfies_the_penrose_identities(name, params, size):
     """A A+ A = A and A+ A A+ = A+, with A A+ and A+ A symmetric.
 
-    Gaussian blur leaves out what it attenuates below 1.5e-8 in float64, so it agrees to that; motion blur inverts
-    iteratively and is only asked for A A+ A = A.
+    A+ divides by gains down to 1e-12, which amplifies rounding in all but the first.
     """
     operator = prepared(name, params, size)
     x, w = normal(3, 3, *size), normal(3, 3, *size, seed=2)
     y = operator(x)
-    assert relative(operator(invert(operator, y)), y) < (1e-5 if name == "motion_blur" else 1e-7)
-    if name == "motion_blur":
-        return
+    assert relative(operator(operator.pinv(y)), y) < 1e-10
     v = normal(*y.shape, seed=3)
     inverse = operator.pinv(v)
     assert relative(operator.pinv(operator(inverse)), inverse) < 1e-6
@@ -179,7 +190,7 @@ def test_pinv_satisfies_the_penrose_identities(name, params, size):
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["noise", "sr2", "sr4", "box", "random"])
+@pytest.mark.parametrize("case", ["noise", "sr2", "sr4", "box", "random", "grey", "average3", "hadamard", "dct"])
 def test_pinv_agrees_with_conjugate_gradients(case):
     (name, params), sizes = CASES[case]
     operator = prepared(name, params, sizes[0])
@@ -196,16 +207,12 @@ def test_projection(name, params, size):
     operator = prepared(name, params, size)
     x, truth = normal(3, 3, *size), normal(3, 3, *size, seed=5)
     y = operator(truth)
-    if name == "motion_blur":
-        projected = x - invert(operator, operator(x) - y)
-        assert relative(operator(projected), y) < 1e-5
-        return
     projected = operator.project(x, y)
-    assert relative(operator(projected), y) < 1e-6
+    assert relative(operator(projected), y) < 1e-10
     assert relative(operator.project(projected, y), projected) < 1e-6
     if name == "inpainting":
         torch.testing.assert_close(projected, y + (1 - operator.mask) * x)
-    assert (projected - x).norm() <= (truth - x).norm() * (1 + 1e-9)
+    assert (projected - x).norm() <= (truth - x).norm() * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(("case", "limit"), [("gaussian_fft", 2e-3), ("motion_fft", 5e-3)])
@@ -270,7 +277,7 @@ def test_batch_equals_singles(name, params, size):
         part = slice(i, i + 1)
         torch.testing.assert_close(single(x[part]), y[part])
         torch.testing.assert_close(single.transpose(y[part]), batch.transpose(y)[part])
-        torch.testing.assert_close(single.pinv(y[part]), inverse[part], rtol=1e-6, atol=1e-6)
+        assert relative(single.pinv(y[part]), inverse[part]) < 1e-6
         torch.testing.assert_close(single.lift(y[part]), batch.lift(y)[part])
 
 
@@ -286,21 +293,25 @@ def test_forward_many_equals_a_loop(name, params, size, channels):
 def test_channels_are_treated_alike(name, params, size):
     operator = prepared(name, params, size)
     y = operator(normal(3, 1, *size).expand(-1, 3, -1, -1))
+    if y.shape[1] == 1:                         # one measurement of all channels
+        permuted = normal(3, 3, *size)
+        torch.testing.assert_close(operator(permuted.flip(1)), operator(permuted))
+        return
     torch.testing.assert_close(y[:, 0], y[:, 1])
     torch.testing.assert_close(y[:, 0], y[:, 2])
 
 
-@pytest.mark.parametrize("case", ["box", "random", "both", "extreme", "motion_fft"])
+@pytest.mark.parametrize("case", ["box", "random", "both", "extreme", "motion_fft", "dct"])
 def test_random_parameters_belong_to_the_image(case):
     """Same name, same mask or kernel, whatever the batch; other names and other seeds, other ones."""
     (name, params), _ = CASES[case]
-    attribute = "kernel" if name == "motion_blur" else "mask"
+    attribute = {"motion_blur": "kernel", "compressed_sensing": "index"}.get(name, "mask")
 
     def drawn(names: list[str], seed: int = 0) -> Tensor:
         return getattr(prepared(name, params, (32, 32), names, seed=seed), attribute)
 
     batch = drawn(NAMES)
-    assert batch.shape[:2] == (3, 1)
+    assert len(batch) == 3
     for i, image in enumerate(NAMES):
         assert torch.equal(drawn([image])[0], batch[i])
     assert torch.equal(drawn(NAMES[::-1]), batch.flip(0))
@@ -395,6 +406,13 @@ def test_mask_from_a_file(tmp_path):
         Image.fromarray(kept).convert(mode).save(tmp_path / file)
         mask = masks({"mask_type": "file", "file": str(tmp_path / file)}, 2, (12, 10))
         np.testing.assert_array_equal(mask, np.broadcast_to(kept > 0, (2, 12, 10)))
+    np.save(tmp_path / "mask.npy", kept > 0)
+    mask = masks({"mask_type": "file", "file": str(tmp_path / "mask.npy")}, 1, (12, 10))[0]
+    np.testing.assert_array_equal(mask, kept > 0)
+    for wrong in (np.ones(5), np.full((12, 10), np.nan)):
+        np.save(tmp_path / "wrong.npy", wrong)
+        with pytest.raises(UserError, match="expected finite numbers of shape"):
+            masks({"mask_type": "file", "file": str(tmp_path / "wrong.npy")}, 1, (12, 10))
     with pytest.raises(UserError, match="12x10"):
         masks({"mask_type": "file", "file": str(tmp_path / "grey.png")}, 2, (10, 12))
 
@@ -420,6 +438,28 @@ BAD = {
     "factor 0": ("super_resolution", {"scale_factor": 0}, (16, 16), "scale_factor"),
     "factor 3": ("super_resolution", {"scale_factor": 3}, (16, 16), "does not divide"),
     "factor text": ("super_resolution", {"scale_factor": "4"}, (16, 16), "an integer"),
+    "average 0": ("sr_average", {"scale_factor": 0}, (16, 16), "at least 1"),
+    "average 3": ("sr_average", {"scale_factor": 3}, (15, 16), "3 does not divide the image size 15x16"),
+    "ratio 0": ("compressed_sensing", {"ratio": 0.0}, (16, 16), "ratio is 0.0"),
+    "ratio 2": ("compressed_sensing", {"ratio": 2}, (16, 16), "at most 1"),
+    "hadamard": ("compressed_sensing", {"ratio": 0.5}, (16, 24), "found 16x24; use transform: dct"),
+    "exposure": ("hdr", {"scale": 0.0}, (16, 16), "positive"),
+    "quality 0": ("jpeg", {"quality": 0}, (16, 16), "1 to 100"),
+    "subsampling": ("jpeg", {"quality": 9, "subsampling": "4:1:1"}, (16, 16), "one of '4:2:0', '4:4:4'"),
+    "no chain": ("composite", {"operators": 3}, (16, 16), "list of two or more"),
+    "chain of one": ("composite", {"operators": [{"name": "noise"}]}, (16, 16), "list of two or more"),
+    "chain of words": ("composite", {"operators": ["hdr", "jpeg"]}, (16, 16), "list of two or more"),
+    "link name": ("composite", {"operators": [{"name": "noise"}, {"quality": 3}]}, (16, 16),
+                  "operators\\[1\\]: 'name' is missing; found quality"),
+    "link unknown": ("composite", {"operators": [{"name": "noise"}, {"name": "jpg"}]}, (16, 16),
+                     "operators\\[1\\]: unknown operator 'jpg'; did you mean 'jpeg'"),
+    "link key": ("composite", {"operators": [{"name": "hdr", "scael": 2}, {"name": "noise"}]}, (16, 16),
+                 "operators\\[0\\]: operator 'hdr': unknown key 'scael'"),
+    "link size": ("composite", {"operators": [{"name": "sr_average", "scale_factor": 2},
+                                              {"name": "super_resolution", "scale_factor": 16}]}, (16, 16),
+                  "operators\\[1\\]: super_resolution: scale_factor 16 does not divide the image size 8x8"),
+    "link of vectors": ("composite", {"operators": [{"name": "compressed_sensing", "ratio": 0.5}, {"name": "hdr"}]},
+                        (16, 16), "put that operator last"),
     "in_shape": ("super_resolution", {"scale_factor": 4, "in_shape": [1, 3, 256, 256]}, (16, 16), "leave in_shape out"),
     "in_shape of 2": ("super_resolution", {"scale_factor": 4, "in_shape": [256, 256]}, (16, 16), "leave in_shape out"),
     "even kernel": ("gaussian_blur", {"kernel_size": 8, "intensity": 1.0}, (16, 16), "use 9"),
@@ -457,6 +497,51 @@ def test_unreadable_mask_files(tmp_path, content):
     Image.new("L", (4, 4)).save(file)
     with pytest.raises(UserError, match="black everywhere"):
         masks({"mask_type": "file", "file": str(file)}, 1)
+
+
+def kernel_file(folder: Path, values: np.ndarray, name: str = "kernel.npy") -> str:
+    np.save(folder / name, values)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    (np.ones((4, 4)), "is 4x4, expected a square with an odd side"), (np.ones((3, 5)), "is 3x5"),
+    (np.ones((1, 1)), "1x1"), (np.ones(9), "is 9,"), (-np.ones((3, 3)), "from -1 to -1"), (np.zeros((3, 3)), "zero"),
+    (np.full((3, 3), np.nan), "finite"), (np.full((3, 3), np.inf), "finite"), (np.full((3, 3), "a"), "real numbers"),
+    (np.ones((33, 33)), "at most 31"), (np.ones((3, 3)) * 1j, "real numbers")])
+def test_bad_kernels_are_named(tmp_path, values, message):
+    with pytest.raises(UserError, match=message):
+        prepared("blur", {"kernel": kernel_file(tmp_path, values)}, (16, 16))
+
+
+def test_kernels_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="kernel 'nowhere.npy' not found"):
+        get_operator("blur", kernel="nowhere.npy")
+    for name in ("kernel.npy", "kernel.png"):
+        (tmp_path / name).write_bytes(b"no kernel")
+        with pytest.raises(UserError, match="cannot be read"):
+            get_operator("blur", kernel=str(tmp_path / name))
+
+
+def test_a_kernel_is_normalised_with_a_warning(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("guided_diffusion.measurements.blur.logger.warning", warnings.append)
+    values = np.array([[0.0, 1, 0], [1, 3, 1], [0, 1, 0.5]])
+    normalised = get_operator("blur", kernel=kernel_file(tmp_path, values / values.sum()))
+    assert not warnings
+    other = get_operator("blur", kernel=kernel_file(tmp_path, values))
+    assert len(warnings) == 1 and "sums to 7.5, not 1; it was divided by its sum" in warnings[0]
+    np.testing.assert_allclose(other.values, normalised.values)
+    Image.fromarray((values * 80).astype(np.uint8)).save(tmp_path / "kernel.png")
+    np.testing.assert_allclose(get_operator("blur", kernel=str(tmp_path / "kernel.png")).values, other.values)
+    assert len(warnings) == 2
+
+
+def test_a_drawn_kernel_from_a_file_is_the_same_blur(tmp_path):
+    drawn = prepared("motion_blur", {"kernel_size": 9, "intensity": 0.5}, (16, 16), NAMES[:1])
+    read = prepared("blur", {"kernel": kernel_file(tmp_path, drawn.kernel[0, 0].numpy())}, (16, 16), NAMES[:1])
+    x = normal(1, 3, 16, 16)
+    torch.testing.assert_close(read(x), drawn(x))
 
 
 def test_require_linear_lets_linear_operators_through():

@@ -2,12 +2,18 @@
 
 from guided_diffusion.measurements import (
     blur,
+    colorization,
+    composite,
+    compressed_sensing,
     denoise,
     gopro_blur,
+    hdr,
     inpainting,
+    jpeg,
     noise,
     nonlinear_blur,
     phase_retrieval,
+    sr_average,
     super_resolution,
 )
 from guided_diffusion.measurements.base import (
@@ -25,7 +31,8 @@ from guided_diffusion.measurements.base import (
 )
 
 __all__ = [
-    "NOISES", "OPERATORS", "LinearOperator", "Measurement", "Noise", "Operator", "blur", "denoise", "get_noise",
-    "get_operator", "gopro_blur", "inpainting", "noise", "nonlinear_blur", "phase_retrieval", "register_noise",
-    "register_operator", "require_linear", "super_resolution",
+    "NOISES", "OPERATORS", "LinearOperator", "Measurement", "Noise", "Operator", "blur", "colorization", "composite",
+    "compressed_sensing", "denoise", "get_noise", "get_operator", "gopro_blur", "hdr", "inpainting", "jpeg", "noise",
+    "nonlinear_blur", "phase_retrieval", "register_noise", "register_operator", "require_linear", "sr_average",
+    "super_resolution",
 ]

@@ -12,11 +12,19 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from util.arrays import read_array
 from util.errors import UserError
 from util.kernels import gaussian_kernel, motion_kernel, reflected_filter_matrix
+from util.logger import get_logger
 from util.seeding import ImageRandomness
 
+logger = get_logger()
+
 Convolution = Literal["auto", "fft", "direct"]
+SUM_TOLERANCE = 1e-4    # how far from one a kernel's sum may be without a warning
+DEFAULT_RCOND = {torch.float32: math.sqrt(torch.finfo(torch.float32).eps), torch.float64: 1e-12}
+EPS = torch.finfo(torch.float64).eps
+LARGEST_DENSE = 48 ** 2     # pixels of images whose A is decomposed as a matrix
 LARGEST_DIRECT = 5      # up to this size "auto" sums over the taps; above it the FFT took less time at 32 to 256 pixels
 
 
@@ -29,16 +37,15 @@ class Blur(LinearOperator):
 
     Args:
         kernel_size: odd side of the kernel, at least 3; half of it must be smaller than the image.
-        intensity: see the subclasses.
         convolution: how C is computed; "auto" is "direct" for small kernels and "fft" for others. They agree within
             1e-5 for images in [-1, 1].
         rcond: `pinv` and `project` leave out what A attenuates below this fraction of its largest gain. None stands
-            for the square root of the machine precision (3e-4 in float32), where lost detail and amplified
-            rounding balance. The pseudo-inverse amplifies noise by up to 1/rcond: raise it for noisy measurements.
+            for 3e-4 in float32, the square root of the machine precision, where lost detail and amplified rounding
+            balance, and for 1e-12 in float64, where A A^+ A = A to that precision. The pseudo-inverse amplifies noise
+            by up to 1/rcond: raise it for noisy measurements.
     """
 
-    def __init__(self, kernel_size: int, intensity: float, convolution: Convolution = "auto",
-                 rcond: float | None = None):
+    def __init__(self, kernel_size: int, convolution: Convolution = "auto", rcond: float | None = None):
         super().__init__()
         if kernel_size < 3 or kernel_size % 2 == 0:
             nearest = max(3, kernel_size + 1)
@@ -47,11 +54,12 @@ class Blur(LinearOperator):
         if rcond is not None and not 0 < rcond < 1:
             raise UserError(f"{self.name}: rcond is {rcond}, expected a number between 0 and 1; leave it out to cut "
                             "at the numerical precision")
-        self.kernel_size, self.intensity, self.rcond = kernel_size, intensity, rcond
+        self.kernel_size, self.rcond = kernel_size, rcond
         self.radius = kernel_size // 2
         self.direct = convolution == "direct" or (convolution == "auto" and kernel_size <= LARGEST_DIRECT)
         self.register_buffer("kernel", torch.empty(0, dtype=torch.float64), persistent=False)      # (B, 1, k, k)
         self._spectrum: tuple[Tensor | None, Tensor] = None, torch.empty(0)              # a kernel and its spectrum
+        self._factors: tuple[Tensor | None, tuple[Tensor, ...]] = None, ()               # a kernel and the SVD of A
 
     @abstractmethod
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
@@ -94,18 +102,37 @@ class Blur(LinearOperator):
         return _fold(_fold(full, self.radius, dim=-2), self.radius, dim=-1)
 
     def pinv(self, y: Tensor, rtol: float | None = None, max_iterations: int | None = None) -> Tensor:
-        """A^+ y by CGLS, (B, C, H, W) -> the same shape.
+        """A^+ y, (B, C, H, W) -> the same shape: by A's singular values up to 48 x 48 pixels, by CGLS above that size
+        or where one of its parameters is given.
 
-        What A attenuates to a fraction s contributes s^2 to the gradient A^T(y - A x) that stops the iteration, so
-        `rtol` is rcond^2 unless given. `max_iterations` is 300 in float32 and 3000 in float64 unless given; where it
-        ends the iteration, the faintest detail is left out, and A A^+ A = A holds to about 1e-3 in float32.
+        What A attenuates to a fraction s contributes s^2 to the gradient A^T(y - A x) that stops CGLS, so `rtol` is
+        rcond^2 unless given. `max_iterations` is 300 in float32 and 3000 in float64 unless given; where it ends the
+        iteration, the faintest detail is left out, and A A^+ A = A holds to about 1e-3 in float32.
         """
+        if rtol is None and max_iterations is None and math.prod(y.shape[2:]) <= LARGEST_DENSE:
+            u, s, vt = self._svd(y)
+            inverse = torch.where(s >= self._cutoff(y) * s[:, :1], 1 / s, 0)[:, None]                 # (B, 1, n)
+            return ((y.flatten(2) @ u * inverse) @ vt).view_as(y)
         if max_iterations is None:
             max_iterations = 3000 if y.dtype == torch.float64 else 300
-        return super().pinv(y, self._cutoff(y) ** 2 if rtol is None else rtol, max_iterations)
+        return super().pinv(y, max(self._cutoff(y) ** 2, EPS) if rtol is None else rtol, max_iterations)
 
     def _cutoff(self, like: Tensor) -> float:
-        return math.sqrt(torch.finfo(like.dtype).eps) if self.rcond is None else self.rcond
+        return DEFAULT_RCOND[like.dtype] if self.rcond is None else self.rcond
+
+    def _svd(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """U (B, n, n), s (B, n), V^T (B, n, n) of the matrices of A, n = H W, in y's dtype; kept until the kernel
+        changes."""
+        kernel, factors = self._factors
+        if kernel is not self.kernel:
+            size = y.shape[2:]
+            with torch.inference_mode(False), torch.no_grad():
+                basis = torch.eye(size.numel(), dtype=torch.float64, device=y.device).view(-1, 1, 1, *size)
+                basis = basis.expand(-1, len(y), -1, -1, -1)
+                columns = torch.cat([self.forward_many(part) for part in basis.split(256)])           # (n, B, 1, H, W)
+                factors = torch.linalg.svd(columns.flatten(2).permute(1, 2, 0))
+            self._factors = self.kernel, factors
+        return tuple(factor.to(y) for factor in factors)
 
     def _taps(self, x: Tensor) -> Tensor:
         """The kernels for a grouped convolution of x (n, B, C, H, W): (B C, 1, k, k)."""
@@ -149,7 +176,8 @@ class GaussianBlurOperator(Blur):
 
     def __init__(self, kernel_size: int, intensity: float, convolution: Convolution = "auto",
                  rcond: float | None = None):
-        super().__init__(kernel_size, intensity, convolution, rcond)
+        super().__init__(kernel_size, convolution, rcond)
+        self.intensity = intensity
         if intensity <= 0:
             raise UserError(f"{self.name}: intensity is {intensity}, expected a positive standard deviation in pixels")
 
@@ -187,10 +215,53 @@ class MotionBlurOperator(Blur):
 
     def __init__(self, kernel_size: int, intensity: float, convolution: Convolution = "auto",
                  rcond: float | None = None):
-        super().__init__(kernel_size, intensity, convolution, rcond)
+        super().__init__(kernel_size, convolution, rcond)
+        self.intensity = intensity
         if not 0 <= intensity <= 1:
             raise UserError(f"{self.name}: intensity is {intensity}, expected 0 (straight) to 1 (shaky)")
 
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """A kernel (k, k) drawn from `rng`."""
         return motion_kernel(self.kernel_size, self.intensity, rng)
+
+
+@register_operator("blur")
+class KernelBlurOperator(Blur):
+    """Blur by a given kernel, the same for every image.
+
+    Args:
+        kernel: a .npy file (k, k), or an image whose brightness is the kernel; k is odd and at least 3. It is divided
+            by its sum, with a warning where that is not one.
+    """
+
+    def __init__(self, kernel: str, convolution: Convolution = "auto", rcond: float | None = None):
+        self.values = read_kernel(kernel)
+        super().__init__(len(self.values), convolution, rcond)
+
+    def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
+        """The same kernel (k, k) for every image."""
+        return self.values
+
+
+def read_kernel(file: str) -> np.ndarray:
+    """Read a blur kernel (k, k), float64, non-negative, and divide it by its sum; a warning says so if it is not one.
+
+    Raises:
+        UserError: the file is missing or unreadable, is not square with an odd side of at least 3, or has values that
+            are negative, not finite or all zero.
+    """
+    values = read_array(file, "blur: kernel").astype(np.float64)
+    if values.ndim == 3:
+        values = values.mean(axis=2)
+    shape = "x".join(map(str, values.shape))
+    if values.ndim != 2 or values.shape[0] != values.shape[1] or len(values) < 3 or len(values) % 2 == 0:
+        raise UserError(f"blur: the kernel in '{file}' is {shape}, expected a square with an odd side of at least 3; "
+                        "pad it with zeros around its centre")
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+        raise UserError(f"blur: the kernel in '{file}' has values from {values.min():g} to {values.max():g}, expected "
+                        "finite ones that are not negative and not all zero")
+    total = values.sum()
+    if abs(total - 1) > SUM_TOLERANCE:
+        logger.warning(f"blur: the kernel in '{file}' sums to {total:g}, not 1; it was divided by its sum, so that the "
+                       "blurred image is as bright as the image")
+    return values / total

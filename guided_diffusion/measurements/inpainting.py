@@ -1,13 +1,11 @@
 """Inpainting: some pixels are missing."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from util.arrays import read_array
 from util.errors import UserError, did_you_mean
 from util.registry import check_arguments
 from util.seeding import ImageRandomness
@@ -21,13 +19,14 @@ class MaskGenerator:
 
     Args:
         mask_type: box (a rectangle is missing), random (single pixels are missing), both (rectangle and pixels),
-            extreme (all but a rectangle is missing) or file (the mask is read from an image).
+            extreme (all but a rectangle is missing) or file (the mask is read from a file).
         mask_len_range: [low, high): height and width of the rectangle are independent uniform integers from it;
             with equal ends, that length.
         mask_prob_range: [low, high): the fraction of missing pixels is uniform in it.
         image_size: side, or [height, width], that the images must have; any when omitted.
         margin: [rows, columns] between rectangle and border, at least.
-        file: image whose nonzero pixels (in any colour channel) are kept, of the images' size; for mask_type file.
+        file: image or .npy (height, width) whose nonzero pixels (in any colour channel) are kept, of the images' size;
+            for mask_type file.
     """
 
     def __init__(self, mask_type: str, mask_len_range: tuple[int, int] | None = None,
@@ -108,20 +107,15 @@ class MaskGenerator:
 
 
 def read_mask(file: str) -> np.ndarray:
-    """Read a mask (height, width) from an image file, 1 where any colour channel is nonzero, float32.
+    """Read a mask (height, width) from an image or a .npy file, 1 where any colour channel is nonzero, float32.
 
     Raises:
-        UserError: the file is missing, is no image, or keeps no pixel.
+        UserError: the file is missing, holds no image or no plane, or keeps no pixel.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"mask_opt: file '{file}' not found; give the path of an image, white where pixels are kept")
-    try:
-        with Image.open(path) as image:
-            grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
-            pixels = np.asarray(image if grey else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"mask_opt: file '{file}' cannot be read as an image ({error}); save it as a PNG") from None
+    pixels = read_array(file, "mask_opt: file")
+    if pixels.ndim not in (2, 3) or not np.isfinite(pixels).all():
+        raise UserError(f"mask_opt: file '{file}' holds numbers of shape {list(pixels.shape)}, expected finite numbers "
+                        "of shape [height, width]")
     mask = (pixels.reshape(*pixels.shape[:2], -1) != 0).any(axis=2)
     if not mask.any():
         raise UserError(f"mask_opt: the mask in '{file}' is black everywhere; make the kept pixels white")

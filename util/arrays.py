@@ -1,0 +1,33 @@
+"""Masks and kernels from files."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from util.errors import UserError
+
+
+def read_array(file: str, what: str) -> np.ndarray:
+    """Read a .npy file, or an image: (H, W) or, in colour, (H, W, 3), with the values of the file.
+
+    Args:
+        what: the key that names the file, for messages.
+
+    Raises:
+        UserError: the file is missing, or is neither an array of numbers nor an image.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"{what} '{file}' not found; give the path of an image or a .npy file")
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, allow_pickle=False)
+            if array.dtype.kind not in "bufi":
+                raise ValueError(f"it holds {array.dtype} values, not real numbers")
+            return array
+        with Image.open(path) as image:
+            grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
+            return np.asarray(image if grey else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{what} '{file}' cannot be read ({error}); save it as a PNG or by numpy.save") from None
