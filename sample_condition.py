@@ -167,8 +167,8 @@ class Gatherer:
         """Take in a restored batch (B, 3, S, S), and save the images that are complete with it."""
         seconds, evaluations = monitor.seconds / len(restored), monitor.evaluations / len(restored)
         for name, sample, judged in zip(batch.names, batch.samples, self._judge(measurement, restored), strict=True):
-            self.outcomes[name].append(Outcome(str(sample), *judged, seconds, evaluations))
-            if not torch.isfinite(judged[0]).all():
+            self.outcomes[name].append(Outcome(str(sample), seconds=seconds, network_evaluations=evaluations, **judged))
+            if not torch.isfinite(judged["restored"]).all():
                 logger.warning(f"the restoration of {name} diverged; try a smaller conditioning.params.scale")
         # the mean of the samples so far, per entry: complete at the last sample of its image
         means = torch.stack([torch.stack([o.restored for o in self.outcomes[name]]).mean(0) for name in batch.names])
@@ -177,15 +177,19 @@ class Gatherer:
             if batch.samples[b] == self.num_samples - 1:
                 outcomes = self.outcomes.pop(batch.names[b])
                 if self.num_samples > 1:
-                    outcomes.append(Outcome(MEAN, *judged, sum(o.seconds for o in outcomes),
-                                            sum(o.network_evaluations for o in outcomes)))
+                    outcomes.append(Outcome(MEAN, seconds=sum(o.seconds for o in outcomes), **judged,
+                                            network_evaluations=sum(o.network_evaluations for o in outcomes)))
                 self.run.save(batch.names[b], batch.images[b], lifted[b], outcomes, self.metrics)
 
     @staticmethod
     @torch.no_grad()
-    def _judge(measurement: Measurement, x: Tensor) -> list[tuple[Tensor, float, float]]:
-        """Each image on the CPU, its distance and its chi-square."""
-        return list(zip(x.cpu(), measurement.distance(x).tolist(), measurement.chi_square(x).tolist(), strict=True))
+    def _judge(measurement: Measurement, x: Tensor) -> list[dict[str, object]]:
+        """Each image on the CPU with its equivalents, its distance and its chi-square, as `Outcome` names them."""
+        equivalents = torch.stack(measurement.operator.ambiguities(x), dim=1)[:, 1:].cpu()         # (B, n, 3, S, S)
+        values = zip(x.cpu(), equivalents, measurement.distance(x).tolist(), measurement.chi_square(x).tolist(),
+                     strict=True)
+        return [{"restored": image, "equivalents": tuple(others), "distance": distance, "chi_square": chi_square}
+                for image, others, distance, chi_square in values]
 
 
 def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirectory, todo: Sequence[int],

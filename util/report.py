@@ -1,5 +1,6 @@
 """What a run tells its user: a progress bar, the closing table, and the facts for summary.json."""
 
+import math
 import platform
 import sys
 import time
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from data.dataloader import Batch
 from util.logger import get_logger
-from util.run_dir import MEAN, RunDirectory
+from util.run_dir import MEAN, Row, RunDirectory
 
 TABLE_ROWS = 20                                     # images shown in the closing table
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "scikit-image", "lpips")
@@ -67,22 +68,16 @@ class Monitor:
 
 
 def log_table(run: RunDirectory, images: Sequence[str]) -> None:
-    """Log PSNR and SSIM of restored images beside those of their lifted measurements.
-
-    With several samples per image both a sample's and the mean's numbers are shown, as posterior samples lie below
-    their mean.
-    """
+    """Log PSNR and SSIM of restored images; `_figures` says which."""
     table = [(image, own) for image in images if (own := [row for row in run.rows if row.image == image])]
     if not table:
         return
     several = any(row.sample == MEAN for _, own in table for row in own)
-    titles = ["measured", *(["samples", "their mean"] if several else ["restored"])]
-    lines = []
-    for image, own in table:
-        samples, means = [row for row in own if row.sample != MEAN], [row for row in own if row.sample == MEAN]
-        groups = [samples, means] if several else [samples]
-        lines.append((image, [own[0].psnr_input, *(_mean([r.psnr for r in g]) for g in groups),
-                              own[0].ssim_input, *(_mean([r.ssim for r in g]) for g in groups)]))
+    ambiguous = any(not math.isnan(row.psnr_aligned) for _, own in table for row in own)
+    figures = [(image, _figures(own, several, ambiguous)) for image, own in table]
+    titles = list(figures[0][1])
+    lines = [(image, [*(psnr for psnr, _ in own.values()), *(ssim for _, ssim in own.values())])
+             for image, own in figures]
     total = [_mean(column) for column in zip(*(values for _, values in lines), strict=True)]
     hidden = len(lines[TABLE_ROWS:])
     lines = lines[:TABLE_ROWS]
@@ -98,6 +93,24 @@ def log_table(run: RunDirectory, images: Sequence[str]) -> None:
             f"{''.join(f'{v:12.3f}' for v in values[half:])}")
     if hidden:
         log(f"({hidden} more images are in metrics.csv)")
+
+
+def _figures(own: Sequence[Row], several: bool, ambiguous: bool) -> dict[str, tuple[float, float]]:
+    """Title -> PSNR and SSIM of one image.
+
+    The lifted measurement and the restoration; with several samples, their average, the one that fits the measurement
+    best, and their mean image, which posterior samples lie below. Where a measurement is ambiguous (a spectrum, say),
+    neither it nor a mean is comparable, and the last column is that of the aligned restoration.
+    """
+    samples = [row for row in own if row.sample != MEAN]
+    best = [row for row in samples if row.best == 1]
+    groups = {"samples": samples, "best fit": best} if several else {"restored": samples}
+    if several and not ambiguous:
+        groups["their mean"] = [row for row in own if row.sample == MEAN]
+    figures = {title: (_mean([r.psnr for r in rows]), _mean([r.ssim for r in rows])) for title, rows in groups.items()}
+    if ambiguous:
+        return {**figures, "aligned": (_mean([r.psnr_aligned for r in best]), _mean([r.ssim_aligned for r in best]))}
+    return {"measured": (own[0].psnr_input, own[0].ssim_input), **figures}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from statistics import fmean, stdev
 import yaml
 from torch import Tensor
 
-from util.compute_metric import Metrics
+from util.compute_metric import Metrics, Scores
 from util.config import ConfigLoader
 from util.errors import UserError
 from util.img_utils import load_image, save_grid, save_image, write_atomically
@@ -47,6 +47,10 @@ class Row:
     seconds: float                                  # share of its batch's time
     chi_square: float                               # ||y - A(x)||^2 / (m sigma^2)
     network_evaluations: float
+    psnr_aligned: float                             # these three after the image's trivial ambiguities are resolved,
+    ssim_aligned: float                             # by the truth; empty where the operator has none
+    lpips_vgg_aligned: float
+    best: float                                     # 1 for the sample of lowest distance, 0 for others, empty for means
 
     @classmethod
     def parse(cls, cells: dict[str, str]) -> "Row":
@@ -70,6 +74,7 @@ class Outcome:
     chi_square: float
     seconds: float
     network_evaluations: float
+    equivalents: Sequence[Tensor] = ()              # what the measurement cannot tell from `restored`: flips, negatives
 
 
 class RunDirectory:
@@ -185,12 +190,14 @@ class RunDirectory:
             outcomes: its samples and, if there are several, their mean.
             metrics: what scores them.
         """
-        degraded = metrics(lifted, label)
+        degraded, best = metrics(lifted, label), _best_sample(outcomes)
         rows = []
         for outcome in outcomes:
-            scores = metrics(outcome.restored, label)
+            scores, aligned = _score(outcome, label, metrics)
             rows.append(Row(image, outcome.sample, scores.psnr, scores.ssim, scores.lpips, degraded.psnr, degraded.ssim,
-                            outcome.distance, outcome.seconds, outcome.chi_square, outcome.network_evaluations))
+                            outcome.distance, outcome.seconds, outcome.chi_square, outcome.network_evaluations,
+                            aligned.psnr, aligned.ssim, aligned.lpips,
+                            math.nan if outcome.sample == MEAN else float(outcome.sample == best)))
             save_image(self.path_of("recon", image, outcome.sample if len(outcomes) > 1 else None), outcome.restored)
         save_image(self.path_of("input", image), lifted)
         save_image(self.path_of("label", image), label)
@@ -220,22 +227,25 @@ class RunDirectory:
                    "network_evaluations": int(sum(row.network_evaluations for row in single)),
                    "metrics": _statistics(single)}
         if mean:
+            summary["metrics_of_best_samples"] = _statistics([row for row in single if row.best == 1])
             summary["metrics_of_sample_means"] = _statistics(mean)
         self._write("summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def write_grid(self) -> None:
-        """Write grid.png: truth, measurement, restoration (and mean of the samples) of up to 8 images."""
+        """Write grid.png: truth, measurement, restoration of up to 8 images; of several samples the one of lowest
+        distance, and their mean."""
         images = list(dict.fromkeys(row.image for row in self.rows))[:GRID_ROWS]
         rows, captions, columns = [], [], ["Ground truth", "Measurement", "Restoration"]
         for image in images:
             own = [row for row in self.rows if row.image == image]
-            shown = [own[0], *(row for row in own if row.sample == MEAN)]
-            columns = columns[:3] + [f"Mean of {len(own) - 1}"] * (len(shown) - 1)
+            best = [row for row in own if row.best == 1] or own[:1]
+            shown = best + [row for row in own if row.sample == MEAN]
+            if len(shown) > 1:
+                columns = [*columns[:2], f"Best fit of {len(own) - 1}", f"Mean of {len(own) - 1}"]
             files = [self.path_of("label", image), self.path_of("input", image)]
             files += [self.path_of("recon", image, row.sample if len(own) > 1 else None) for row in shown]
             rows.append([load_image(file) for file in files])
-            scores = [own[0].psnr_input, *(row.psnr for row in shown)]
-            captions.append([image, *(f"PSNR {score:.2f} dB" for score in scores)])
+            captions.append([image, f"PSNR {own[0].psnr_input:.2f} dB", *map(_caption, shown)])
         if rows:
             save_grid(self.path / "grid.png", rows, captions, columns)
 
@@ -244,8 +254,28 @@ def _name(image: str, sample: str | None) -> str:
     return image if sample is None else f"{image}_{sample}"
 
 
+def _best_sample(outcomes: Sequence[Outcome]) -> str | None:
+    """The sample that agrees best with the measurement; the truth plays no part. None if all diverged."""
+    finite = [outcome for outcome in outcomes if outcome.sample != MEAN and math.isfinite(outcome.distance)]
+    return min(finite, key=lambda outcome: outcome.distance).sample if finite else None
+
+
+def _score(outcome: Outcome, label: Tensor, metrics: Metrics) -> tuple[Scores, Scores]:
+    """Scores as restored, and of the equivalent image closest to the truth (NaN where there is no other)."""
+    scores = metrics(outcome.restored, label)
+    if not outcome.equivalents:
+        return scores, Scores(math.nan, math.nan, math.nan)
+    return scores, max([scores, *(metrics(image, label) for image in outcome.equivalents)], key=lambda s: s.psnr)
+
+
+def _caption(row: Row) -> str:
+    if math.isnan(row.psnr_aligned):
+        return f"PSNR {row.psnr:.2f} dB"
+    return f"PSNR {row.psnr:.2f} dB, aligned {row.psnr_aligned:.2f}"
+
+
 def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int | None]]:
-    columns = [column for column in COLUMNS[2:] if column not in ("seconds", "network_evaluations")]
+    columns = [column for column in COLUMNS[2:] if column not in ("seconds", "network_evaluations", "best")]
     table = {}
     for column in columns:
         values = [value for row in rows if math.isfinite(value := getattr(row, column))]
