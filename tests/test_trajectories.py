@@ -27,6 +27,7 @@ SUGGESTED_ATOL = {
     "dps_psplus_sr4_ddpm": 2e-4, "dps_psplus_gblur_ddpm": 7e-4, "dps_mcg_sr4_ddpm": 2e-4, "dps_mcg_inpaint_ddpm": 8e-4,
     "dps_mcg_gblur_ddpm": 3e-4, "dps_projection_sr4_ddpm": 1e-4, "dps_projection_gblur_ddpm": 1e-4,
     "dps_vanilla_ddpm": 1e-4, "dps_vanilla_ddim_eta05": 2e-4, "dps_ps_sr4_fixedlarge_ddpm": 2e-4,
+    "dps_ps_phase_ddpm": 2e-4,
     "dpps_sr4": 2e-4, "dpps_inpaint": 8e-4, "dpps_gblur": 5e-4,
 }
 DPPS = [name for name in SUGGESTED_ATOL if name.startswith("dpps")]
@@ -53,6 +54,8 @@ def prepared_operator(spec: dict, arrays: dict):
     params = {key: value for key, value in spec.items() if key != "name"}
     if spec["name"] == "inpainting":
         params["mask_opt"] = {"mask_type": "random", "mask_prob_range": [0.5, 0.5]}
+    if spec["name"] == "phase_retrieval":               # the official code pads by 64 pixels at any size
+        params["oversample"] = 8 * 64 / 32
     operator = get_operator(spec["name"], **params)
     operator.prepare((1, 3, 32, 32), ImageRandomness(0, ["photograph"]))
     if spec["name"] == "inpainting":
