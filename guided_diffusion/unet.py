@@ -146,7 +146,7 @@ class UNetModel(nn.Module):
     """Predicted noise, and variance channels when `out_channels` is 6, of noisy images.
 
     Args:
-        image_size: side of the images it was trained on; any multiple of 2^(levels - 1) is accepted.
+        image_size: side of the images it was trained on; it runs on any multiple of 2^(levels - 1).
         model_channels: width of the first level.
         out_channels: 3, or 6 with a learned variance.
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
@@ -222,7 +222,7 @@ class UNetModel(nn.Module):
         step = 2 ** (self.levels - 1)
         if height < step or width < step or height % step or width % step:
             raise UserError(f"images of {height} x {width} do not fit the network: with {self.levels} levels both sides "
-                            f"must be multiples of {step}; set model.image_size to {max(step, height // step * step)}")
+                            f"must be multiples of {step}; set data.image_size to {max(step, height // step * step)}")
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Noisy images (B, 3, H, W), timesteps (B,) of the training process, labels (B,) -> (B, out_channels, H, W)."""
