@@ -23,7 +23,6 @@ logger = get_logger()
 Convolution = Literal["auto", "fft", "direct"]
 SUM_TOLERANCE = 1e-4    # how far from one a kernel's sum may be without a warning
 DEFAULT_RCOND = {torch.float32: math.sqrt(torch.finfo(torch.float32).eps), torch.float64: 1e-12}
-EPS = torch.finfo(torch.float64).eps
 LARGEST_DENSE = 48 ** 2     # pixels of images whose A is decomposed as a matrix
 LARGEST_DIRECT = 5      # up to this size "auto" sums over the taps; above it the FFT took less time at 32 to 256 pixels
 
@@ -39,10 +38,11 @@ class Blur(LinearOperator):
         kernel_size: odd side of the kernel, at least 3; half of it must be smaller than the image.
         convolution: how C is computed; "auto" is "direct" for small kernels and "fft" for others. They agree within
             1e-5 for images in [-1, 1].
-        rcond: `pinv` and `project` leave out what A attenuates below this fraction of its largest gain. None stands
-            for 3e-4 in float32, the square root of the machine precision, where lost detail and amplified rounding
-            balance, and for 1e-12 in float64, where A A^+ A = A to that precision. The pseudo-inverse amplifies noise
-            by up to 1/rcond: raise it for noisy measurements.
+        rcond: `pinv` and `project` leave out what A attenuates below this fraction of its largest gain (above 48 x 48
+            pixels motion blur and given kernels damp it instead, see `pinv`). None stands for 3e-4 in float32, the
+            square root of the machine precision, where lost detail and amplified rounding balance, and for 1e-12 in
+            float64, where A A^+ A = A to that precision. The pseudo-inverse amplifies noise by up to 1/rcond: raise it
+            for noisy measurements.
     """
 
     def __init__(self, kernel_size: int, convolution: Convolution = "auto", rcond: float | None = None):
@@ -101,21 +101,19 @@ class Blur(LinearOperator):
         full = full[..., :y.shape[-2] + 2 * self.radius, :y.shape[-1] + 2 * self.radius]
         return _fold(_fold(full, self.radius, dim=-2), self.radius, dim=-1)
 
-    def pinv(self, y: Tensor, rtol: float | None = None, max_iterations: int | None = None) -> Tensor:
-        """A^+ y, (B, C, H, W) -> the same shape: by A's singular values up to 48 x 48 pixels, by CGLS above that size
-        or where one of its parameters is given.
+    def pinv(self, y: Tensor, rcond: float | None = None) -> Tensor:
+        """A^+ y, (B, C, H, W) -> the same shape; `rcond` is the operator's unless given.
 
-        What A attenuates to a fraction s contributes s^2 to the gradient A^T(y - A x) that stops CGLS, so `rtol` is
-        rcond^2 unless given. `max_iterations` is 300 in float32 and 3000 in float64 unless given; where it ends the
-        iteration, the faintest detail is left out, and A A^+ A = A holds to about 1e-3 in float32.
+        Up to 48 x 48 pixels by A's singular values: those below rcond of the largest are left out. Above that size by
+        conjugate gradients, which damp instead of cutting and take up to 10/rcond iterations, at most 500 in float32
+        and 3000 in float64; without an rcond, `LinearOperator.pinv` chooses between next to none and 1e-2.
         """
-        if rtol is None and max_iterations is None and math.prod(y.shape[2:]) <= LARGEST_DENSE:
-            u, s, vt = self._svd(y)
-            inverse = torch.where(s >= self._cutoff(y) * s[:, :1], 1 / s, 0)[:, None]                 # (B, 1, n)
-            return ((y.flatten(2) @ u * inverse) @ vt).view_as(y)
-        if max_iterations is None:
-            max_iterations = 3000 if y.dtype == torch.float64 else 300
-        return super().pinv(y, max(self._cutoff(y) ** 2, EPS) if rtol is None else rtol, max_iterations)
+        rcond = self.rcond if rcond is None else rcond
+        if math.prod(y.shape[2:]) > LARGEST_DENSE:
+            return super().pinv(y, rcond)
+        u, s, vt = self._svd(y)
+        inverse = torch.where(s >= (rcond or DEFAULT_RCOND[y.dtype]) * s[:, :1], 1 / s, 0)[:, None]       # (B, 1, n)
+        return ((y.flatten(2) @ u * inverse) @ vt).view_as(y)
 
     def _cutoff(self, like: Tensor) -> float:
         return DEFAULT_RCOND[like.dtype] if self.rcond is None else self.rcond
