@@ -5,6 +5,23 @@ import torch
 from torch import Tensor, nn
 
 MASK = np.uint64(0xFFFFFFFF)
+OPERATOR_EXAMPLES = {                       # parameters of every operator that needs no file, for images of 16 x 16
+    "noise": {},
+    "super_resolution": {"scale_factor": 4},
+    "inpainting": {"mask_opt": {"mask_type": "random", "mask_prob_range": [0.5, 0.7]}},
+    "gaussian_blur": {"kernel_size": 5, "intensity": 1.0},
+    "motion_blur": {"kernel_size": 3, "intensity": 0.0},
+    "colorization": {},
+    "sr_average": {"scale_factor": 2},
+    "compressed_sensing": {"ratio": 0.3},
+    "composite": {"operators": [{"name": "gaussian_blur", "kernel_size": 3, "intensity": 0.6},
+                                {"name": "colorization"}]},
+    "hdr": {"scale": 2.0},
+    "jpeg": {"quality": 30},
+    "phase_retrieval": {},
+    "gopro_blur": {"frames": 4, "kernel_size": 5},
+}
+NEED_FILES = {"blur", "nonlinear_blur"}     # a kernel, the weights: tests of their own
 
 
 def deterministic(i: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -445,7 +445,7 @@ BAD = {
     "hadamard": ("compressed_sensing", {"ratio": 0.5}, (16, 24), "found 16x24; use transform: dct"),
     "exposure": ("hdr", {"scale": 0.0}, (16, 16), "positive"),
     "quality 0": ("jpeg", {"quality": 0}, (16, 16), "1 to 100"),
-    "subsampling": ("jpeg", {"quality": 9, "subsampling": "4:1:1"}, (16, 16), "one of '4:2:0', '4:4:4'"),
+    "subsampling": ("jpeg", {"quality": 9, "subsampling": 411}, (16, 16), "one of 420, 444"),
     "no chain": ("composite", {"operators": 3}, (16, 16), "list of two or more"),
     "chain of one": ("composite", {"operators": [{"name": "noise"}]}, (16, 16), "list of two or more"),
     "chain of words": ("composite", {"operators": ["hdr", "jpeg"]}, (16, 16), "list of two or more"),

@@ -36,10 +36,10 @@ class JPEGOperator(Operator):
 
     Args:
         quality: 1 to 100, libjpeg's and Pillow's.
-        subsampling: of the chroma.
+        subsampling: of the chroma: 420 (4:2:0, half its rows and columns) or 444 (none).
     """
 
-    def __init__(self, quality: int, subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0"):
+    def __init__(self, quality: int, subsampling: Literal[420, 444] = 420):
         super().__init__()
         if not 1 <= quality <= 100:
             raise UserError(f"jpeg: quality is {quality}, expected 1 to 100")
@@ -82,7 +82,7 @@ class JPEGOperator(Operator):
         return torch.einsum("ij,...jhw->...ihw", matrix.to(x), x)
 
     def _code_chroma(self, chroma: Tensor) -> Tensor:
-        if self.subsampling == "4:4:4":
+        if self.subsampling == 444:
             return self._code(chroma, self.chroma_table)
         h, w = chroma.shape[-2:]
         # the encoder extends rows at full resolution, columns of pixels to whole blocks, and averages after that
