@@ -29,6 +29,45 @@ class Operator(nn.Module, ABC):
     """
 
     name: str                                       # set by the registry
+    pictures = True                                 # measurements are images in [-1, 1], which a PNG can hold
+
+    def __init__(self):
+        super().__init__()
+        self.drawn_names: list[str] = []
+
+    def register_drawn(self, name: str, dtype: torch.dtype = torch.float32) -> None:
+        """Make the attribute `name` a buffer for what `prepare` draws, one per image: a tensor (B, ...), empty before.
+
+        What is declared so is saved and loaded with the measurements; see `drawn`.
+        """
+        self.register_buffer(name, torch.empty(0, dtype=dtype), persistent=False)
+        self.drawn_names.append(name)
+
+    def drawn(self) -> dict[str, Tensor]:
+        """Name -> what was drawn, (B, ...) each: masks, kernels; those of an operator's parts as "path.to.part.name"."""
+        return {f"{path}.{name}".lstrip("."): getattr(part, name) for path, part in self.named_modules()
+                if isinstance(part, Operator) for name in part.drawn_names}
+
+    def restore_drawn(self, values: dict[str, Tensor]) -> None:
+        """Take `values`, as `drawn` gives them, in place of what `prepare` drew.
+
+        Raises:
+            UserError: one is missing, or has another shape than what `prepare` drew.
+        """
+        for name, tensor in self.drawn().items():
+            found = f"shape {list(values[name].shape[1:])}" if name in values else "none"
+            if name not in values or values[name].shape != tensor.shape:
+                raise UserError(f"operator '{self.name}' needs {name} of shape {list(tensor.shape[1:])}, found {found}")
+            path, _, leaf = name.rpartition(".")
+            setattr(self.get_submodule(path), leaf, values[name].to(tensor))
+
+    def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """(H, W) of the images whose measurements have `shape`, (C, h, w) or another; None where that does not tell.
+
+        Raises:
+            UserError: no image has measurements of this shape.
+        """
+        return tuple(shape[1:]) if len(shape) == 3 else None
 
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Get ready for a batch of images of `shape` (B, C, H, W); draw masks or kernels from `randomness`.
@@ -176,6 +215,42 @@ class Measurement:
         with torch.no_grad():
             return cls(operator, noiser, operator.keep(noiser(operator(x), randomness.for_purpose("noise"))))
 
+    @classmethod
+    def observed(cls, operator: Operator, noiser: Noise, y: Tensor, image_shape: tuple[int, int, int, int],
+                 randomness: ImageRandomness) -> "Measurement":
+        """Measurements y (B, ...) that were made elsewhere, of images (B, C, H, W) that nobody knows.
+
+        Entries that do not depend on the image, such as the missing pixels of an inpainting task, may hold anything;
+        they become what the operator gives there. Grey and colour are exchanged where the operator needs it: a single
+        channel is repeated, three become their mean.
+
+        Raises:
+            UserError: the operator cannot serve such images, or gives measurements of another shape.
+        """
+        operator.prepare(image_shape, randomness.for_purpose("operator"))
+        with torch.no_grad():
+            nothing = operator(y.new_zeros(image_shape))
+            if y.dim() == 4 and y.shape[1] == 3 and nothing.shape[1] == 1:
+                y = y.mean(dim=1, keepdim=True)
+            elif y.dim() == 4 and y.shape[1] == 1 and nothing.shape[2:] == y.shape[2:]:
+                y = y.expand_as(nothing)
+            _check_same_shape(operator, y, nothing)
+            return cls(operator, noiser, torch.where(operator.observed(y) > 0, y, nothing))
+
+    @classmethod
+    def stored(cls, operator: Operator, noiser: Noise, y: Tensor, image_shape: tuple[int, int, int, int],
+               drawn: dict[str, Tensor], randomness: ImageRandomness) -> "Measurement":
+        """Measurements y (B, ...) as they were saved, with what the operator had drawn for them; nothing is changed.
+
+        Raises:
+            UserError: y, image_shape, drawn and the operator do not belong together.
+        """
+        operator.prepare(image_shape, randomness.for_purpose("operator"))
+        operator.restore_drawn(drawn)
+        with torch.no_grad():
+            _check_same_shape(operator, y, operator(y.new_zeros(image_shape)))
+        return cls(operator, noiser, y)
+
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
         """(B, C, H, W) of the images that this measurement is of."""
@@ -205,6 +280,13 @@ class Measurement:
     def lift(self) -> Tensor:
         """The measurement in image space, (B, C, H, W): what is shown and scored as the degraded input."""
         return self.operator.lift(self.y)
+
+
+def _check_same_shape(operator: Operator, y: Tensor, prediction: Tensor) -> None:
+    if y.shape != prediction.shape:
+        found, expected, images = ("x".join(map(str, s[1:])) for s in (y.shape, prediction.shape, operator.image_shape))
+        raise UserError(f"the measurement is {found}, but operator '{operator.name}' gives {expected} for images of "
+                        f"{images}; give the measurement of such images, or change measurement.operator")
 
 
 def get_operator(name: str, device: torch.device | str = "cpu", **params) -> Operator:

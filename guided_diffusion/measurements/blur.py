@@ -57,7 +57,7 @@ class Blur(LinearOperator):
         self.kernel_size, self.rcond = kernel_size, rcond
         self.radius = kernel_size // 2
         self.direct = convolution == "direct" or (convolution == "auto" and kernel_size <= LARGEST_DIRECT)
-        self.register_buffer("kernel", torch.empty(0, dtype=torch.float64), persistent=False)      # (B, 1, k, k)
+        self.register_drawn("kernel", torch.float64)                                               # (B, 1, k, k)
         self._spectrum: tuple[Tensor | None, Tensor] = None, torch.empty(0)              # a kernel and its spectrum
         self._factors: tuple[Tensor | None, tuple[Tensor, ...]] = None, ()               # a kernel and the SVD of A
 

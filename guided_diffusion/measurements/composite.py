@@ -23,6 +23,14 @@ class Chain(Operator):
         super().__init__()
         self.operators = nn.ModuleList(operators)
         self.register_buffer("origin", torch.empty(0), persistent=False)           # knows the device
+        self.pictures = operators[-1].pictures
+
+    def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """The sizes in turn, the last operator's first."""
+        size = self.operators[-1].image_size_of(shape)
+        for operator in reversed(self.operators[:-1]):
+            size = size and operator.image_size_of((3, *size))
+        return size
 
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Prepare the operators in turn, each for the shape that the one before it gives.

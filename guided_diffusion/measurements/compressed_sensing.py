@@ -36,7 +36,7 @@ class CompressedSensingOperator(LinearOperator):
         self.ratio, self.transform = ratio, transform
         for name in ("height", "width"):
             self.register_buffer(name, torch.empty(0, 0, dtype=torch.float64), persistent=False)      # (n, n)
-        self.register_buffer("index", torch.empty(0, dtype=torch.long), persistent=False)             # (B, m)
+        self.register_drawn("index", torch.long)                                                      # (B, m)
 
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw each image's coefficients, for images of `shape` (B, C, H, W).
@@ -54,6 +54,9 @@ class CompressedSensingOperator(LinearOperator):
         count = max(1, round(self.ratio * h * w))
         drawn = [np.sort(rng.choice(h * w, count, replace=False)) for rng in randomness.numpy_generators]
         self.index = torch.from_numpy(np.stack(drawn)).to(self.index)
+
+    def image_size_of(self, shape: tuple[int, ...]) -> None:
+        """Coefficients do not tell which sides the images have."""
 
     def _matrix(self, n: int) -> Tensor:
         """The orthonormal transform of n samples, (n, n)."""

@@ -39,7 +39,7 @@ class GoproBlurOperator(Operator):
             raise UserError(f"{self.name}: intensity is {intensity}, expected 0 (straight) to 1 (shaky)")
         self.frames, self.kernel_size, self.intensity = frames, kernel_size, intensity
         self.radius = kernel_size // 2
-        self.register_buffer("shifts", torch.empty(0, dtype=torch.float64), persistent=False)      # (B, M, 2)
+        self.register_drawn("shifts", torch.float64)                                               # (B, M, 2)
 
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw a path per image of `shape` (B, C, H, W).

@@ -139,7 +139,7 @@ class InpaintingOperator(LinearOperator):
         check_arguments(MaskGenerator, mask_opt, where="operator 'inpainting': mask_opt")
         self.masks = MaskGenerator(**mask_opt)
         self.observed_only = observed_only
-        self.register_buffer("mask", torch.empty(0), persistent=False)         # (B, 1, H, W) once prepared
+        self.register_drawn("mask")                                             # (B, 1, H, W) once prepared
 
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw one mask per image of `shape` (B, C, H, W).

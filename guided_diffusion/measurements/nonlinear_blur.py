@@ -44,7 +44,7 @@ class NonlinearBlurOperator(Operator):
         self.redraw = redraw
         self.network = KernelWizard()
         self._load(model_path or WEIGHTS)
-        self.register_buffer("code", torch.empty(0), persistent=False)                  # (B, 512, H/128, W/128)
+        self.register_drawn("code")                                                     # (B, 512, H/128, W/128)
 
     def _path_in_options(self, path: str) -> str:
         try:

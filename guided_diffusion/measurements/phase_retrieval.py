@@ -28,6 +28,8 @@ class PhaseRetrievalOperator(Operator):
         signal_range: the scale that P x is on, [-1, 1] (DPS) or [0, 1]; on [0, 1] x and -x differ in their magnitudes.
     """
 
+    pictures = False
+
     def __init__(self, oversample: float = 2.0, signal_range: tuple[float, float] = (-1, 1)):
         super().__init__()
         if oversample < 0:
@@ -39,7 +41,19 @@ class PhaseRetrievalOperator(Operator):
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Record the image shape and the measurement's: nothing is random."""
         super().prepare(shape, randomness)
-        self.padded = tuple(side + 2 * int(self.oversample / 8 * side) for side in shape[2:])
+        self.padded = tuple(map(self._padded, shape[2:]))
+
+    def _padded(self, side: int) -> int:
+        return side + 2 * int(self.oversample / 8 * side)
+
+    def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(C, H + 2 p_h, W + 2 p_w) -> (H, W); UserError if no image has so many magnitudes."""
+        sizes = [[side for side in range(1, padded + 1) if self._padded(side) == padded] for padded in shape[-2:]]
+        if not all(sizes):
+            raise UserError(f"{self.name}: no image has {shape[-2]}x{shape[-1]} magnitudes at oversample "
+                            f"{self.oversample:g}; an image of 256x256 has {self._padded(256)}x{self._padded(256)}; "
+                            "set the measurement's own oversample")
+        return tuple(side for side, *_ in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., H, W) in [-1, 1] -> (..., H + 2 p_h, W + 2 p_w)."""

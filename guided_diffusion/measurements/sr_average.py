@@ -36,6 +36,10 @@ class BlockAverageOperator(LinearOperator):
             raise UserError(f"sr_average: scale_factor {self.scale_factor} does not divide the image size {h}x{w}; "
                             "choose a factor that divides height and width, or another image size")
 
+    def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(C, H/s, W/s) -> (H, W)."""
+        return tuple(self.scale_factor * side for side in shape[-2:])
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., H, W) -> (..., H/s, W/s)."""
         s = self.scale_factor

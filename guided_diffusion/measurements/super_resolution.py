@@ -55,6 +55,10 @@ class SuperResolutionOperator(LinearOperator):
             self.width = resize_matrix(w, scale=1 / factor).to(self.width)
             self.height_pinv, self.width_pinv = torch.linalg.pinv(self.height), torch.linalg.pinv(self.width)
 
+    def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(C, H/s, W/s) -> (H, W)."""
+        return tuple(self.scale_factor * side for side in shape[-2:])
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., C, H, W) -> (..., C, H/s, W/s)."""
         return apply_matrices(x, self.height, self.width)
