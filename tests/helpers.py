@@ -21,6 +21,10 @@ OPERATOR_EXAMPLES = {                       # parameters of every operator that 
     "phase_retrieval": {},
     "gopro_blur": {"frames": 4, "kernel_size": 5},
 }
+NOISE_EXAMPLES = {
+    "clean": {}, "gaussian": {"sigma": 0.1}, "poisson": {"rate": 0.5}, "quantization": {"bits": 5},
+    "poisson_gaussian": {"rate": 0.5, "sigma": 0.05}, "speckle": {"sigma": 0.1}, "salt_and_pepper": {"fraction": 0.3},
+}
 NEED_FILES = {"blur", "nonlinear_blur"}     # a kernel, the weights: tests of their own
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import OPERATOR_EXAMPLES, ReplayedRandomness, fill_network
+from helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES, ReplayedRandomness, fill_network
 
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, get_conditioning_method
 from guided_diffusion.condition_methods.base import diffused_measurement, grad_and_value
@@ -40,7 +40,7 @@ def photographs(names):
 def measure(operator, names, noise="gaussian", **params):
     randomness = ImageRandomness(3, names)
     example = get_operator(operator, **OPERATOR_EXAMPLES[operator])
-    noiser = get_noise(noise, **(params or ({"sigma": 0.05} if noise == "gaussian" else {})))
+    noiser = get_noise(noise, **(params or ({"sigma": 0.05} if noise == "gaussian" else NOISE_EXAMPLES[noise])))
     return Measurement.simulate(example, noiser, photographs(names), randomness), randomness
 
 
@@ -67,7 +67,7 @@ def test_batch_equals_single_runs_in_any_order(method, operator):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("noise", ["clean", "poisson"])
+@pytest.mark.parametrize("noise", NOISE_EXAMPLES)
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_every_noise_model_and_sampler(method, noise, sampler):
     reverse = create_sampler(sampler=sampler, timestep_respacing="4", eta=0.3 if sampler == "ddim" else 0.0)

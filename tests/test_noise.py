@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import NOISE_EXAMPLES
 from scipy import stats
 from torch import Tensor
 
@@ -12,9 +13,6 @@ from guided_diffusion.measurements import NOISES, Measurement, get_noise, get_op
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
-PARAMS = {"clean": {}, "gaussian": {"sigma": 0.1}, "poisson": {"rate": 0.5}, "quantization": {"bits": 5},
-          "poisson_gaussian": {"rate": 0.5, "sigma": 0.05}, "speckle": {"sigma": 0.1},
-          "salt_and_pepper": {"fraction": 0.3}}
 DETERMINISTIC = ("clean", "quantization")
 NAMES = ["a", "b", "c"]
 every_noise = pytest.mark.parametrize("name", sorted(NOISES))
@@ -30,12 +28,12 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_every_registered_noise_has_parameters_here():
-    assert set(PARAMS) == set(NOISES)
+    assert set(NOISE_EXAMPLES) == set(NOISES)
 
 
 @every_noise
 def test_batch_equals_singles_in_any_order(name):
-    noise, y = get_noise(name, **PARAMS[name]), uniform(3, 3, 8, 8)
+    noise, y = get_noise(name, **NOISE_EXAMPLES[name]), uniform(3, 3, 8, 8)
     batch = noise(y, randomness())
     assert batch.dtype == torch.float32 and batch.shape == y.shape
     for i, image in enumerate(NAMES):
@@ -46,7 +44,7 @@ def test_batch_equals_singles_in_any_order(name):
 
 @every_noise
 def test_distance_is_per_image(name):
-    noise, y, prediction = get_noise(name, **PARAMS[name]), uniform(3, 3, 8, 8), uniform(3, 3, 8, 8, seed=1)
+    noise, y, prediction = get_noise(name, **NOISE_EXAMPLES[name]), uniform(3, 3, 8, 8), uniform(3, 3, 8, 8, seed=1)
     batch = noise.distance(y, prediction)
     assert batch.shape == (3,)
     singles = [noise.distance(y[i:i + 1], prediction[i:i + 1]) for i in range(3)]
@@ -56,7 +54,7 @@ def test_distance_is_per_image(name):
 @every_noise
 def test_distance_has_a_finite_gradient_everywhere(name):
     """At a zero residual the gradient is zero; a measurement of exactly zero divides nothing by zero."""
-    noise = get_noise(name, **PARAMS[name])
+    noise = get_noise(name, **NOISE_EXAMPLES[name])
     for y in (uniform(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)):
         prediction = y.clone().requires_grad_()
         distance = noise.distance(y, prediction)
@@ -69,7 +67,7 @@ def test_distance_has_a_finite_gradient_everywhere(name):
 
 @pytest.mark.parametrize("name", ["clean", "gaussian"])
 def test_distance_is_the_euclidean_norm(name):
-    noise, y, prediction = get_noise(name, **PARAMS[name]), uniform(3, 3, 8, 8), uniform(3, 3, 8, 8, seed=1)
+    noise, y, prediction = get_noise(name, **NOISE_EXAMPLES[name]), uniform(3, 3, 8, 8), uniform(3, 3, 8, 8, seed=1)
     torch.testing.assert_close(noise.distance(y, prediction)[1], ((y[1] - prediction[1]) ** 2).sum().sqrt())
 
 
@@ -268,7 +266,7 @@ def test_eight_bit_pictures_survive_eight_bits():
     ("speckle", lambda y: 1 / (y + 1).clamp_min(0.2) ** 2)])
 def test_weighted_distances_and_their_gradients(name, weight):
     """d = sqrt(sum w r^2) with weights of mean one; its gradient is w r / d."""
-    noise = get_noise(name, **PARAMS[name])
+    noise = get_noise(name, **NOISE_EXAMPLES[name])
     y, prediction = noise(uniform(3, 3, 8, 8), randomness()).double(), uniform(3, 3, 8, 8, seed=1).double()
     w = weight(y)
     w = w / w.mean((1, 2, 3), keepdim=True)
@@ -293,12 +291,12 @@ def test_robust_distances_and_their_gradients():
 def test_the_truth_agrees_with_its_measurement(name):
     operator = get_operator("gaussian_blur", kernel_size=9, intensity=1.0)
     x = 0.8 * uniform(3, 3, 32, 32)
-    measurement = Measurement.simulate(operator, get_noise(name, **PARAMS[name]), x, ImageRandomness(0, NAMES))
+    measurement = Measurement.simulate(operator, get_noise(name, **NOISE_EXAMPLES[name]), x, ImageRandomness(0, NAMES))
     chi_square = measurement.chi_square(x)
     if name == "clean":
         assert chi_square.isnan().all()
     else:
-        spread = 1 / PARAMS[name]["fraction"] if name == "salt_and_pepper" else 2       # at least Var(r^2 / variance)
+        spread = 1 / NOISE_EXAMPLES[name]["fraction"] if name == "salt_and_pepper" else 2   # >= Var(r^2 / variance)
         assert ((chi_square - 1).abs() < 4 * math.sqrt(spread / (3 * 32 * 32))).all()
     assert torch.equal(measurement.lift(), operator.lift(measurement.y))
 
