@@ -130,7 +130,7 @@ def build_task(config: Config, overrides: Sequence[str]) -> Task:
     operator = build(OPERATORS, config.operator, "measurement.operator.name", overrides)
     noiser = build(NOISES, config.noise, "measurement.noise.name", overrides)
     method = build(CONDITIONING_METHODS, config.conditioning, "conditioning.method", overrides)
-    method.check(operator)
+    method.check(operator, noiser)
     dataset = build(DATASETS, config.data, "data.name", overrides)
     if dataset.image_size is None:
         dataset.image_size = config.model["image_size"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler, Step
-from guided_diffusion.measurements.base import Measurement, Operator, require_linear
+from guided_diffusion.measurements.base import Measurement, Noise, Operator, require_linear
 from util.errors import UserError
 from util.registry import Registry
 from util.seeding import ImageRandomness
@@ -36,8 +36,8 @@ class ConditioningMethod(ABC):
     needs_grad = False                              # gradients through the network with respect to x_t
     needs_linear = False                            # transpose / pinv / project of the operator
 
-    def check(self, operator: Operator) -> None:
-        """Raise UserError, before sampling starts, if this method cannot work with `operator`."""
+    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
+        """Raise UserError, before sampling starts, if this method cannot work with `operator` or `noiser`."""
         if self.needs_linear:
             require_linear(operator, f"conditioning method '{self.name}'")
 

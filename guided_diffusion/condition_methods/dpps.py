@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, grad_and_value, register_conditioning_method
+from guided_diffusion.condition_methods.step_size import StepSchedule, StepSize
 from guided_diffusion.gaussian_diffusion import Sampler, Step
-from guided_diffusion.measurements.base import LinearOperator, Measurement
+from guided_diffusion.measurements.base import LinearOperator, Measurement, Noise, Operator
 from util.seeding import ImageRandomness
 
 CHUNK_ELEMENTS = 2 ** 25                            # of candidates scored at once: 128 MiB per float32 tensor
@@ -20,7 +21,7 @@ class PosteriorProximalSampling(ConditioningMethod):
     """DPS, keeping of several candidates the one that agrees best with y; ab, ab' = alpha_bar of x_t and x_{t-1}.
 
         x_T     = sqrt(ab_T) guess(y) + sqrt(1 - ab_T) z                                aligned initialisation
-        m       = mean - scale grad_{x_t} d(y, A(x0_hat))
+        m       = mean - scale f_t grad_{x_t} d(y, A(x0_hat))^power
         n       = floor(max(2, max_candidates (1 - exp(-ab / (1 - ab)))))               adaptive number
         x^i     = m + std z^i,   i = 1..n
         x_{t-1} = argmin_{x^i} || sqrt(ab') y - A(x^i - sqrt(1 - ab') eps) ||           proximal selection
@@ -37,18 +38,25 @@ class PosteriorProximalSampling(ConditioningMethod):
         proximal: select; otherwise take a single draw, as DPS does.
         target: what candidates are compared with, "eps" (the authors' code) or "mean".
         chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold. Changes no result.
+        schedule, power, gamma: f_t and what is differentiated, as in `ps`; see `StepSize`.
     """
 
     needs_grad = True
 
     def __init__(self, scale: float = 1.0, max_candidates: int = 50, aligned_init: bool = True, adaptive: bool = True,
-                 proximal: bool = True, target: Literal["eps", "mean"] = "eps", chunk: int | None = None):
-        self.scale, self.max_candidates = scale, max_candidates
+                 proximal: bool = True, target: Literal["eps", "mean"] = "eps", chunk: int | None = None,
+                 schedule: StepSchedule = "constant", power: float = 1.0, gamma: float = 0.99):
+        self.step_size = StepSize(self.name, scale, schedule, power, gamma)
+        self.max_candidates = max_candidates
         self.aligned_init, self.adaptive, self.proximal = aligned_init, adaptive, proximal
         self.target, self.chunk = target, chunk
-        self.require(scale >= 0, "scale", "0 or more")
         self.require(max_candidates >= 1, "max_candidates", "1 or more")
         self.require(chunk is None or chunk >= 1, "chunk", "1 or more, or null")
+
+    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
+        super().check(operator, noiser)
+        if noiser is not None:
+            self.step_size.check(noiser)
 
     def start(self, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness) -> Tensor:
         noise = super().start(sampler, measurement, randomness)
@@ -67,7 +75,7 @@ class PosteriorProximalSampling(ConditioningMethod):
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         grad, distance = grad_and_value(step, measurement.distance)
-        mean = step.mean - self.scale * grad
+        mean = step.mean - self.step_size(step, measurement, distance) * grad
         if step.index == 0:
             return mean, distance
         return mean + step.std * self.select(mean, step, measurement), distance

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, grad_and_value, register_conditioning_method
+from guided_diffusion.condition_methods.step_size import StepSchedule, StepSize
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.measurements.base import Measurement, Noise, Operator
 
 
 @register_conditioning_method("ps")
@@ -12,24 +13,33 @@ class PosteriorSampling(ConditioningMethod):
     """DPS, Algorithms 1 and 2: the score of p(y | x_t) by that of p(y | x0_hat) (eq. 11, 15).
 
         x'      ~ p(x_{t-1} | x_t)
-        x_{t-1} = x' - scale grad_{x_t} d(y, A(x0_hat))
+        x_{t-1} = x' - scale f_t grad_{x_t} d(y, A(x0_hat))^power
 
     d is the noise model's distance, for Gaussian noise the norm. The paper's step zeta_i = zeta' / ||y - A(x0_hat)||
-    on the squared norm is scale = 2 zeta' here.
+    on the squared norm is scale = 2 zeta' here, with power 1.
 
     Args:
         scale: step size, 0 or more.
+        schedule: how it changes along the sampling, f_t: constant, linear, exponential or inverse_variance; see
+            `StepSize`.
+        power: what is differentiated: 1 for the norm (the authors' code), 2 for its square (eq. 16).
+        gamma: the factor per noise level of the exponential schedule.
     """
 
     needs_grad = True
 
-    def __init__(self, scale: float = 1.0):
-        self.scale = scale
-        self.require(scale >= 0, "scale", "0 or more")
+    def __init__(self, scale: float = 1.0, schedule: StepSchedule = "constant", power: float = 1.0,
+                 gamma: float = 0.99):
+        self.step_size = StepSize(self.name, scale, schedule, power, gamma)
+
+    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
+        super().check(operator, noiser)
+        if noiser is not None:
+            self.step_size.check(noiser)
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         grad, distance = grad_and_value(step, measurement.distance)
-        return step.sample() - self.scale * grad, distance
+        return step.sample() - self.step_size(step, measurement, distance) * grad, distance
 
 
 @register_conditioning_method("ps+")
