@@ -1,4 +1,4 @@
-"""Clean images to measure and restore: folders of image files, and scikit-image's own photographs."""
+"""Images to measure and restore, or measurements: folders of files, and scikit-image's own photographs."""
 
 import hashlib
 import re
@@ -6,41 +6,72 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from util.arrays import read_array
 from util.errors import UserError, did_you_mean
-from util.img_utils import IMAGE_SUFFIXES, load_image
+from util.img_utils import IMAGE_SUFFIXES, load_alpha, load_image
 from util.registry import Registry
 
 DATASETS = Registry("dataset")
 register_dataset = DATASETS.register
 
+ARRAY_SUFFIX = ".npy"
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 
 
 class ImageDataset(Dataset):
-    """Image files, cropped and resized to squares.
+    """Image files, cropped and resized to squares; or, observed, files that are measurements, as they are.
 
     Attributes:
         paths: one file per image.
         names: one name per image, unique, fit for a file name; results and random streams go by it.
         image_size: side of the images; None keeps each file's own size.
+        observed: whether the files are measurements.
     """
 
-    def __init__(self, paths: Sequence[Path], names: Sequence[str], image_size: int | None = None):
+    def __init__(self, paths: Sequence[Path], names: Sequence[str], image_size: int | None = None,
+                 observed: bool = False):
         if image_size is not None and image_size < 1:
             raise UserError(f"data: image_size is {image_size}, expected 1 or more")
+        if observed and image_size is not None:
+            raise UserError(f"data: image_size is {image_size}, but observed measurements keep their own size; "
+                            "leave image_size out")
         self.paths, self.names, self.image_size = tuple(paths), tuple(names), image_size
+        self.observed = observed
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Image `index`, (3, S, S) float32 in [-1, 1]; UserError if its file cannot be read."""
-        return load_image(self.paths[index], self.image_size)
+        """Image `index`, (3, S, S) float32 in [-1, 1]; observed, (3, H, W), or a .npy file's values in its own shape.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = self.paths[index]
+        return load_array(path) if path.suffix.lower() == ARRAY_SUFFIX else load_image(path, self.image_size)
+
+    def alpha(self, name: str) -> Tensor | None:
+        """The opacity of an observed photograph, (H, W) in [0, 1]; None where there is none."""
+        path = self.paths[self.names.index(name)]
+        return load_alpha(path) if self.observed and path.suffix.lower() != ARRAY_SUFFIX else None
+
+
+def load_array(path: Path) -> Tensor:
+    """The numbers of a .npy file, float32, in its shape but for colours: (H, W, 3) becomes (3, H, W).
+
+    Raises:
+        UserError: the file cannot be read, or holds numbers that are not real or not finite.
+    """
+    values = torch.from_numpy(read_array(str(path), "measurement").astype("float32"))
+    if not values.numel() or not values.isfinite().all():
+        raise UserError(f"measurement {path} holds numbers that are not finite, or none at all")
+    return values.movedim(-1, 0) if values.dim() == 3 and values.shape[-1] == 3 != values.shape[0] else values
 
 
 @register_dataset("folder")
@@ -54,26 +85,29 @@ class ImageFolder(ImageDataset):
     Args:
         root: the folder, relative to the working directory.
         image_size: side of the images; the network's when omitted.
+        observed: the files are measurements, .npy files among them; `measurement.observed` sets it.
     """
 
-    def __init__(self, root: str, image_size: int | None = None):
+    def __init__(self, root: str, image_size: int | None = None, observed: bool = False):
         folder = Path(root).expanduser()
-        wanted = f"expected a folder with images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})"
+        suffixes = IMAGE_SUFFIXES + (ARRAY_SUFFIX,) * observed
+        wanted = f"expected a folder with images ({', '.join(s[1:] for s in suffixes)})"
         remedy = "give one with --data FOLDER, or take scikit-image's photographs with --data skimage"
         try:
-            if folder.is_file() and _is_image(Path(folder.name)):
+            if folder.is_file() and _is_image(Path(folder.name), suffixes):
                 folder, paths = folder.parent, [folder]
             elif folder.is_file():
                 raise UserError(f"{root} is no image file; {wanted}; {remedy}")
             elif root and folder.is_dir():
-                paths = sorted(p for p in folder.rglob("*") if _is_image(p.relative_to(folder)) and p.is_file())
+                paths = sorted(p for p in folder.rglob("*") if _is_image(p.relative_to(folder), suffixes) and p.is_file())
             else:
                 raise UserError(f"image folder '{root}' not found; {wanted}; {remedy}")
         except OSError as error:
             raise UserError(f"image folder {root} cannot be read: {error.strerror or error}; {remedy}") from None
         if not paths:
             raise UserError(f"image folder {root} holds no images; {wanted}; {remedy}")
-        super().__init__(paths, unique_names([p.relative_to(folder) for p in paths]), image_size)
+        super().__init__(paths, unique_names([p.relative_to(folder) for p in paths]), image_size,
+                         observed)
 
 
 @register_dataset("skimage")
@@ -83,9 +117,10 @@ class SkimagePhotographs(ImageDataset):
     Args:
         images: names of scikit-image's pictures, such as astronaut, chelsea, coffee, rocket.
         image_size: side of the images; the network's when omitted.
+        observed: the photographs are measurements; `measurement.observed` sets it.
     """
 
-    def __init__(self, images: Sequence[str] = PHOTOGRAPHS, image_size: int | None = None):
+    def __init__(self, images: Sequence[str] = PHOTOGRAPHS, image_size: int | None = None, observed: bool = False):
         import skimage
 
         folder = Path(skimage.__file__).parent / "data"
@@ -96,12 +131,12 @@ class SkimagePhotographs(ImageDataset):
             if name not in files:
                 raise UserError(f"scikit-image carries no picture '{name}'; {did_you_mean(name, files)}")
         chosen = list(dict.fromkeys(images))
-        super().__init__([files[name] for name in chosen], chosen, image_size)
+        super().__init__([files[name] for name in chosen], chosen, image_size, observed)
 
 
-def _is_image(relative: Path) -> bool:
+def _is_image(relative: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
     hidden = any(part.startswith(".") for part in relative.parts)
-    return relative.suffix.lower() in IMAGE_SUFFIXES and not hidden
+    return relative.suffix.lower() in suffixes and not hidden
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
@@ -132,21 +167,33 @@ def get_dataset(name: str, /, **params) -> ImageDataset:
     return DATASETS.build(name, **params)
 
 
+class Measurements(Protocol):
+    """What a data loader reads: an `ImageDataset`, or measurements that were saved."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Batch:
     """Posterior samples to draw together: entry b is sample `samples[b]` of image `names[b]`."""
 
     names: list[str]
     samples: list[int]
-    images: Tensor                                  # (B, 3, S, S) in [-1, 1]
+    images: Tensor                                  # (B, 3, S, S) in [-1, 1], or measurements (B, ...)
 
 
-def get_dataloader(dataset: ImageDataset, batch_size: int, num_samples: int = 1, indices: Sequence[int] | None = None,
+def get_dataloader(dataset: Measurements, batch_size: int, num_samples: int = 1, indices: Sequence[int] | None = None,
                    unreadable: Callable[[UserError], None] | None = None) -> Iterator[Batch]:
     """Yield batches of images x samples, in order; the samples of an image follow each other.
 
+    The samples of an image are in one batch if `batch_size` allows it. Images of another shape begin another batch.
+
     Args:
-        batch_size: entries per batch; the last batch may be shorter.
+        batch_size: entries per batch, at most.
         num_samples: posterior samples per image.
         indices: which images; all by default.
         unreadable: called with the error for a file that cannot be read, which is then passed over; without it the
@@ -161,6 +208,10 @@ def get_dataloader(dataset: ImageDataset, batch_size: int, num_samples: int = 1,
                 raise
             unreadable(error)
             continue
+        room = batch_size - len(entries)
+        if entries and (image.shape != entries[-1][2].shape or room < num_samples <= batch_size):
+            yield _collate(entries)
+            entries = []
         for sample in range(num_samples):
             entries.append((dataset.names[index], sample, image))
             if len(entries) == batch_size:

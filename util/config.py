@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SECTIONS = {                                        # the fixed keys; any other section holds free parameters
     (): ("conditioning", "data", "diffusion", "measurement", "model"),
     ("conditioning",): ("method", "params"),
-    ("measurement",): ("mask_opt", "noise", "operator"),
+    ("measurement",): ("mask_opt", "noise", "observed", "operator"),
 }
 
 
@@ -151,12 +151,14 @@ def _parse(text: str) -> object:
 
 
 def load_config(model_config: str | Path, diffusion_config: str | Path, task_config: str | Path,
-                overrides: Sequence[str] = (), data: str | None = None) -> Config:
+                overrides: Sequence[str] = (), data: str | None = None,
+                measurement: dict[str, object] | None = None) -> Config:
     """Read the three files and apply the command line's changes.
 
     Args:
         overrides: "key.path=value" texts, applied in order; values are YAML.
         data: an image folder, or "skimage", in place of the task's `data` section.
+        measurement: in place of the task's `measurement` section.
 
     Raises:
         UserError: a file that cannot be read, or a structure that is not a configuration's.
@@ -167,6 +169,8 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
             "diffusion": read_yaml(diffusion_config, "diffusion configuration")}
     if data is not None:
         tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": data}
+    if measurement is not None:
+        tree["measurement"] = measurement
     for override in overrides:
         _apply(tree, override)
     return _config(tree, str(task_config))
@@ -205,12 +209,17 @@ def _config(tree: dict, file: str) -> Config:
     operator = _named(measurement, "operator", f"{file}: measurement.")
     if measurement.get("mask_opt") is not None:
         operator.params["mask_opt"] = _section(measurement, "mask_opt", f"{file}: measurement.")
+    observed, data = measurement.get("observed", False), _named(tree, "data", f"{file}: ")
+    if not isinstance(observed, bool):
+        raise UserError(f"{file}: measurement.observed is {observed!r}, expected true or false")
+    if observed:
+        data.params["observed"] = True
     return Config(
         model=_mapping(tree["model"], "model"),
         diffusion=_mapping(tree["diffusion"], "diffusion"),
         conditioning=Choice(_name(conditioning, "method", f"{file}: conditioning"),
                             {} if params is None else _mapping(params, f"{file}: conditioning.params")),
-        data=_named(tree, "data", f"{file}: "),
+        data=data,
         operator=operator,
         noise=_named(measurement, "noise", f"{file}: measurement."))
 

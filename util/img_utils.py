@@ -7,6 +7,7 @@ the tensor that was scored.
 import io
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from util.errors import UserError
 
 PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+ORIENTATION_TAG, TIFF_DEPTH_TAG = 0x0112, 258
+GRID_CELL = 256                                     # pixels of a picture in a grid: small ones are enlarged to about
+LARGEST_GRID_CELL = 512                             # the first, large ones reduced to the second
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
@@ -63,9 +67,20 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {reason}; choose another folder with --save_dir") from None
 
 
-def save_image(path: Path, x: Tensor) -> None:
-    """Save an image (3, H, W) in [-1, 1] as PNG, atomically."""
-    _save(path, Image.fromarray(to_uint8(x)))
+def save_image(path: Path, x: Tensor, alpha: Tensor | None = None) -> None:
+    """Save an image (3, H, W) in [-1, 1] as PNG, atomically.
+
+    Args:
+        alpha: its opacity (h, w) in [0, 1], resized to H x W where it has another size; the PNG is RGBA with it.
+    """
+    image = Image.fromarray(to_uint8(x))
+    if alpha is not None:
+        opacity = alpha[None, None]
+        if alpha.shape != x.shape[1:]:
+            opacity = F.interpolate(opacity, size=x.shape[1:], mode="bicubic", antialias=True, align_corners=False)
+        levels = opacity[0, 0].clamp(0, 1).mul(255).round().to(torch.uint8)
+        image.putalpha(Image.fromarray(levels.cpu().numpy()))
+    _save(path, image)
 
 
 def _save(path: Path, image: Image.Image) -> None:
@@ -84,56 +99,88 @@ def load_image(path: Path, size: int | None = None) -> Tensor:
     Raises:
         UserError: the file is missing, no image, truncated, or too large to be decoded safely.
     """
+    x = _read(path, lambda content: _decode(content, crop=size is not None))
+    return x if size is None else resize(x, size)
+
+
+def load_alpha(path: Path) -> Tensor | None:
+    """The opacity of an image file, (H, W) float32 in [0, 1]; None for images without transparency.
+
+    Raises:
+        UserError: as `load_image`.
+    """
+    return _read(path, _decode_alpha)
+
+
+def _read(path: Path, decode: Callable[[bytes], Tensor | None]) -> Tensor | None:
+    """decode(content of the file), with one UserError for whatever goes wrong."""
     try:
         content = path.read_bytes()
         if not content:
             raise ValueError("the file is empty")
-        x = _decode(content, crop=size is not None)
-    except UserError:
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return decode(content)
     except Exception as error:      # decoders raise a dozen types for damaged files; none of them means success
         reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
         reason = "not an image, or a damaged one" if reason.startswith("cannot identify") else reason
         raise UserError(f"cannot read image {path}: {reason[:120]}") from None
-    return x if size is None else resize(x, size)
 
 
 def _decode(content: bytes, crop: bool) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            if _is_16_bit_colour_png(content):
-                return _centre_square(_decode_16_bit_colour(content)) if crop else _decode_16_bit_colour(content)
-            image = ImageOps.exif_transpose(image)
-            if crop:
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                image = image.crop((left, top, left + side, top + side))
-            if image.mode.startswith("I"):                              # grey, 16 bits
-                levels = np.asarray(image).astype(np.int64)
-                if levels.min() < 0 or levels.max() > 65535:
-                    raise ValueError("32-bit integer images have no known value range; save it with 8 or 16 bits")
-                return _to_tensor(np.stack([levels] * 3, axis=2), 65535)
-            if image.mode == "F":
-                raise ValueError("floating-point images have no known value range; save it with 8 or 16 bits")
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            return from_uint8(np.asarray(image.convert("RGB")))
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        if (levels := _deep_colour(content, image)) is not None:
+            x = _to_tensor(_upright(levels, image.getexif().get(ORIENTATION_TAG, 1)), 65535)
+            return _centre_square(x) if crop else x
+        image = ImageOps.exif_transpose(image)
+        if crop:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        if image.mode.startswith("I"):                              # grey, 16 bits
+            levels = np.asarray(image).astype(np.int64)
+            if levels.min() < 0 or levels.max() > 65535:
+                raise ValueError("32-bit integer images have no known value range; save it with 8 or 16 bits")
+            return _to_tensor(np.stack([levels] * 3, axis=2), 65535)
+        if image.mode == "F":
+            raise ValueError("floating-point images have no known value range; save it with 8 or 16 bits")
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return from_uint8(np.asarray(image.convert("RGB")))
 
 
-def _is_16_bit_colour_png(content: bytes) -> bool:
-    # the header chunk of a PNG holds the bit depth at byte 24 and the colour type at byte 25: 2 = RGB, 6 = RGBA
-    return content.startswith(b"\x89PNG\r\n\x1a\n") and content[24] == 16 and content[25] in (2, 6)
+def _decode_alpha(content: bytes) -> Tensor | None:
+    with Image.open(io.BytesIO(content)) as image:
+        if "A" not in image.getbands() and "transparency" not in image.info or image.mode.startswith("I"):
+            return None
+        alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+        return torch.from_numpy(alpha.astype(np.float32)) / 255
 
 
-def _decode_16_bit_colour(content: bytes) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_png
+def _deep_colour(content: bytes, image: Image.Image) -> np.ndarray | None:
+    """(H, W, 3) uint16 of an image whose colours, or grey and alpha, have 16 bits, which Pillow cuts to 8; else None.
+    """
+    # the header chunk of a PNG holds the bit depth at byte 24 and the colour type at byte 25
+    if content.startswith(b"\x89PNG\r\n\x1a\n") and content[24] == 16 and content[25] in (2, 4, 6):
+        from torchvision.io import ImageReadMode, decode_png
 
-    levels = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    top = 255 if levels.dtype == torch.uint8 else 65535
-    return levels.float() / (top / 2) - 1                               # (3, H, W)
+        png = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return decode_png(png, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    if image.format == "TIFF" and len(depths := image.tag_v2.get(TIFF_DEPTH_TAG, ())) >= 3 and max(depths) == 16:
+        import tifffile
+
+        levels = tifffile.imread(io.BytesIO(content))
+        return np.moveaxis(levels, 0, -1)[..., :3] if levels.shape[0] == len(depths) else levels[..., :3]
+    return None
+
+
+def _upright(levels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) as its EXIF orientation, 1 to 8, wants it shown."""
+    levels = levels.swapaxes(0, 1) if orientation >= 5 else levels
+    levels = levels[:, ::-1] if orientation in (2, 3, 6, 7) else levels
+    return levels[::-1] if orientation in (3, 4, 7, 8) else levels
 
 
 def _centre_square(x: Tensor) -> Tensor:
@@ -155,13 +202,14 @@ def save_grid(path: Path, rows: list[list[Tensor]], captions: list[list[str]], h
     """Save a table of pictures as PNG, each with a line of text below it and each column with a title.
 
     Args:
-        rows: images (3, H, W) in [-1, 1], all of one size; small ones are enlarged to about 256 pixels.
+        rows: images (3, H, W) in [-1, 1], of any size; small ones are enlarged to about 256 pixels, large ones
+            reduced to 512.
         captions: a text per picture, in the layout of `rows`.
         header: a title per column.
     """
-    height, width = rows[0][0].shape[1:]
-    zoom = max(1, round(256 / max(height, width)))
-    cell_width, cell_height, gap, line = width * zoom, height * zoom, 12, 30
+    gap, line = 12, 30
+    pictures = [[_fit_cell(x) for x in row] for row in rows]
+    cell_width, cell_height = (max(picture.size[i] for row in pictures for picture in row) for i in (0, 1))
     columns = len(header)
     canvas = Image.new("RGB", (gap + columns * (cell_width + gap), 2 * gap + line + len(rows) * (cell_height + line)),
                        "white")
@@ -169,12 +217,37 @@ def save_grid(path: Path, rows: list[list[Tensor]], captions: list[list[str]], h
     title, text = (ImageFont.load_default(size=max(9, min(size, cell_width // 11))) for size in (19, 16))
     for j, label in enumerate(header):
         draw.text((gap + j * (cell_width + gap) + cell_width // 2, gap + line // 2), label, "black", title, "mm")
-    for i, (row, texts) in enumerate(zip(rows, captions, strict=True)):
-        for j, (x, label) in enumerate(zip(row, texts, strict=True)):
+    for i, (row, texts) in enumerate(zip(pictures, captions, strict=True)):
+        for j, (picture, label) in enumerate(zip(row, texts, strict=True)):
             left, top = gap + j * (cell_width + gap), gap + line + i * (cell_height + line)
-            picture = Image.fromarray(to_uint8(x)).resize((cell_width, cell_height), Image.Resampling.BICUBIC)
-            canvas.paste(picture, (left, top))
+            canvas.paste(picture, (left + (cell_width - picture.width) // 2, top + (cell_height - picture.height) // 2))
             while draw.textlength(label, text) > cell_width and len(label) > 2:
                 label = label[:-2] + "…"
             draw.text((left + cell_width // 2, top + cell_height + line // 2), label, "#444444", text, "mm")
     _save(path, canvas)
+
+
+def _fit_cell(x: Tensor) -> Image.Image:
+    height, width = x.shape[1:]
+    longest = max(height, width)
+    zoom = LARGEST_GRID_CELL / longest if longest > LARGEST_GRID_CELL else max(1, round(GRID_CELL / longest))
+    size = max(1, round(width * zoom)), max(1, round(height * zoom))
+    return Image.fromarray(to_uint8(x)).resize(size, Image.Resampling.BICUBIC)
+
+
+def save_map(path: Path, values: Tensor, title: str) -> None:
+    """Save a map (H, W) of values, 0 or more, as a colour-mapped PNG with a bar that gives their scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = values.shape
+    top = float(values.nan_to_num(0).max()) or 1.0
+    figure = Figure(figsize=(5 * min(2.0, max(0.5, width / height)) + 1.2, 5), dpi=100, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    axes.set_axis_off()
+    axes.set_title(title)
+    shown = axes.imshow(values.cpu().numpy(), cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+    figure.colorbar(shown, ax=axes)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)
+    write_atomically(path, buffer.getvalue())
