@@ -1,32 +1,36 @@
 """Restore images: `python sample_condition.py` runs the demo; DPS's command line, and a little more, runs the rest.
 
-    YAML -> config -> prior, operator + noise -> Measurement, schedule + sampler + method
-    images -> Measurement -> method.restore -> RunDirectory -> metrics, grid
+    YAML -> config -> prior, operator + noise, schedule + sampler + method
+    images, photographs or saved measurements -> Measurement -> method.restore -> RunDirectory -> metrics, grid
 """
 
 import argparse
 import signal
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from shlex import quote
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from data.dataloader import DATASETS, Batch, ImageDataset, get_dataloader
+from data.dataloader import DATASETS, get_dataloader
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, ConditioningMethod
+from guided_diffusion.gathering import Gatherer
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
-from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
-from guided_diffusion.unet import UNetModel, create_model
+from guided_diffusion.measurements import NOISES, OPERATORS, Noise, Operator
+from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored, to_store
+from guided_diffusion.tiling import PaddedPrior, TiledPrior
+from guided_diffusion.unet import create_model
 from util.compute_metric import Metrics
 from util.config import Choice, Config, find_file, load_config
 from util.errors import UserError, did_you_mean
 from util.logger import get_logger
+from util.measurement_files import MeasurementFolder
 from util.registry import Registry, check_arguments
 from util.report import Monitor, device_name, environment, log_table
-from util.run_dir import MEAN, Outcome, RunDirectory
+from util.run_dir import RunDirectory
 from util.seeding import ImageRandomness
 
 DEFAULT_BATCH_PIXELS = 4 * 128 ** 2                 # images per batch by default: 4 of 128 x 128, 1 of 256 x 256
@@ -67,6 +71,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num_samples", type=positive, default=1, metavar="N", help="posterior samples per image; default 1")
     add("--limit", type=positive, metavar="N", help="restore the first N images only")
     add("--precision", choices=["fp32"], default="fp32", help="number format of the network; default %(default)s")
+    add("--tile", type=positive, metavar="N", help="restore images larger than N x N in overlapping windows of N x N")
+    add("--save_measurements", action="store_true", help="save the measurements, masks and kernels to measurements/")
+    add("--load_measurements", metavar="FOLDER", help="restore exactly these saved measurements")
     add("--progress", type=positive, metavar="N", help="save the state after every N-th step to progress/")
     add("--overwrite", action="store_true", help="replace the results of an earlier run in the same folder")
     return parser.parse(argv)
@@ -109,15 +116,38 @@ def build(registry: Registry, choice: Choice, path: str, overrides: Sequence[str
 class Task:
     """Everything that a restoration needs besides the network."""
 
-    dataset: ImageDataset
+    source: Source
     operator: Operator
     noiser: Noise
     sampler: Sampler
     method: ConditioningMethod
 
 
-def build_task(config: Config, overrides: Sequence[str]) -> Task:
+def build_source(config: Config, args: argparse.Namespace, folder: MeasurementFolder | None) -> Source:
+    """Where the measurements come from: clean images, photographs that are already degraded, or `folder`."""
+    try:
+        dataset = build(DATASETS, config.data, "data.name", args.overrides)
+    except UserError as error:
+        if folder is None or args.data is not None:
+            raise
+        logger.warning(f"the measurements are restored without ground truth: {error}")
+        return Stored(folder)
+    if folder is not None:
+        return Stored(folder, None if dataset.observed else dataset)
+    usual_size = config.model["image_size"]
+    if usual_size < 1:
+        raise UserError(f"model config: image_size is {usual_size}, expected 1 or more")
+    if dataset.observed:
+        return Observed(dataset, usual_size)
+    dataset.image_size = dataset.image_size or usual_size
+    return Simulated(dataset)
+
+
+def build_task(config: Config, args: argparse.Namespace, folder: MeasurementFolder | None) -> Task:
     """Build all but the network, and check that the parts fit each other and the network.
+
+    Args:
+        folder: measurements to restore in place of the task's.
 
     Raises:
         UserError: whatever is wrong in the configuration or the data.
@@ -127,18 +157,13 @@ def build_task(config: Config, overrides: Sequence[str]) -> Task:
     find_checkpoint(config)
     sampler = create_sampler(**config.diffusion)
     sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
-    operator = build(OPERATORS, config.operator, "measurement.operator.name", overrides)
-    noiser = build(NOISES, config.noise, "measurement.noise.name", overrides)
-    method = build(CONDITIONING_METHODS, config.conditioning, "conditioning.method", overrides)
+    operator = build(OPERATORS, config.operator, "measurement.operator.name", args.overrides)
+    noiser = build(NOISES, config.noise, "measurement.noise.name", args.overrides)
+    method = build(CONDITIONING_METHODS, config.conditioning, "conditioning.method", args.overrides)
     method.check(operator, noiser)
-    dataset = build(DATASETS, config.data, "data.name", overrides)
-    if dataset.image_size is None:
-        dataset.image_size = config.model["image_size"]
-    size = dataset.image_size
-    if size < 1:
-        raise UserError(f"model config: image_size is {size}, expected 1 or more")
-    operator.prepare((1, 3, size, size), ImageRandomness(0, ["trial"], purpose="operator"))
-    return Task(dataset, operator, noiser, sampler, method)
+    source = build_source(config, args, folder)
+    source.check(operator, noiser)
+    return Task(source, operator, noiser, sampler, method)
 
 
 def find_checkpoint(config: Config) -> str:
@@ -149,57 +174,44 @@ def find_checkpoint(config: Config) -> str:
     return str(find_file(config.model["model_path"], "checkpoint", remedy))
 
 
-def load_prior(config: Config, image_size: int, device: torch.device) -> UNetModel:
-    """The network with its checkpoint, frozen, on `device`; UserError if either is wrong or the images do not fit."""
+def load_prior(config: Config, image_size: int | None, tile: int | None, device: torch.device) -> nn.Module:
+    """The network with its checkpoint, frozen, on `device`: model(x_t, t).
+
+    Args:
+        image_size: side of all images; None for images of any size, which are padded where the network needs it.
+        tile: restore larger images in windows of this side.
+
+    Raises:
+        UserError: the network or its checkpoint is wrong, or images or tiles do not fit the network.
+    """
     model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
-    model.check_image_size(image_size, image_size)
-    return model.eval().requires_grad_(False).to(device)
+    prior = model.eval().requires_grad_(False).to(device)
+    if tile is not None and tile % model.multiple:
+        raise UserError(f"--tile {tile}: the network takes multiples of {model.multiple}, such as "
+                        f"{max(1, round(tile / model.multiple)) * model.multiple}")
+    if image_size is not None:
+        model.check_image_size(image_size, image_size)
+    else:
+        prior = PaddedPrior(prior, model.multiple)
+    return prior if tile is None else TiledPrior(prior, tile)
 
 
-class Gatherer:
-    """Brings the samples of an image together, and hands complete images to the run directory."""
-
-    def __init__(self, run: RunDirectory, metrics: Metrics, num_samples: int):
-        self.run, self.metrics, self.num_samples = run, metrics, num_samples
-        self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
-
-    def add(self, batch: Batch, measurement: Measurement, restored: Tensor, monitor: Monitor) -> None:
-        """Take in a restored batch (B, 3, S, S), and save the images that are complete with it."""
-        seconds, evaluations = monitor.seconds / len(restored), monitor.evaluations / len(restored)
-        for name, sample, judged in zip(batch.names, batch.samples, self._judge(measurement, restored), strict=True):
-            self.outcomes[name].append(Outcome(str(sample), seconds=seconds, network_evaluations=evaluations, **judged))
-            if not torch.isfinite(judged["restored"]).all():
-                logger.warning(f"the restoration of {name} diverged; try a smaller conditioning.params.scale")
-        # the mean of the samples so far, per entry: complete at the last sample of its image
-        means = torch.stack([torch.stack([o.restored for o in self.outcomes[name]]).mean(0) for name in batch.names])
-        lifted = measurement.operator.lift(measurement.y).cpu()
-        for b, judged in enumerate(self._judge(measurement, means.to(restored.device))):
-            if batch.samples[b] == self.num_samples - 1:
-                outcomes = self.outcomes.pop(batch.names[b])
-                if self.num_samples > 1:
-                    outcomes.append(Outcome(MEAN, seconds=sum(o.seconds for o in outcomes), **judged,
-                                            network_evaluations=sum(o.network_evaluations for o in outcomes)))
-                self.run.save(batch.names[b], batch.images[b], lifted[b], outcomes, self.metrics)
-
-    @staticmethod
-    @torch.no_grad()
-    def _judge(measurement: Measurement, x: Tensor) -> list[dict[str, object]]:
-        """Each image on the CPU with its equivalents, its distance and its chi-square, as `Outcome` names them."""
-        equivalents = torch.stack(measurement.operator.ambiguities(x), dim=1)[:, 1:].cpu()         # (B, n, 3, S, S)
-        values = zip(x.cpu(), equivalents, measurement.distance(x).tolist(), measurement.chi_square(x).tolist(),
-                     strict=True)
-        return [{"restored": image, "equivalents": tuple(others), "distance": distance, "chi_square": chi_square}
-                for image, others, distance, chi_square in values]
+def default_entries(image_size: int | None) -> int:
+    """Entries per batch: by the images' size, and 1 where it may differ."""
+    return 1 if image_size is None else max(1, DEFAULT_BATCH_PIXELS // image_size ** 2)
 
 
 def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirectory, todo: Sequence[int],
            device: torch.device) -> int:
-    """Restore the images `todo` of the task's dataset and return how many of them could not be read."""
-    operator, sampler, num_samples = task.operator.to(device), task.sampler, args.num_samples
-    model = load_prior(config, task.dataset.image_size, device)
-    gatherer = Gatherer(run, Metrics(device), num_samples)
-    monitor = Monitor(model, run, len(todo), num_samples, sampler.num_steps, args.progress)
-    batch_size = args.batch_size or max(1, DEFAULT_BATCH_PIXELS // task.dataset.image_size ** 2)
+    """Restore the images `todo` of the task and return how many of them could not be read."""
+    source, operator, num_samples = task.source, task.operator.to(device), args.num_samples
+    prior = load_prior(config, source.image_size, args.tile, device)
+    settings = config.as_dict()["measurement"]
+    store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
+                    observed=config.observed) if args.save_measurements else None
+    gatherer = Gatherer(run, source, Metrics(device) if source.knows_truth else None, num_samples, store)
+    monitor = Monitor(prior, run, len(todo), num_samples, task.sampler.num_steps, args.progress)
+    batch_size = args.batch_size or num_samples * max(1, default_entries(source.image_size) // num_samples)
     unreadable: list[UserError] = []
 
     def pass_over(error: UserError) -> None:
@@ -209,32 +221,36 @@ def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirecto
 
     try:
         with monitor.bar:
-            for batch in get_dataloader(task.dataset, batch_size, num_samples, todo, pass_over):
+            for batch in get_dataloader(source, batch_size, num_samples, todo, pass_over):
                 randomness = ImageRandomness(args.seed, batch.names, batch.samples)
-                measurement = Measurement.simulate(operator, task.noiser, batch.images.to(device), randomness)
-                restored = task.method.restore(model, sampler, measurement, randomness, monitor.watch(batch))
+                measurement = source.measure(operator, task.noiser, batch, device, randomness)
+                restored = task.method.restore(prior, task.sampler, measurement, randomness, monitor.watch(batch))
                 gatherer.add(batch, measurement, restored, monitor)
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"{device_name(device)} is out of memory with batches of {batch_size}; "
-                        "lower --batch_size, or set model.use_checkpoint=true") from None
+                        "lower --batch_size, set model.use_checkpoint=true, or restore large images with --tile 256"
+                        ) from None
     return len(unreadable)
 
 
 def restore(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
-    config = load_config(args.model_config, args.diffusion_config, args.task_config, args.overrides, args.data)
+    folder = MeasurementFolder(args.load_measurements) if args.load_measurements is not None else None
+    config = load_config(args.model_config, args.diffusion_config, args.task_config, args.overrides, args.data,
+                         folder and folder.settings)
     device = choose_device(args.gpu)
-    task = build_task(config, args.overrides)
-    settings = {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision}
-    run = RunDirectory(args.save_dir, task.operator.name, task.method.name, settings, args.overwrite)
+    task = build_task(config, args, folder)
+    given = {"tile": args.tile, "load_measurements": args.load_measurements}
+    settings = {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
+                **{key: value for key, value in given.items() if value is not None}}
+    run = RunDirectory(args.save_dir, task.operator.name, task.method.name, settings, args.overwrite,
+                       args.save_measurements)
 
-    chosen = range(len(task.dataset))[:args.limit]
-    names = [task.dataset.names[i] for i in chosen]
-    todo = [i for i in chosen if not run.finished(task.dataset.names[i])]
-    side, before = task.dataset.image_size, len(chosen) - len(todo)
-    logger.info(f"{task.operator.name} by {task.method.name}: {len(chosen)} image{'s' * (len(chosen) != 1)} of "
-                f"{side} x {side}{f' ({before} finished before)' if before else ''}, {task.sampler.num_steps} steps, "
-                f"on {device_name(device)}")
+    names = task.source.names[:args.limit]
+    todo = [i for i, name in enumerate(names) if not run.finished(name)]
+    before = f" ({len(names) - len(todo)} finished before)" if len(todo) < len(names) else ""
+    logger.info(f"{task.operator.name} by {task.method.name}: {len(names)} image{'s' * (len(names) != 1)} of "
+                f"{task.source.size}{before}, {task.sampler.num_steps} steps, on {device_name(device)}")
     try:
         unreadable = sample(args, config, task, run, todo, device) if todo else 0
         if len(todo) > unreadable or not run.has_summary:
@@ -246,7 +262,8 @@ def restore(args: argparse.Namespace) -> int:
                      f"{run.path}; the same command continues")
         return 130
     log_table(run, names)
-    logger.info(f"\nresults in {run.path} (grid.png: ground truth | measurement | restoration)")
+    logger.info(f"\nresults in {run.path} (grid.png: "
+                f"{'ground truth | ' * task.source.knows_truth}measurement | restoration)")
     if unreadable:
         logger.error(f"{unreadable} of {len(names)} images could not be read")
     return 1 if unreadable else 0

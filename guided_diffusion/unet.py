@@ -217,9 +217,14 @@ class UNetModel(nn.Module):
         self.out = nn.Sequential(
             normalization(channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)))
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of images are multiples of, so that they survive all the halvings."""
+        return 2 ** (self.levels - 1)
+
     def check_image_size(self, height: int, width: int) -> None:
         """Raise UserError unless images of `height` x `width` survive all the halvings."""
-        step = 2 ** (self.levels - 1)
+        step = self.multiple
         if height < step or width < step or height % step or width % step:
             raise UserError(f"images of {height} x {width} do not fit the network: with {self.levels} levels both sides "
                             f"must be multiples of {step}; set data.image_size to {max(step, height // step * step)}")

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 import sample_condition
+from guided_diffusion.measurements import Measurement
 from guided_diffusion.unet import create_model
 from util.config import REPOSITORY
 
@@ -277,7 +278,7 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "measurement.operator.name=inpainting"], ["'scale_factor'", "measurement.operator={name: inpainting}"]),
     (["--task_config", "configs/inpainting_config.yaml", "--set", "measurement.operator.name=noise"],
      ["'mask_opt'", "--set measurement.mask_opt=null"]),
-    (["--set", "measurement.operator.name=blur"], ["'blur'", "gaussian_blur"]),
+    (["--set", "measurement.operator.name=blurr"], ["'blurr'", "did you mean 'blur'"]),
     (["--data", "file"], ["file is no image file"]),
     (["--set", "measurement.operator.scale_factor=5"], ["5", "32"]),
     (["--set", "measurement.operator.in_shape=[1,3,256,256]"], ["256", "32"]),
@@ -359,7 +360,7 @@ def test_running_out_of_gpu_memory_is_explained(run, monkeypatch):
     def exhausted(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(sample_condition.Measurement, "simulate", exhausted)
+    monkeypatch.setattr(Measurement, "simulate", exhausted)
     status, _, err = run()
     assert status == 2 and "--batch_size" in err and "Traceback" not in err
 

@@ -77,6 +77,11 @@ class Config:
     operator: Choice
     noise: Choice
 
+    @property
+    def observed(self) -> bool:
+        """Whether the data are measurements, not clean images."""
+        return self.data.params.get("observed", False)
+
     def as_dict(self) -> dict[str, object]:
         """The configuration as plain YAML values, under the keys that `--set` takes."""
         return _plain({

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from data.dataloader import Batch
 from util.logger import get_logger
-from util.run_dir import MEAN, Row, RunDirectory
+from util.metrics_table import MEAN, Row
+from util.run_dir import RunDirectory
 
 TABLE_ROWS = 20                                     # images shown in the closing table
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "scikit-image", "lpips")
@@ -68,31 +69,48 @@ class Monitor:
 
 
 def log_table(run: RunDirectory, images: Sequence[str]) -> None:
-    """Log PSNR and SSIM of restored images; `_figures` says which."""
+    """Log how the restored images are: PSNR and SSIM, and where there is no truth, how well they fit their measurement.
+    """
     table = [(image, own) for image in images if (own := [row for row in run.rows if row.image == image])]
-    if not table:
-        return
-    several = any(row.sample == MEAN for _, own in table for row in own)
-    ambiguous = any(not math.isnan(row.psnr_aligned) for _, own in table for row in own)
-    figures = [(image, _figures(own, several, ambiguous)) for image, own in table]
+    for known in (True, False):
+        part = [(image, own) for image, own in table if own[0].has_truth is known]
+        several = any(row.sample == MEAN for _, own in part for row in own)
+        ambiguous = any(not math.isnan(row.psnr_aligned) for _, own in part for row in own)
+        figures = [(image, _figures(own, several, ambiguous) if known else _agreement(own, several))
+                   for image, own in part]
+        if part:
+            _log(figures, ("PSNR (dB)", "SSIM") if known else ("chi-square", "distance"))
+
+
+def _log(figures: Sequence[tuple[str, dict[str, tuple[float, float]]]], groups: tuple[str, str]) -> None:
+    """Log a line per image: the first number under every title, then the second ones."""
     titles = list(figures[0][1])
-    lines = [(image, [*(psnr for psnr, _ in own.values()), *(ssim for _, ssim in own.values())])
+    lines = [(image, [*(first for first, _ in own.values()), *(second for _, second in own.values())])
              for image, own in figures]
     total = [_mean(column) for column in zip(*(values for _, values in lines), strict=True)]
     hidden = len(lines[TABLE_ROWS:])
     lines = lines[:TABLE_ROWS]
-    if len(table) > 1:
-        lines.append((f"mean of {len(table)}", total))
+    if len(figures) > 1:
+        lines.append((f"mean of {len(figures)}", total))
     width = min(40, max(len("image"), *(len(name) for name, _ in lines)))
     half = len(titles)
     log = get_logger().info
-    log(f"\n{'':{width}}  {'PSNR (dB)':^{12 * half}}  {'SSIM':^{12 * half}}".rstrip())
+    log(f"\n{'':{width}}  {groups[0]:^{12 * half}}  {groups[1]:^{12 * half}}".rstrip())
     log(f"{'image':{width}}  {''.join(f'{t:>12}' for t in titles)}  {''.join(f'{t:>12}' for t in titles)}")
     for name, values in lines:
         log(f"{name[:width]:{width}}  {''.join(f'{v:12.2f}' for v in values[:half])}  "
             f"{''.join(f'{v:12.3f}' for v in values[half:])}")
     if hidden:
         log(f"({hidden} more images are in metrics.csv)")
+
+
+def _agreement(own: Sequence[Row], several: bool) -> dict[str, tuple[float, float]]:
+    """Title -> chi-square and distance of one image, about which nothing else is known."""
+    samples = [row for row in own if row.sample != MEAN]
+    groups = {"samples": samples, "best fit": [row for row in samples if row.best == 1],
+              "their mean": [row for row in own if row.sample == MEAN]} if several else {"restored": samples}
+    return {title: (_mean([r.chi_square for r in rows]), _mean([r.distance for r in rows]))
+            for title, rows in groups.items()}
 
 
 def _figures(own: Sequence[Row], several: bool, ambiguous: bool) -> dict[str, tuple[float, float]]:

@@ -1,82 +1,35 @@
 """Everything that a run leaves on disk, written so that it can be stopped at any time and continued.
 
 <save_dir>/<operator>/<method>/
-    input/ recon/ label/    a PNG per image, named after its source: lifted measurement, restoration, truth
+    input/ recon/ label/    a PNG per image, named after its source: lifted measurement, restoration, truth if known
+    std/                    the standard deviation of an image's posterior samples, if there are several
     progress/<image>/       x_t and x0_hat on the way, where asked for
+    measurements/           the measurements, .npz, where asked for
     metrics.csv             a row per image and posterior sample; an image is finished when its rows are in
     summary.json            means over the rows, cost, versions
     config.yaml             the resolved configuration
-    grid.png                truth | measurement | restoration
+    grid.png                truth (if known) | measurement | restoration
 """
 
 import csv
-import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from statistics import fmean, stdev
 
 import yaml
 from torch import Tensor
 
-from util.compute_metric import Metrics, Scores
+from util.compute_metric import Metrics
 from util.config import ConfigLoader
 from util.errors import UserError
-from util.img_utils import load_image, save_grid, save_image, write_atomically
+from util.img_utils import load_image, save_grid, save_image, save_map, write_atomically
+from util.measurement_files import SUFFIX, StoredMeasurement, write_measurement
+from util.metrics_table import MEAN, Outcome, Row, make_rows, read_rows, standard_deviation, summarise, to_csv
 
 FOLDERS = ("input", "recon", "label", "progress")
 FILES = ("metrics.csv", "summary.json", "config.yaml", "grid.png")
 GRID_ROWS = 8
-MEAN = "mean"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of metrics.csv; NaN is written as an empty cell."""
-
-    image: str
-    sample: str                                     # "0", "1", ..., or "mean" for the mean of the samples
-    psnr: float                                     # dB
-    ssim: float
-    lpips_vgg: float
-    psnr_input: float                               # of the lifted measurement
-    ssim_input: float
-    distance: float                                 # the noise model's data misfit
-    seconds: float                                  # share of its batch's time
-    chi_square: float                               # ||y - A(x)||^2 / (m sigma^2)
-    network_evaluations: float
-    psnr_aligned: float                             # these three after the image's trivial ambiguities are resolved,
-    ssim_aligned: float                             # by the truth; empty where the operator has none
-    lpips_vgg_aligned: float
-    best: float                                     # 1 for the sample of lowest distance, 0 for others, empty for means
-
-    @classmethod
-    def parse(cls, cells: dict[str, str]) -> "Row":
-        """Read a line; ValueError or KeyError if it is not one of ours."""
-        if Path(cells["image"]).name != cells["image"]:
-            raise ValueError(f"{cells['image']} is no image name")
-        return cls(cells["image"], cells["sample"],
-                   *(float(cells[column] or "nan") for column in COLUMNS[2:]))
-
-
-COLUMNS = [field.name for field in fields(Row)]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one posterior sample of one image; images are (3, H, W) in [-1, 1]."""
-
-    sample: str
-    restored: Tensor
-    distance: float
-    chi_square: float
-    seconds: float
-    network_evaluations: float
-    equivalents: Sequence[Tensor] = ()              # what the measurement cannot tell from `restored`: flips, negatives
-
-
 class RunDirectory:
     """The folder of one run.
 
@@ -86,15 +39,16 @@ class RunDirectory:
         method: name of the conditioning method, the second one.
         config: everything that decides the results, as plain YAML values.
         overwrite: delete what an earlier run wrote here.
+        keeps_measurements: an image is finished only if its measurement is saved, too.
 
     Raises:
         UserError: the folder cannot be written to, or holds the results of another configuration.
     """
 
     def __init__(self, save_dir: str | Path, operator: str, method: str, config: dict[str, object],
-                 overwrite: bool = False):
+                 overwrite: bool = False, keeps_measurements: bool = False):
         self.path = Path(save_dir).expanduser() / operator / method
-        self.config = config
+        self.config, self.keeps_measurements = config, keeps_measurements
         self.rows: list[Row] = []
         try:
             for folder in FOLDERS:
@@ -133,11 +87,7 @@ class RunDirectory:
         if not path.exists():
             return []
         try:
-            with open(path, newline="", encoding="utf-8") as file:
-                table = csv.DictReader(file)
-                if table.fieldnames != COLUMNS:
-                    raise ValueError(table.fieldnames)
-                return [Row.parse(cells) for cells in table]
+            return read_rows(path)
         except (OSError, KeyError, ValueError, TypeError, csv.Error):
             raise UserError(f"{path} is not a table of ours; choose another folder with --save_dir, "
                             "or replace the results with --overwrite") from None
@@ -151,6 +101,8 @@ class RunDirectory:
         for row in rows:
             self.path_of("input", row.image).unlink(missing_ok=True)
             self.path_of("label", row.image).unlink(missing_ok=True)
+            self.path_of("std", row.image).unlink(missing_ok=True)
+            self._measurement_path(row.image).unlink(missing_ok=True)
             for sample in (None, row.sample):
                 self.path_of("recon", row.image, sample).unlink(missing_ok=True)
                 folder = self.path / "progress" / _name(row.image, sample)
@@ -175,43 +127,44 @@ class RunDirectory:
 
     def finished(self, image: str) -> bool:
         """Whether the image's rows are in and its files are there."""
-        samples = self._recon_samples(image)
-        return bool(samples) and all(path.is_file() for path in (
-            self.path_of("input", image), self.path_of("label", image),
-            *(self.path_of("recon", image, sample) for sample in samples)))
+        own, samples = [row for row in self.rows if row.image == image], self._recon_samples(image)
+        files = [self.path_of("input", image), *(self.path_of("recon", image, sample) for sample in samples)]
+        files += [self.path_of("label", image)] * any(row.has_truth for row in own)
+        files += [self.path_of("std", image)] * (len(samples) > 1)
+        files += [self._measurement_path(image)] * self.keeps_measurements
+        return bool(own) and all(file.is_file() for file in files)
 
-    def save(self, image: str, label: Tensor, lifted: Tensor, outcomes: Sequence[Outcome], metrics: Metrics) -> None:
+    def save(self, image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequence[Outcome],
+             metrics: Metrics | None, alpha: Tensor | None = None) -> None:
         """Score and save one image with all its samples; it is finished when this returns.
 
         Args:
             image: its name.
-            label: the truth, (3, H, W) in [-1, 1].
+            label: the truth, (3, H, W) in [-1, 1]; None where nobody knows it.
             lifted: the measurement in image space, same shape.
             outcomes: its samples and, if there are several, their mean.
-            metrics: what scores them.
+            metrics: what scores them; needed with a truth.
+            alpha: the opacity (h, w) in [0, 1] that restorations are saved with; opaque when None.
         """
-        degraded, best = metrics(lifted, label), _best_sample(outcomes)
-        rows = []
+        rows = make_rows(image, label, lifted, outcomes, metrics)
         for outcome in outcomes:
-            scores, aligned = _score(outcome, label, metrics)
-            rows.append(Row(image, outcome.sample, scores.psnr, scores.ssim, scores.lpips, degraded.psnr, degraded.ssim,
-                            outcome.distance, outcome.seconds, outcome.chi_square, outcome.network_evaluations,
-                            aligned.psnr, aligned.ssim, aligned.lpips,
-                            math.nan if outcome.sample == MEAN else float(outcome.sample == best)))
-            save_image(self.path_of("recon", image, outcome.sample if len(outcomes) > 1 else None), outcome.restored)
+            sample = outcome.sample if len(outcomes) > 1 else None
+            save_image(self.path_of("recon", image, sample), outcome.restored, alpha)
         save_image(self.path_of("input", image), lifted)
-        save_image(self.path_of("label", image), label)
+        if label is not None:
+            save_image(self.path_of("label", image), label)
+        if (std := standard_deviation(outcomes)) is not None:
+            save_map(self.path_of("std", image), std.square().mean(dim=0).sqrt(),
+                     f"Standard deviation of {len(outcomes) - 1} samples on [0, 1]")
         self.rows = [row for row in self.rows if row.image != image] + rows
-        self._write_rows()
+        self._write("metrics.csv", to_csv(self.rows))
 
-    def _write_rows(self) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in self.rows:
-            writer.writerow("" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
-                            for v in asdict(row).values())
-        self._write("metrics.csv", text.getvalue())
+    def save_measurement(self, image: str, stored: StoredMeasurement) -> None:
+        """Save a measurement for other programs and for --load_measurements."""
+        write_measurement(self._measurement_path(image), stored)
+
+    def _measurement_path(self, image: str) -> Path:
+        return self.path / "measurements" / f"{image}{SUFFIX}"
 
     def save_progress(self, image: str, sample: str | None, index: int, x: Tensor, x0_hat: Tensor) -> None:
         """Save the state after step `index` and the prediction of the clean image, (3, H, W) each."""
@@ -221,67 +174,41 @@ class RunDirectory:
 
     def write_summary(self, facts: dict[str, object]) -> None:
         """Write summary.json: `facts`, then mean, standard deviation and count of every column of metrics.csv."""
-        single, mean = ([row for row in self.rows if (row.sample == MEAN) is is_mean] for is_mean in (False, True))
-        summary = {**facts, "images": len({row.image for row in self.rows}), "samples": len(single),
-                   "seconds": sum(row.seconds for row in single),
-                   "network_evaluations": int(sum(row.network_evaluations for row in single)),
-                   "metrics": _statistics(single)}
-        if mean:
-            summary["metrics_of_best_samples"] = _statistics([row for row in single if row.best == 1])
-            summary["metrics_of_sample_means"] = _statistics(mean)
+        summary = {**facts, **summarise(self.rows)}
         self._write("summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def write_grid(self) -> None:
-        """Write grid.png: truth, measurement, restoration of up to 8 images; of several samples the one of lowest
-        distance, and their mean."""
+        """Write grid.png: truth (if known), measurement, restoration of up to 8 images; of several samples the one of
+        lowest distance, and their mean."""
         images = list(dict.fromkeys(row.image for row in self.rows))[:GRID_ROWS]
-        rows, captions, columns = [], [], ["Ground truth", "Measurement", "Restoration"]
-        for image in images:
-            own = [row for row in self.rows if row.image == image]
+        table = {image: [row for row in self.rows if row.image == image] for image in images}
+        truths = all(own[0].has_truth for own in table.values())
+        rows, captions, restored = [], [], ["Restoration"]
+        for image, own in table.items():
             best = [row for row in own if row.best == 1] or own[:1]
             shown = best + [row for row in own if row.sample == MEAN]
             if len(shown) > 1:
-                columns = [*columns[:2], f"Best fit of {len(own) - 1}", f"Mean of {len(own) - 1}"]
-            files = [self.path_of("label", image), self.path_of("input", image)]
+                restored = [f"Best fit of {len(own) - 1}", f"Mean of {len(own) - 1}"]
+            files = [self.path_of("label", image)] * truths + [self.path_of("input", image)]
             files += [self.path_of("recon", image, row.sample if len(own) > 1 else None) for row in shown]
             rows.append([load_image(file) for file in files])
-            captions.append([image, f"PSNR {own[0].psnr_input:.2f} dB", *map(_caption, shown)])
+            scored = f"PSNR {own[0].psnr_input:.2f} dB"
+            captions.append([*([image, scored] if truths else [image]), *map(_caption, shown)])
         if rows:
-            save_grid(self.path / "grid.png", rows, captions, columns)
+            header = ["Ground truth"] * truths + ["Measurement", *restored]
+            save_grid(self.path / "grid.png", rows, captions, header)
 
 
 def _name(image: str, sample: str | None) -> str:
     return image if sample is None else f"{image}_{sample}"
 
 
-def _best_sample(outcomes: Sequence[Outcome]) -> str | None:
-    """The sample that agrees best with the measurement; the truth plays no part. None if all diverged."""
-    finite = [outcome for outcome in outcomes if outcome.sample != MEAN and math.isfinite(outcome.distance)]
-    return min(finite, key=lambda outcome: outcome.distance).sample if finite else None
-
-
-def _score(outcome: Outcome, label: Tensor, metrics: Metrics) -> tuple[Scores, Scores]:
-    """Scores as restored, and of the equivalent image closest to the truth (NaN where there is no other)."""
-    scores = metrics(outcome.restored, label)
-    if not outcome.equivalents:
-        return scores, Scores(math.nan, math.nan, math.nan)
-    return scores, max([scores, *(metrics(image, label) for image in outcome.equivalents)], key=lambda s: s.psnr)
-
-
 def _caption(row: Row) -> str:
+    if not row.has_truth:
+        return f"distance {row.distance:.3g}" if math.isnan(row.chi_square) else f"chi-square {row.chi_square:.2f}"
     if math.isnan(row.psnr_aligned):
         return f"PSNR {row.psnr:.2f} dB"
     return f"PSNR {row.psnr:.2f} dB, aligned {row.psnr_aligned:.2f}"
-
-
-def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int | None]]:
-    columns = [column for column in COLUMNS[2:] if column not in ("seconds", "network_evaluations", "best")]
-    table = {}
-    for column in columns:
-        values = [value for row in rows if math.isfinite(value := getattr(row, column))]
-        table[column] = {"mean": fmean(values) if values else None,
-                         "std": stdev(values) if len(values) > 1 else None, "count": len(values)}
-    return table
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:

@@ -1,0 +1,202 @@
+"""Where measurements come from: made from clean images, made by someone else, or saved by an earlier run."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.dataloader import ARRAY_SUFFIX, Batch, ImageDataset
+from guided_diffusion.measurements.base import Measurement, Noise, Operator
+from util.errors import UserError
+from util.logger import get_logger
+from util.measurement_files import MeasurementFolder, StoredMeasurement
+from util.seeding import ImageRandomness
+
+COLOURS = 3
+
+logger = get_logger()
+
+
+class Source(ABC):
+    """The measurements of a run. A data loader reads `names`, the length and the items: images or measurements.
+
+    Attributes:
+        names: a name per image.
+        size: words for the size of the images.
+        image_size: side of all images; None where they may differ.
+        knows_truth: whether clean images are known, of some at least.
+    """
+
+    names: tuple[str, ...]
+    size = "their own size"
+    image_size: int | None = None
+    knows_truth = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Tensor:
+        """What is read of image `index`, without a batch axis; UserError if it cannot be read."""
+
+    @abstractmethod
+    def measure(self, operator: Operator, noiser: Noise, batch: Batch, device: torch.device,
+                randomness: ImageRandomness) -> Measurement:
+        """The measurements (B, ...) of a batch, on `device`; UserError where operator and batch do not fit."""
+
+    @abstractmethod
+    def check(self, operator: Operator, noiser: Noise) -> None:
+        """Raise UserError, before anything is restored, if the operator does not fit what there is to restore."""
+
+    def truth(self, batch: Batch, b: int) -> Tensor | None:
+        """The clean image (3, H, W) of entry b; None where nobody knows it."""
+        return None
+
+    def alpha(self, name: str) -> Tensor | None:
+        """The opacity (h, w) in [0, 1] that goes with the restored image; None where it is opaque."""
+        return None
+
+    def _trial(self) -> tuple[Batch, ImageRandomness] | None:
+        """A batch of the first image that can be read."""
+        for index, name in enumerate(self.names):
+            try:
+                return Batch([name], [0], self[index][None]), ImageRandomness(0, [name])
+            except UserError:
+                continue
+        return None
+
+
+class Simulated(Source):
+    """Clean images (3, S, S), measured here."""
+
+    knows_truth = True
+
+    def __init__(self, dataset: ImageDataset):
+        self.dataset, self.names, self.image_size = dataset, dataset.names, dataset.image_size
+        self.size = f"{self.image_size} x {self.image_size}"
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.dataset[index]
+
+    def measure(self, operator: Operator, noiser: Noise, batch: Batch, device: torch.device,
+                randomness: ImageRandomness) -> Measurement:
+        return Measurement.simulate(operator, noiser, batch.images.to(device), randomness)
+
+    def check(self, operator: Operator, noiser: Noise) -> None:
+        randomness = ImageRandomness(0, ["trial"], purpose="operator")
+        operator.prepare((1, COLOURS, self.image_size, self.image_size), randomness)
+
+    def truth(self, batch: Batch, b: int) -> Tensor:
+        return batch.images[b]
+
+
+class Observed(Source):
+    """Photographs that are already degraded, of any size, and arrays such as Fourier magnitudes.
+
+    Args:
+        dataset: the files.
+        usual_size: side of the images of measurements whose shape does not tell.
+    """
+
+    def __init__(self, dataset: ImageDataset, usual_size: int):
+        self.dataset, self.names, self.usual_size = dataset, dataset.names, usual_size
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.dataset[index]
+
+    def measure(self, operator: Operator, noiser: Noise, batch: Batch, device: torch.device,
+                randomness: ImageRandomness) -> Measurement:
+        name, y = batch.names[0], batch.images.to(device)
+        is_array = self.dataset.paths[self.names.index(name)].suffix.lower() == ARRAY_SUFFIX
+        try:
+            if not is_array and not operator.pictures:
+                raise UserError(f"operator '{operator.name}' measures no pictures; give its measurements as .npy files")
+            if operator.image_size_of(y.shape[1:]) is None and y.dim() == 3:            # a grey image (H, W) as array
+                grey = y[:, None]
+                y = y if operator.image_size_of(grey.shape[1:]) is None else grey
+            size = operator.image_size_of(y.shape[1:]) or (self.usual_size, self.usual_size)
+            return Measurement.observed(operator, noiser, y, (len(y), COLOURS, *size), randomness)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+
+    def check(self, operator: Operator, noiser: Noise) -> None:
+        trial = self._trial()
+        if trial is None:
+            return
+        batch, randomness = trial
+        self.measure(operator, noiser, batch, torch.device("cpu"), randomness)
+        first = operator.drawn()
+        self.measure(operator, noiser, batch, torch.device("cpu"), ImageRandomness(1, batch.names))
+        drawn = [name for name, values in operator.drawn().items() if not torch.equal(values, first[name])]
+        if drawn:
+            logger.warning(f"operator '{operator.name}' draws its {', '.join(drawn)} at random, which is hardly how "
+                           "the photographs were made; name a file with the kernel (operator blur) or the mask "
+                           "(mask_type: file)")
+
+    def alpha(self, name: str) -> Tensor | None:
+        return self.dataset.alpha(name)
+
+
+class Stored(Source):
+    """Measurements that an earlier run saved.
+
+    Args:
+        folder: the files.
+        truths: clean images, for the scores; images of the same name count.
+    """
+
+    def __init__(self, folder: MeasurementFolder, truths: ImageDataset | None = None):
+        self.folder, self.names, self.truths = folder, tuple(folder.names), truths
+        self.knows_truth = truths is not None and not set(truths.names).isdisjoint(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self.folder.read(self.names[index]).y)
+
+    def measure(self, operator: Operator, noiser: Noise, batch: Batch, device: torch.device,
+                randomness: ImageRandomness) -> Measurement:
+        entries = {name: self.folder.read(name) for name in dict.fromkeys(batch.names)}
+        stored = [entries[name] for name in batch.names]
+        try:
+            return Measurement.stored(operator, noiser, batch.images.to(device),
+                                      (len(stored), *stored[0].image_shape), _stack_drawn(stored), randomness)
+        except UserError as error:
+            raise UserError(f"{batch.names[0]}: {error}") from None
+
+    def check(self, operator: Operator, noiser: Noise) -> None:
+        batch, randomness = self._trial()
+        self.measure(operator, noiser, batch, torch.device("cpu"), randomness)
+
+    def truth(self, batch: Batch, b: int) -> Tensor | None:
+        name = batch.names[b]
+        if self.truths is None or name not in self.truths.names:
+            return None
+        _, height, width = self.folder.read(name).image_shape
+        self.truths.image_size = height if height == width else None
+        try:
+            truth = self.truths[self.truths.names.index(name)]
+            if truth.shape[1:] == (height, width):
+                return truth
+            logger.warning(f"{name}: the clean image is not of {height}x{width} pixels; it is not used")
+        except UserError as error:
+            logger.warning(f"{error}; {name} is not scored")
+        return None
+
+
+def _stack_drawn(stored: list[StoredMeasurement]) -> dict[str, Tensor]:
+    """What was drawn for several images, with a batch axis; UserError if it has different shapes."""
+    drawn = {}
+    for name in set.intersection(*(set(entry.drawn) for entry in stored)):
+        values = [entry.drawn[name] for entry in stored]
+        if len({array.shape for array in values}) > 1:
+            raise UserError(f"{name} has other shapes in other files; restore them with --batch_size 1")
+        drawn[name] = torch.from_numpy(np.stack(values))
+    return drawn
+
+
+def to_store(measurement: Measurement, b: int, operator: dict, noise: dict, seed: int,
+             observed: bool) -> StoredMeasurement:
+    """Entry b of a measurement as it is saved, with the settings of its operator and noise."""
+    drawn = {name: values[b].cpu().numpy() for name, values in measurement.operator.drawn().items()}
+    return StoredMeasurement(measurement.y[b].cpu().numpy(), measurement.image_shape[1:], operator, noise, seed,
+                             observed, drawn)

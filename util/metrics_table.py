@@ -1,0 +1,178 @@
+"""metrics.csv: a row per image and posterior sample, and what is said about them in summary.json."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+from util.compute_metric import Metrics, Scores
+from util.img_utils import to_unit
+
+MEAN = "mean"
+NO_SCORES = Scores(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of metrics.csv; NaN is written as an empty cell. Without ground truth there are no scores."""
+
+    image: str
+    sample: str                                     # "0", "1", ..., or "mean" for the mean of the samples
+    psnr: float                                     # dB
+    ssim: float
+    lpips_vgg: float
+    psnr_input: float                               # of the lifted measurement
+    ssim_input: float
+    distance: float                                 # the noise model's data misfit
+    seconds: float                                  # share of its batch's time
+    chi_square: float                               # ||y - A(x)||^2 / (m sigma^2)
+    network_evaluations: float
+    psnr_aligned: float                             # these three after the image's trivial ambiguities are resolved,
+    ssim_aligned: float                             # by the truth; empty where the operator has none
+    lpips_vgg_aligned: float
+    best: float                                     # 1 for the sample of lowest distance, 0 for others, empty for means
+    std: float                                      # of the samples around their mean, root mean square on [0, 1]
+    error_to_std: float                             # see `spread`; these two for means only
+
+    @classmethod
+    def parse(cls, cells: dict[str, str]) -> "Row":
+        """Read a line; ValueError or KeyError if it is not one of ours."""
+        if Path(cells["image"]).name != cells["image"]:
+            raise ValueError(f"{cells['image']} is no image name")
+        return cls(cells["image"], cells["sample"],
+                   *(float(cells[column] or "nan") for column in COLUMNS[2:]))
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether there was a clean image to compare with."""
+        return not math.isnan(self.psnr_input)
+
+
+COLUMNS = [field.name for field in fields(Row)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one posterior sample of one image; images are (3, H, W) in [-1, 1]."""
+
+    sample: str
+    restored: Tensor
+    distance: float
+    chi_square: float
+    seconds: float
+    network_evaluations: float
+    equivalents: Sequence[Tensor] = ()              # what the measurement cannot tell from `restored`: flips, negatives
+
+
+def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequence[Outcome],
+              metrics: Metrics | None) -> list[Row]:
+    """Score one image with all its samples.
+
+    Args:
+        image: its name.
+        label: the truth, (3, H, W) in [-1, 1]; None where nobody knows it.
+        lifted: the measurement in image space, same shape.
+        outcomes: its samples and, if there are several, their mean.
+        metrics: what scores them; needed with a truth.
+    """
+    psnr_input, ssim_input, *_ = astuple(NO_SCORES if label is None else metrics(lifted, label))
+    best, (std, error_to_std) = _best_sample(outcomes), spread(outcomes, label)
+    rows = []
+    for outcome in outcomes:
+        scores, aligned = _score(outcome, label, metrics)
+        (psnr, ssim, lpips, *_), (psnr_aligned, ssim_aligned, lpips_aligned, *_) = map(astuple, (scores, aligned))
+        is_mean = outcome.sample == MEAN
+        rows.append(Row(
+            image, outcome.sample, psnr, ssim, lpips, psnr_input, ssim_input, outcome.distance, outcome.seconds,
+            outcome.chi_square, outcome.network_evaluations, psnr_aligned, ssim_aligned, lpips_aligned,
+            best=math.nan if is_mean else float(outcome.sample == best),
+            std=std if is_mean else math.nan, error_to_std=error_to_std if is_mean else math.nan))
+    return rows
+
+
+def standard_deviation(outcomes: Sequence[Outcome]) -> Tensor | None:
+    """The samples' standard deviation in every pixel and channel, (3, H, W) on [0, 1]; None for fewer than two."""
+    samples = [to_unit(outcome.restored) for outcome in outcomes if outcome.sample != MEAN]
+    return torch.stack(samples).std(dim=0) if len(samples) > 1 else None
+
+
+def spread(outcomes: Sequence[Outcome], label: Tensor | None) -> tuple[float, float]:
+    """The root mean square s of the standard deviation of K samples, and RMSE / (s sqrt(1 + 1/K)) of their mean image.
+
+    The second is about 1 where the truth is as far from the samples' mean as one more sample would be, larger where the
+    samples are too sure of themselves. NaN for fewer than two samples, or without a truth.
+    """
+    std = standard_deviation(outcomes)
+    if std is None:
+        return math.nan, math.nan
+    samples = torch.stack([to_unit(outcome.restored) for outcome in outcomes if outcome.sample != MEAN])
+    s = float(std.square().mean().sqrt())
+    if label is None or s == 0:
+        return s, math.nan
+    error = float((samples.mean(dim=0) - to_unit(label)).square().mean().sqrt())
+    return s, error / (s * math.sqrt(1 + 1 / len(samples)))
+
+
+def _best_sample(outcomes: Sequence[Outcome]) -> str | None:
+    """The sample that agrees best with the measurement; the truth plays no part. None if all diverged."""
+    finite = [outcome for outcome in outcomes if outcome.sample != MEAN and math.isfinite(outcome.distance)]
+    return min(finite, key=lambda outcome: outcome.distance).sample if finite else None
+
+
+def _score(outcome: Outcome, label: Tensor | None, metrics: Metrics | None) -> tuple[Scores, Scores]:
+    """Scores as restored, and of the equivalent image closest to the truth (NaN where there is no other)."""
+    if label is None:
+        return NO_SCORES, NO_SCORES
+    scores = metrics(outcome.restored, label)
+    if not outcome.equivalents:
+        return scores, NO_SCORES
+    return scores, max([scores, *(metrics(image, label) for image in outcome.equivalents)], key=lambda s: s.psnr)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read metrics.csv; ValueError or another exception if it is not a table of ours."""
+    with open(path, newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        if table.fieldnames != COLUMNS:
+            raise ValueError(table.fieldnames)
+        return [Row.parse(cells) for cells in table]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The content of metrics.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow("" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
+                        for v in asdict(row).values())
+    return text.getvalue()
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, object]:
+    """Counts, cost, and mean, standard deviation and count of every column: of all samples, of the best, of means."""
+    single, mean = ([row for row in rows if (row.sample == MEAN) is is_mean] for is_mean in (False, True))
+    summary = {"images": len({row.image for row in rows}), "samples": len(single),
+               "seconds": sum(row.seconds for row in single),
+               "network_evaluations": int(sum(row.network_evaluations for row in single)),
+               "metrics": _statistics(single)}
+    if mean:
+        summary["metrics_of_best_samples"] = _statistics([row for row in single if row.best == 1])
+        summary["metrics_of_sample_means"] = _statistics(mean)
+    return summary
+
+
+def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int | None]]:
+    columns = [column for column in COLUMNS[2:] if column not in ("seconds", "network_evaluations", "best")]
+    table = {}
+    for column in columns:
+        values = [value for row in rows if math.isfinite(value := getattr(row, column))]
+        table[column] = {"mean": fmean(values) if values else None,
+                         "std": stdev(values) if len(values) > 1 else None, "count": len(values)}
+    return table
