@@ -1,0 +1,189 @@
+"""Every YAML file under configs/ is read, its parts are built, and every task runs end to end with a tiny network."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import sample_condition
+from guided_diffusion.condition_methods import get_conditioning_method
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import OPERATORS, get_noise, get_operator
+from guided_diffusion.unet import create_model
+from util.config import REPOSITORY, Config, load_config, read_yaml
+from util.errors import UserError
+from util.registry import check_arguments
+from util.seeding import ImageRandomness
+
+CONFIGS = REPOSITORY / "configs"
+FILES = {str(path.relative_to(CONFIGS)): read_yaml(path) for path in sorted(CONFIGS.rglob("*.yaml"))}
+TASKS = [name for name, tree in FILES.items() if "measurement" in tree]
+SETTINGS = sorted({str(Path(name).parent) for name in TASKS if name.startswith("settings/")})
+TINY = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "learn_sigma": True,
+        "attention_resolutions": "16", "num_heads": 1, "use_scale_shift_norm": True}
+every_task = pytest.mark.parametrize("name", TASKS)
+
+
+def load(name: str, *overrides: str) -> Config:
+    return load_config("configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml", f"configs/{name}",
+                       overrides)
+
+
+def needs_absent_weights(config: Config) -> bool:
+    return config.operator.name == "nonlinear_blur" and not (REPOSITORY / config.operator.params["model_path"]).exists()
+
+
+def smaller(config: Config) -> list[str]:
+    """Overrides for what does not fit into 32 pixels."""
+    options = config.operator.params.get("mask_opt", {})
+    if "mask_len_range" not in options:
+        return []
+    return ["--set", "measurement.mask_opt.mask_len_range=[8, 12]", "--set", "measurement.mask_opt.margin=[2, 2]"]
+
+
+@pytest.fixture(scope="module")
+def tiny_prior(tmp_path_factory) -> Path:
+    """The model configuration of a tiny network with random weights."""
+    folder = tmp_path_factory.mktemp("prior")
+    torch.manual_seed(0)
+    network = create_model(**TINY)
+    with torch.no_grad():
+        for parameter in network.parameters():      # the last layers of a new network are zero
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    torch.save(network.state_dict(), folder / "tiny.pt")
+    (folder / "model.yaml").write_text(yaml.safe_dump({**TINY, "model_path": str(folder / "tiny.pt")}))
+    return folder / "model.yaml"
+
+
+@every_task
+def test_the_parts_of_every_task_are_built(name):
+    config = load(name)
+    noiser = get_noise(config.noise.name, **config.noise.params)
+    method = get_conditioning_method(config.conditioning.name, **config.conditioning.params)
+    if needs_absent_weights(config):
+        with pytest.raises(UserError, match="not found.*GOPRO_wVAE"):
+            get_operator(config.operator.name, **config.operator.params)
+        return
+    operator = get_operator(config.operator.name, **config.operator.params)
+    method.check(operator, noiser)
+    operator.prepare((1, 3, 256, 256), ImageRandomness(0, ["image"], purpose="operator"))
+
+
+@every_task
+def test_every_task_runs_end_to_end(name, tiny_prior, tmp_path, monkeypatch, capsys):
+    config = load(name)
+    if needs_absent_weights(config):
+        pytest.skip(f"{config.operator.params['model_path']} is not here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    size = 128 if config.operator.name == "nonlinear_blur" else 32
+    status = sample_condition.main([
+        "--model_config", str(tiny_prior), "--task_config", f"configs/{name}", "--data", "skimage", "--limit", "1",
+        "--set", "diffusion.timestep_respacing=3", "--set", f"model.image_size={size}", *smaller(config)])
+    assert status == 0, capsys.readouterr().err
+    assert (tmp_path / "results" / config.operator.name / config.conditioning.name / "recon/astronaut.png").is_file()
+
+
+@pytest.mark.parametrize("name", [name for name, tree in FILES.items() if "num_channels" in tree])
+def test_every_model_file_describes_a_network(name):
+    check_arguments(create_model, FILES[name], name)
+
+
+@pytest.mark.parametrize("name", [name for name, tree in FILES.items() if "sampler" in tree])
+def test_every_diffusion_file_builds_a_sampler(name):
+    assert create_sampler(**FILES[name]).num_steps >= 100
+
+
+def test_every_operator_has_a_task_file():
+    operators = {tree["measurement"]["operator"]["name"] for name, tree in FILES.items() if name in TASKS}
+    assert operators >= set(OPERATORS) - {"noise", "blur"}
+    assert set(SETTINGS) == {f"settings/{setting}" for setting in (
+        "dpps_ffhq_gaussian", *(f"{source}_{data}_{noise}" for source in ("paper", "release")
+                                for data in ("ffhq", "imagenet") for noise in ("gaussian", "poisson")))}
+
+
+@every_task
+def test_task_files_take_the_images_own_size(name):
+    measurement = FILES[name]["measurement"]
+    assert "in_shape" not in measurement["operator"]
+    assert "image_size" not in measurement.get("mask_opt", {})
+
+
+# The named settings, against the numbers of the papers and of the released code
+
+ZETA = {                                            # DPS, appendix D: zeta' of SR, inpainting, Gaussian and motion blur
+    "ffhq_gaussian": (1.0, 1.0, 1.0, 1.0), "imagenet_gaussian": (1.0, 1.0, 0.4, 0.6),
+    "ffhq_poisson": (0.3, None, 0.3, 0.3), "imagenet_poisson": (0.3, None, 0.3, 0.3),
+}
+LINEAR = ("super_resolution", "inpainting", "gaussian_deblur", "motion_deblur")
+
+
+def setting(name: str, task: str) -> Config:
+    return load(f"settings/{name}/{task}_config.yaml")
+
+
+@pytest.mark.parametrize("case", ZETA)
+def test_settings_of_the_paper(case):
+    for task, zeta in zip(LINEAR, ZETA[case], strict=True):
+        if zeta is None:
+            continue
+        config = setting(f"paper_{case}", task)
+        params = config.conditioning.params
+        assert (config.conditioning.name, config.data.name) == ("ps", case.partition("_")[0])
+        if case.endswith("gaussian"):
+            assert params["scale"] == 2 * zeta and params.get("power", 1) == 1
+            assert get_noise(config.noise.name, **config.noise.params).sigma == 0.1           # 0.05 on [0, 1]
+        else:
+            assert params == {"scale": pytest.approx(2 * zeta / 255 ** 0.5, rel=1e-3), "power": 0.5}
+            assert config.noise.params == {"rate": 1.0, "likelihood": "shot"}
+    if case.endswith("gaussian"):
+        random, box = (setting(f"paper_{case}", task).operator.params for task in ("inpainting", "box_inpainting"))
+        assert random["observed_only"] and random["mask_opt"]["mask_prob_range"] == [0.92, 0.92]
+        assert box["observed_only"] and box["mask_opt"]["mask_len_range"] == [128, 128]
+
+
+def test_nonlinear_settings_of_the_paper():
+    for task, zeta in (("phase_retrieval", 0.4), ("nonlinear_deblur", 1.0)):
+        config = setting("paper_ffhq_gaussian", task)
+        assert config.conditioning.params == {"scale": 2 * zeta}
+        assert config.noise.params == {"sigma": 0.05, "range": [0, 1]}
+
+
+@pytest.mark.parametrize("case", ZETA)
+def test_settings_of_the_release(case):
+    """The code's own task files; those with Poisson noise and those for ImageNet differ in noise and data alone."""
+    for task in LINEAR:
+        if case.endswith("poisson") and task == "inpainting":
+            continue
+        found, shipped = setting(f"release_{case}", task), load(f"{task}_config.yaml")
+        assert (found.conditioning, found.operator) == (shipped.conditioning, shipped.operator)
+        assert found.data.name == case.partition("_")[0]
+        assert found.noise == shipped.noise or found.noise.params == {"rate": 1.0, "likelihood": "official"}
+        assert found.noise.name == case.partition("_")[2]
+
+
+@pytest.mark.parametrize("task", [*LINEAR, "phase_retrieval", "nonlinear_deblur"])
+def test_the_plain_task_files_are_the_release(task):
+    assert setting("release_ffhq_gaussian", task) == load(f"{task}_config.yaml")
+
+
+@pytest.mark.parametrize("task, scale", list(zip(LINEAR, (1.0, 1.0, 0.4, 0.4), strict=True)))
+def test_settings_of_dpps(task, scale):
+    config = setting("dpps_ffhq_gaussian", task)
+    assert (config.conditioning.name, config.conditioning.params) == ("dpps", {"scale": scale})
+    assert config.noise.params == {"sigma": 0.01}
+    assert task != "inpainting" or config.operator.params["mask_opt"]["mask_prob_range"] == [0.7, 0.9]
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith("settings/")])
+def test_every_setting_says_what_it_is_and_which_prior_it_is_for(name):
+    folder, data = Path(name).parent.name, FILES[name]["data"]["name"]
+    comment = [line for line in (CONFIGS / name).read_text().splitlines() if line.startswith("# ")]
+    assert comment[0].startswith(f"# {folder}: ")
+    prior = "model_config.yaml" if data == "ffhq" else "imagenet_model_config.yaml"
+    assert f"--model_config configs/{prior} " in comment[-1]
+    assert ("What differs from" in comment[0]) == (not folder.startswith("release"))
