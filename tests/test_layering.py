@@ -11,10 +11,11 @@ PACKAGES = ("data", "guided_diffusion", "util")
 
 RANKS = [                                           # the first pattern that fits
     ("util/__init__.py", 0), ("data/__init__.py", 0), ("guided_diffusion/__init__.py", 0),
-    ("util/errors.py", 0),
-    ("util/registry.py", 1), ("util/logger.py", 1),
-    ("util/arrays.py", 2), ("util/checkpoint.py", 2), ("util/config.py", 2), ("util/img_utils.py", 2),
-    ("util/kernels.py", 2),
+    ("util/errors.py", 0), ("util/logger.py", 0),
+    ("util/registry.py", 1), ("util/checkpoint.py", 1), ("util/command.py", 1), ("util/img_utils.py", 1),
+    ("util/statistics.py", 1), ("util/weights.py", 1),
+    ("util/arrays.py", 2), ("util/config.py", 2), ("util/image_pairs.py", 2), ("util/kernels.py", 2),
+    ("util/perceptual.py", 2),
     ("util/resizer.py", 2), ("util/seeding.py", 2), ("guided_diffusion/nn.py", 2), ("guided_diffusion/tiling.py", 2),
     ("guided_diffusion/schedule.py", 2),
     ("data/*.py", 3), ("util/compute_metric.py", 3), ("util/measurement_files.py", 3),
@@ -26,6 +27,8 @@ RANKS = [                                           # the first pattern that fit
     ("util/report.py", 6), ("guided_diffusion/gathering.py", 7),
     ("guided_diffusion/condition_methods/base.py", 6), ("guided_diffusion/condition_methods/step_size.py", 6),
     ("guided_diffusion/condition_methods/__init__.py", 8), ("guided_diffusion/condition_methods/*.py", 7),
+    ("util/paper_table.py", 3), ("util/table_run.py", 4), ("util/table_report.py", 5), ("util/table_plots.py", 6),
+    ("util/reproduce_table.py", 7),
     ("sample_condition.py", 9), ("guided_diffusion/train.py", 10),
 ]
 FORBIDDEN = [                                       # (importer, imported, why)

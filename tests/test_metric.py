@@ -1,16 +1,22 @@
-"""Image quality, on clamped float images; LPIPS only where its network can be had."""
+"""Image quality, on clamped float images; LPIPS, FID and KID only where their networks can be had."""
 
 import math
+import pickle
 import socket
 import time
 
 import numpy as np
 import pytest
 import torch
+from fake_weights import write_alexnet, write_inception, write_vgg16
+from scipy.linalg import sqrtm
 from skimage.metrics import structural_similarity
 
-from util import compute_metric
+from util import weights
 from util.compute_metric import Metrics, psnr, ssim
+from util.errors import UserError
+from util.perceptual import NETWORKS, InceptionFeatures, frechet_distance, kernel_distance
+from util.weights import ALEXNET, INCEPTION, VGG16
 
 
 @pytest.fixture(autouse=True)
@@ -63,56 +69,152 @@ def test_tiny_images_have_none(size):
     assert math.isnan(ssim(image(0, size), image(1, size)))
 
 
-def test_without_the_network_there_is_one_warning_and_no_lpips(capsys):
+def hub(tmp_path):
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_without_networks_there_is_one_warning_and_no_lpips(capsys):
     started = time.monotonic()
-    scores = Metrics()(image(0), image(1))
-    assert time.monotonic() - started < compute_metric.NETWORK_TIMEOUT + 5
-    assert math.isnan(scores.lpips)
+    metrics = Metrics(networks=list(NETWORKS))
+    assert time.monotonic() - started < weights.NETWORK_TIMEOUT + 5
+    scores = metrics(image(0), image(1))
+    assert math.isnan(scores.lpips_vgg)
+    assert math.isnan(scores.lpips_alex)
+    assert metrics.features(image(0)) is None
     assert scores.psnr == psnr(image(0), image(1))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert len(captured.err.strip().splitlines()) == 1
-    assert "LPIPS is left out" in captured.err
-    assert "vgg16-397923af.pth" in captured.err
-    assert "TORCH_HOME" in captured.err
+    line, = captured.err.strip().splitlines()
+    for word in ("LPIPS (vgg), LPIPS (alex), FID and KID", VGG16.name, ALEXNET.name, INCEPTION.name, "TORCH_HOME",
+                 "--weights_dir"):
+        assert word in line
+    assert line.count("refused") == 1               # the reason, once
 
 
 def test_a_silent_server_does_not_hold_the_run_up(monkeypatch, capsys):
-    monkeypatch.setattr(compute_metric, "NETWORK_TIMEOUT", 0.3)
+    monkeypatch.setattr(weights, "NETWORK_TIMEOUT", 0.3)
     with socket.socket() as server:                                     # accepts, and never answers
         server.bind(("127.0.0.1", 0))
         server.listen()
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
         started = time.monotonic()
-        assert Metrics().lpips_network is None
+        assert Metrics(networks=list(NETWORKS)).networks == {}
         assert time.monotonic() - started < 3
-    assert "LPIPS is left out" in capsys.readouterr().err
+    assert "left out" in capsys.readouterr().err
 
 
-def test_a_damaged_file_means_no_lpips(tmp_path, capsys):
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / "vgg16-397923af.pth").write_bytes(b"broken")
-    assert Metrics().lpips_network is None
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+class Malicious:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('executed')",)
 
 
-def test_lpips_is_used_where_its_file_is(tmp_path, capfd):
-    from torchvision.models import vgg16
+@pytest.mark.parametrize("content", [b"broken", b"", pickle.dumps(Malicious(), protocol=2), "another", "list",
+                                     "incomplete"])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_a_damaged_or_foreign_file_leaves_its_metric_out_and_runs_nothing(tmp_path, capsys, name, content):
+    file = hub(tmp_path) / NETWORKS[name][1].name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content == "incomplete":
+        {"lpips_vgg": write_vgg16, "lpips_alex": write_alexnet, "inception": write_inception}[name](file, missing=1)
+    else:
+        torch.save([torch.zeros(1)] if content == "list" else {"weight": torch.zeros(3)}, file)
+    assert Metrics(networks=[name]).networks == {}
+    line, = capsys.readouterr().err.strip().splitlines()
+    assert file.name in line
 
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    with torch.device("meta"):
-        network = vgg16(weights=None)
-    weights = {name: torch.zeros(1).expand(value.shape) for name, value in network.state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    weights["features.0.weight"] = torch.randn(64, 3, 3, 3, generator=generator)
-    weights["features.2.weight"] = torch.randn(64, 64, 3, 3, generator=generator)
-    torch.save(weights, folder / "vgg16-397923af.pth")
+
+def test_lpips_is_that_of_its_library_on_the_weights_in_torchs_folder(tmp_path, capfd, monkeypatch):
+    folder = hub(tmp_path)
+    write_vgg16(folder / VGG16.name)
+    write_alexnet(folder / ALEXNET.name)
     metrics = Metrics()
-    assert metrics(image(0, 32), image(1, 32)).lpips > 0
-    assert metrics(image(0, 32), image(0, 32)).lpips == 0
-    assert metrics(3 * image(0, 32), (3 * image(0, 32)).clamp(-1, 1)).lpips == 0
-    assert math.isnan(metrics(image(0, 8), image(1, 8)).lpips)          # too small for VGG16
-    assert not any(p.requires_grad for p in metrics.lpips_network.parameters())
+    a, b = image(0, 40), image(1, 40)
+    scores, itself = metrics(a, b), metrics(3 * a, (3 * a).clamp(-1, 1))
+    assert (itself.lpips_vgg, itself.lpips_alex) == (0, 0)
+    assert min(scores.lpips_vgg, scores.lpips_alex) > 1e-3
+    assert scores.lpips_vgg != scores.lpips_alex
+    small = metrics(image(0, 30), image(1, 30))
+    assert small.lpips_vgg > 0
+    assert math.isnan(small.lpips_alex)                                 # too small for AlexNet
+    assert math.isnan(metrics(image(0, 15), image(1, 15)).lpips_vgg)    # and for VGG16
+    assert not any(p.requires_grad for network in metrics.networks.values() for p in network.parameters())
     assert capfd.readouterr() == ("", "")
+
+    import lpips
+
+    for net, ours in (("vgg", scores.lpips_vgg), ("alex", scores.lpips_alex)):
+        with pytest.warns(UserWarning):
+            official = lpips.LPIPS(net=net, verbose=False)              # reads the same files by its own code
+        with torch.no_grad():
+            assert float(official(a[None], b[None])) == pytest.approx(ours, rel=1e-5)
+
+
+def test_a_folder_of_weights_serves_where_there_is_no_network(tmp_path, capsys):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    write_alexnet(folder / ALEXNET.name)
+    write_inception(folder / INCEPTION.other_name)                      # the same file as published by pytorch-fid
+    metrics = Metrics(weights_dir=folder, networks=list(NETWORKS))
+    assert set(metrics.networks) == {"lpips_alex", "inception"}
+    line, = capsys.readouterr().err.strip().splitlines()
+    assert f"put {VGG16.name} into {folder}" in line
+    assert "no such file" in line
+    with pytest.raises(UserError, match=r"elsewhere' not found.*vgg16-397923af.pth"):
+        Metrics(weights_dir=tmp_path / "elsewhere")
+
+
+def test_inception_sees_the_saved_levels(tmp_path):
+    write_inception(tmp_path / INCEPTION.name)
+    extractor = InceptionFeatures(tmp_path / INCEPTION.name)
+    metrics = Metrics(weights_dir=tmp_path, networks=["inception"])
+    x = image(0, 24) * 1.5
+    levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    features = metrics.features(x)
+    assert features.shape == (2048,)
+    torch.testing.assert_close(features, extractor(levels[None])[0])
+    assert metrics.features(torch.full((3, 24, 24), 0.9)).min() > features.max() >= 0   # brightness
+
+
+def test_fid_is_the_frechet_distance_of_gaussians():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)), rng.normal(size=(40, 5)) * 0.5 + 0.3
+    (m1, c1), (m2, c2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (real, fake))
+    expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * sqrtm(c1 @ c2).real)
+    assert frechet_distance(torch.tensor(real), torch.tensor(fake)) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(torch.tensor(real), torch.tensor(real)) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(torch.tensor(real), torch.tensor(real + 2)) == pytest.approx(5 * 4, rel=1e-6)
+
+
+def mmd(x, y):
+    """Unbiased squared MMD, written as sums over pairs."""
+    def k(a, b):
+        return (a @ b / len(a) + 1) ** 3
+    n, m = len(x), len(y)
+    return (sum(k(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+            + sum(k(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+            - 2 * sum(k(a, b) for a in x for b in y) / (n * m))
+
+
+def test_kid_is_the_unbiased_mmd():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(9, 4)), rng.normal(size=(9, 4)) + 0.5
+    assert kernel_distance(torch.tensor(x), torch.tensor(y)) == pytest.approx(mmd(x, y), rel=1e-9)
+
+
+def test_kid_of_unequal_sides_is_close_repeats_itself_and_leaves_the_generator_alone():
+    rng = np.random.default_rng(2)
+    x, y = (torch.tensor(rng.normal(size=(n, 4)) + shift) for n, shift in ((30, 0.0), (20, 1.0)))
+    before = torch.random.get_rng_state()
+    value = kernel_distance(x, y)
+    assert value == kernel_distance(x, y)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert value == pytest.approx(mmd(x.numpy(), y.numpy()), rel=0.3)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_one_image_has_no_distribution(distance):
+    assert math.isnan(distance(torch.zeros(1, 4), torch.zeros(5, 4)))
+    assert math.isnan(distance(torch.zeros(5, 4), torch.zeros(0, 4)))

@@ -1,24 +1,33 @@
-"""Image quality: PSNR and SSIM (scikit-image) and LPIPS (`lpips`, VGG16), on float images, never on stretched ones."""
+"""Image quality on float images, never on stretched ones: PSNR and SSIM (scikit-image), LPIPS (`lpips`, VGG16 and
+AlexNet), FID and KID (torchmetrics).
 
-import socket
-import threading
-import urllib.request
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+As a command it scores the images of two folders, or a results folder: `python -m util.compute_metric A [B]`.
+"""
+
+import csv
+import io
+import json
+import math
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
-from util.img_utils import to_unit
+from util.command import Parser, choose_device
+from util.errors import UserError, did_you_mean
+from util.image_pairs import MEAN, Pair, pair_folders, pair_results, read_table
+from util.img_utils import load_image, to_uint8, to_unit, write_atomically
 from util.logger import get_logger
-
-LPIPS_MIN_SIDE = 16                                 # VGG16 halves an image four times before its last features
-NETWORK_TIMEOUT = 8.0                               # seconds without an answer after which the network counts as absent
+from util.perceptual import EXTRACTOR, LPIPS_MIN_SIDE, frechet_distance, kernel_distance, load_networks
+from util.statistics import summarise
+from util.weights import WeightStore
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,18 @@ class Scores:
 
     psnr: float                                     # dB, infinite for equal images
     ssim: float                                     # at most 1
-    lpips: float                                    # 0 for equal images
+    lpips_vgg: float                                # 0 for equal images
+    lpips_alex: float = float("nan")
+
+    @property
+    def lpips(self) -> float:
+        """LPIPS by VGG16, which papers report."""
+        return self.lpips_vgg
+
+
+TITLES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips_vgg": ("LPIPS (vgg)", 4),
+          "lpips_alex": ("LPIPS (alex)", 4), "fid": ("FID", 2), "kid": ("KID", 5)}      # and how many decimals to print
+PER_IMAGE = tuple(field.name for field in fields(Scores))
 
 
 def psnr(restored: Tensor, label: Tensor) -> float:
@@ -55,87 +75,211 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 class Metrics:
-    """PSNR, SSIM and, where its network can be had, LPIPS.
+    """PSNR, SSIM and, where their networks can be had, LPIPS and the features that FID and KID compare.
 
     Args:
-        device: where LPIPS's network runs.
+        device: where the networks run.
+        weights_dir: a folder with the networks' files, see `util.weights`; torch's hub folder when None.
+        networks: which of `util.perceptual.NETWORKS` to load; one warning names those that cannot be had.
+
+    Raises:
+        UserError: `weights_dir` is not there.
     """
 
-    def __init__(self, device: torch.device | str = "cpu"):
+    def __init__(self, device: torch.device | str = "cpu", weights_dir: str | Path | None = None,
+                 networks: Sequence[str] = ("lpips_vgg", "lpips_alex")):
         self.device = torch.device(device)
-        self.lpips_network = load_lpips()
-        if self.lpips_network is not None:
-            self.lpips_network.to(self.device)
+        self.networks = load_networks(networks, WeightStore(weights_dir), self.device)
 
     def __call__(self, restored: Tensor, label: Tensor) -> Scores:
         """Score an image (3, H, W) in [-1, 1] against the true one of the same shape."""
         assert restored.shape == label.shape and label.dim() == 3, (restored.shape, label.shape)
-        return Scores(psnr(restored, label), ssim(restored, label), self._lpips(restored, label))
+        return Scores(psnr(restored, label), ssim(restored, label),
+                      self._lpips("lpips_vgg", restored, label), self._lpips("lpips_alex", restored, label))
 
     @torch.no_grad()
-    def _lpips(self, restored: Tensor, label: Tensor) -> float:
-        if self.lpips_network is None or min(label.shape[1:]) < LPIPS_MIN_SIDE:
+    def _lpips(self, name: str, restored: Tensor, label: Tensor) -> float:
+        if name not in self.networks or min(label.shape[1:]) < LPIPS_MIN_SIDE[name]:
             return float("nan")
         pair = [x[None].to(self.device, torch.float32).clamp(-1, 1) for x in (restored, label)]
-        return float(self.lpips_network(*pair))
+        return float(self.networks[name](*pair))
+
+    def features(self, x: Tensor) -> Tensor | None:
+        """The features (D,) of an image (3, H, W) in [-1, 1], on the CPU; None without the network.
+
+        The network was defined on 8-bit images, so `x` is rounded to 8 bits, as in the saved file.
+        """
+        if "inception" not in self.networks:
+            return None
+        levels = torch.from_numpy(to_uint8(x)).permute(2, 0, 1)[None].to(self.device)
+        return self.networks["inception"](levels)[0].cpu()
 
 
-def load_lpips() -> nn.Module | None:
-    """LPIPS (Zhang et al., 2018) with VGG16 features, or None, after a warning, where the features cannot be fetched.
+@dataclass
+class Comparison:
+    """Scores of pairs of files, and the features of those that are no means of samples."""
 
-    The VGG16 file lies in torch's hub folder, $TORCH_HOME/hub/checkpoints, and is fetched into it once.
-    """
-    from torchvision.models import VGG16_Weights
+    rows: list[tuple[str, str, Scores]] = field(default_factory=list)               # image, sample, its scores
+    real: dict[str, Tensor] = field(default_factory=dict)                           # image -> (D,)
+    restored: list[Tensor] = field(default_factory=list)
+    skipped: int = 0
 
-    url = VGG16_Weights.IMAGENET1K_V1.url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    try:
-        if not file.is_file():
-            _fetch(url, file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import lpips
-            return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False)
-    except Exception as error:      # the network, the disk and a damaged file fail in many ways; all mean "no LPIPS"
-        cause = getattr(error, "reason", error)     # what lies behind a URLError
-        reason = str(getattr(cause, "strerror", None) or cause or type(cause).__name__).splitlines()[0][:100]
-        get_logger().warning(f"LPIPS is left out, its VGG16 features cannot be had ({reason}); to have it, put "
-                             f"{file.name} into {file.parent}, or set TORCH_HOME")
-        return None
+    def add(self, pair: Pair, metrics: Metrics, per_image: bool) -> None:
+        """Score a pair; `per_image` includes PSNR, SSIM and LPIPS. UserError if it cannot be scored."""
+        restored, label = load_image(pair.restored), load_image(pair.label)
+        if restored.shape != label.shape:
+            sizes = " and ".join(f"{x.shape[2]} x {x.shape[1]}" for x in (restored, label))
+            raise UserError(f"{pair.restored} and {pair.label} differ in size ({sizes})")
+        if per_image:
+            self.rows.append((pair.image, pair.sample, metrics(restored, label)))
+        features = metrics.features(restored) if pair.sample != MEAN else None
+        if features is not None:
+            self.restored.append(features)
+            self.real[pair.image] = self.real[pair.image] if pair.image in self.real else metrics.features(label)
+
+    def summary(self, names: Sequence[str]) -> dict[str, object]:
+        """Mean, standard deviation, count and interval of each score in `names`; FID and KID with their images."""
+        single, means = ([row for row in self.rows if (row[1] == MEAN) is is_mean] for is_mean in (False, True))
+        summary: dict[str, object] = {"images": len({row[0] for row in self.rows}), "skipped": self.skipped,
+                                      "metrics": _summarise(single, names)}
+        if means:
+            summary["metrics_of_sample_means"] = _summarise(means, names)
+        for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
+            if name in names:
+                real, restored = (torch.stack([*x]) if x else torch.empty(0, 0)
+                                  for x in (self.real.values(), self.restored))
+                value = distance(real, restored)
+                summary[name] = {"value": value if math.isfinite(value) else None, "extractor": EXTRACTOR,
+                                 "images": len(restored), "reference_images": len(real)}
+        return summary
 
 
-def _fetch(url: str, file: Path) -> None:
-    _check_reachable(url)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    get_logger().info("fetching LPIPS's VGG16 features (528 MB, only once)")
-    with _socket_timeout(NETWORK_TIMEOUT):
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[1])
+def _summarise(rows: Sequence[tuple[str, str, Scores]], names: Sequence[str]) -> dict[str, object]:
+    images = [image for image, _, _ in rows]
+    return {name: summarise([getattr(scores, name) for _, _, scores in rows], images)
+            for name in PER_IMAGE if name in names}
 
 
-def _check_reachable(url: str) -> None:
-    """Raise OSError unless the server answers in time; a thread, because looking up a host name has no timeout."""
-    failure: list[BaseException] = [TimeoutError(f"no answer within {NETWORK_TIMEOUT:.0f} s")]
-
-    def ask() -> None:
+def compare(pairs: Sequence[Pair], metrics: Metrics, per_image: bool = True) -> Comparison:
+    """Score pairs of files; those that cannot be scored are named in warnings, counted and passed over."""
+    comparison = Comparison()
+    for pair in tqdm(pairs, desc="Scoring", leave=False, disable=not sys.stderr.isatty()):
         try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT).close()
-            failure.clear()
-        except Exception as error:
-            failure[:] = [error]
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(NETWORK_TIMEOUT)
-    if failure:
-        raise failure[0]
+            comparison.add(pair, metrics, per_image)
+        except UserError as error:
+            comparison.skipped += 1
+            get_logger().warning(f"{error}; passed over")
+    return comparison
 
 
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+def _table_scores(rows: Sequence[dict[str, str]]) -> list[tuple[str, str, Scores]]:
     try:
-        yield
-    finally:
-        socket.setdefaulttimeout(previous)
+        return [(row["image"], row["sample"], Scores(*(float(row.get(name) or "nan") for name in PER_IMAGE)))
+                for row in rows]
+    except ValueError as error:
+        raise UserError(f"metrics.csv: {error}; --from_png scores the saved files instead") from None
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in TITLES:
+            raise ArgumentTypeError(f"unknown metric '{name}'; {did_you_mean(name, TITLES)}")
+    return names
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Namespace:
+    """Read the command line; UserError for a mistake in it."""
+    parser = Parser(prog="python -m util.compute_metric", allow_abbrev=False, description=(
+        "Score restored images against true ones, paired by file name; exit status 1 if some could not be scored."))
+    add = parser.add_argument
+    add("restored", metavar="A", help="folder of restored images; or, alone, a results folder (recon/ against label/)")
+    add("labels", metavar="B", nargs="?", help="folder of true images")
+    add("--from_png", action="store_true", help="of a results folder, score the saved files, "
+        "in place of what metrics.csv says of the images before they were rounded to 8 bits")
+    add("--metrics", type=_names, default=list(TITLES), metavar="NAME,...", help=f"default: {','.join(TITLES)}")
+    add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; nothing is fetched then")
+    add("--save_dir", metavar="FOLDER", help="where scores.json and scores.csv go; default: the results folder, if one")
+    add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
+    return parser.parse(argv)
+
+
+def score(args: Namespace) -> int:
+    """Do what the command line asks for and return the exit status."""
+    device = choose_device(args.gpu)
+    rows = read_table(args.restored) if args.labels is None else []
+    pairs, missing = (pair_results(args.restored, rows) if args.labels is None
+                      else pair_folders(args.restored, args.labels))
+    for line in missing:
+        get_logger().warning(line)
+    from_files = args.from_png or not rows
+    networks = [name for name in ("lpips_vgg", "lpips_alex") if name in args.metrics and from_files]
+    networks += ["inception"] if {"fid", "kid"} & set(args.metrics) else []
+    metrics = Metrics(device, args.weights_dir, networks)
+    comparison = compare(pairs if from_files or metrics.networks else [], metrics, per_image=from_files)
+    if not from_files:
+        comparison.rows = _table_scores(rows)
+    if not comparison.rows:
+        raise UserError("no image could be scored")
+    source = "saved files" if from_files else "metrics.csv"
+    summary = {"restored": args.restored, "labels": args.labels or "label", "source": source,
+               **comparison.summary(args.metrics)}
+    log_summary(summary)
+    folder = args.save_dir or (args.restored if args.labels is None else None)
+    if folder:
+        _save(Path(folder).expanduser(), comparison, summary)
+    if comparison.skipped:
+        get_logger().error(f"{comparison.skipped} of {len(pairs)} pairs could not be scored")
+    return 1 if comparison.skipped or missing else 0
+
+
+def log_summary(summary: dict) -> None:
+    """Log a table: a line per score with its mean and interval over the images, then FID and KID of the set."""
+    log = get_logger().info
+    of_means = "metrics_of_sample_means" in summary
+    log(f"{summary['images']} images, from {summary['source']}")
+    log(f"{'':14}{'mean':>10}   {'95 % interval':21}{'std':>9}{'count':>8}")
+    for key, what in (("metrics", "samples"), ("metrics_of_sample_means", "means of samples")):
+        if of_means:
+            log(f"{what}:")
+        for name, row in summary.get(key, {}).items():
+            title, digits = TITLES[name]
+            mean, std, *interval = (_text(value, digits) for value in (row["mean"], row["std"], *(row["ci95"] or ())))
+            log(f"{title:14}{mean:>10}   {' to '.join(interval) or '-':21}{std:>9}{row['count']:>8}")
+    for name in ("fid", "kid"):
+        if name in summary:
+            title, digits = TITLES[name]
+            of = summary[name]
+            images = f"{of['images']} against {of['reference_images']} images, {of['extractor']}"
+            log(f"{title:14}{_text(of['value'], digits):>10}   {images if of['images'] else ''}".rstrip())
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _save(folder: Path, comparison: Comparison, summary: dict) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "sample", *PER_IMAGE])
+    for image, sample, scores in comparison.rows:
+        writer.writerow([image, sample, *("" if math.isnan(v) else f"{v:.6g}" for v in astuple(scores))])
+    write_atomically(folder / "scores.csv", text.getvalue().encode())
+    write_atomically(folder / "scores.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    get_logger().info(f"written to {folder / 'scores.json'} and scores.csv")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; exit status 0, 1 if some images could not be scored, 2 for a mistake, 130 when interrupted."""
+    try:
+        return score(parse_arguments(argv))
+    except UserError as error:
+        get_logger().error(error)
+        return 2
+    except KeyboardInterrupt:
+        get_logger().error("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

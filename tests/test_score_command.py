@@ -1,0 +1,314 @@
+"""`python -m util.compute_metric`: two folders, or a results folder."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_weights import write_alexnet, write_inception, write_vgg16
+from torch import nn
+
+from util import compute_metric
+from util.compute_metric import PER_IMAGE, Metrics, main, psnr, ssim
+from util.img_utils import load_image, save_image
+from util.perceptual import frechet_distance, kernel_distance
+from util.weights import ALEXNET, INCEPTION, VGG16
+
+
+@pytest.fixture(autouse=True)
+def no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+
+
+class ChannelMeans(nn.Module):
+    """A feature extractor with Inception's interface: uint8 (B, 3, H, W) -> (B, 3)."""
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return images.float().mean(dim=(2, 3))
+
+
+@pytest.fixture
+def tiny_inception(monkeypatch):
+    monkeypatch.setattr(compute_metric, "load_networks",
+                        lambda names, *_: {"inception": ChannelMeans()} if "inception" in names else {})
+
+
+def image(seed, size=24):
+    """A smooth picture with a brightness of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 4, 4, generator=generator) * 2 - 1
+    return nn.functional.interpolate(coarse, size=size, mode="bicubic")[0].clamp(-1, 1)
+
+
+def noisy(x, seed, sigma=0.1):
+    return x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Four pairs: a, b, sub/c, d."""
+    for k, name in enumerate(["a", "b", "sub/c", "d"]):
+        save_image(tmp_path / "A" / f"{name}.png", noisy(image(k), 100 + k))
+        save_image(tmp_path / "B" / f"{name}.png", image(k))
+    return tmp_path / "A", tmp_path / "B"
+
+
+def run_of(tmp_path, samples=("0",), images="abcd"):
+    """A results folder as a run leaves it: scores of float tensors, files of 8 bits."""
+    folder, metrics = tmp_path / "results", Metrics(networks=[])
+    folder.mkdir()
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "sample", "psnr", "ssim", "lpips_vgg", "distance"])
+        for k, name in enumerate(images):
+            label = image(k)
+            save_image(folder / "label" / f"{name}.png", label)
+            for s, sample in enumerate(samples):
+                restored = noisy(label, 10 * k + s)
+                scores = metrics(restored, label)
+                writer.writerow([name, sample, f"{scores.psnr:.6g}", f"{scores.ssim:.6g}", "", "1.0"])
+                save_image(folder / "recon" / f"{name if len(samples) == 1 else f'{name}_{sample}'}.png", restored)
+    return folder
+
+
+def read(folder):
+    with open(folder / "scores.csv", newline="") as file:
+        return json.loads((folder / "scores.json").read_text()), list(csv.DictReader(file))
+
+
+def test_two_folders_are_scored_pair_by_pair(folders, tmp_path, capsys, tiny_inception):
+    a, b = folders
+    assert main([str(a), str(b), "--save_dir", str(tmp_path / "out")]) == 0
+    summary, rows = read(tmp_path / "out")
+    pairs = [(load_image(a / f"{name}.png"), load_image(b / f"{name}.png")) for name in ("a", "b", "d", "sub/c")]
+    assert [row["image"] for row in rows] == ["a", "b", "d", "sub/c"]
+    assert [float(row["psnr"]) for row in rows] == pytest.approx([psnr(*pair) for pair in pairs], rel=1e-5)
+    assert [float(row["ssim"]) for row in rows] == pytest.approx([ssim(*pair) for pair in pairs], rel=1e-5)
+    assert {row["lpips_vgg"] for row in rows} == {""}
+    mean = np.mean([psnr(*pair) for pair in pairs])
+    assert summary["metrics"]["psnr"]["mean"] == pytest.approx(mean)
+    low, high = summary["metrics"]["psnr"]["ci95"]
+    assert low < mean < high
+    assert summary["metrics"]["lpips_alex"] == {"mean": None, "std": None, "count": 0, "ci95": None}
+    features = [torch.stack([(x.double() + 1).mul(127.5).round().mean((1, 2)) for x in side])
+                for side in zip(*pairs, strict=True)]
+    assert summary["fid"]["value"] == pytest.approx(frechet_distance(features[1], features[0]), rel=1e-4)
+    assert summary["kid"]["value"] == pytest.approx(kernel_distance(features[1], features[0]), rel=1e-4)
+    assert (summary["fid"]["images"], summary["fid"]["reference_images"], summary["images"]) == (4, 4, 4)
+    assert "Inception v3" in summary["fid"]["extractor"]
+    out = capsys.readouterr().out
+    assert f"PSNR (dB)     {mean:10.2f}   {low:.2f} to {high:.2f}" in out
+    assert "4 against 4 images" in out
+
+
+def test_nothing_is_written_beside_folders_of_images(folders, tmp_path, tiny_inception):
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*map(str, folders)]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_suffixes_pair_by_name(folders, tiny_inception):
+    from PIL import Image
+
+    a, b = folders
+    Image.open(b / "a.png").save(b / "a.bmp")
+    (b / "a.png").unlink()
+    assert main([str(a), str(b)]) == 0
+
+
+def test_names_that_differ_in_their_suffix_alone_stay_apart(folders, tmp_path, tiny_inception, capsys):
+    from PIL import Image
+
+    a, b = folders
+    for folder in folders:
+        Image.open(folder / "d.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "a.bmp")
+    assert main([str(a), str(b), "--save_dir", str(tmp_path / "out")]) == 0
+    assert [row["image"] for row in read(tmp_path / "out")[1]] == ["a.bmp", "a.png", "b", "d", "sub/c"]
+
+
+def test_missing_images_are_named(folders, capsys, tiny_inception):
+    a, b = folders
+    (a / "b.png").unlink()
+    (b / "d.png").unlink()
+    assert main([str(a), str(b)]) == 1
+    err = capsys.readouterr().err
+    assert f"{a} has no 'b'" in err
+    assert f"{b} has no 'd'" in err
+
+
+def test_a_long_list_of_missing_images_is_cut(folders, capsys, tiny_inception):
+    for k in range(12):
+        save_image(folders[1] / f"x{k:02d}.png", image(k))
+    assert main([*map(str, folders)]) == 1
+    assert "'x00', 'x01', 'x02', 'x03', 'x04' and 7 more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["size", "unreadable", "empty"])
+def test_a_pair_that_cannot_be_scored_is_named_and_passed_over(folders, capsys, tmp_path, tiny_inception, damage):
+    a, b = folders
+    if damage == "size":
+        save_image(a / "b.png", image(1, 20))
+    else:
+        (a / "b.png").write_bytes(b"" if damage == "empty" else (a / "b.png").read_bytes()[:150])
+    assert main([str(a), str(b), "--save_dir", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert str(a / "b.png") in err
+    assert "1 of 4 pairs could not be scored" in err
+    if damage == "size":
+        assert "20 x 20 and 24 x 24" in err
+    summary, rows = read(tmp_path / "out")
+    assert [row["image"] for row in rows] == ["a", "d", "sub/c"]
+    assert (summary["skipped"], summary["metrics"]["psnr"]["count"], summary["fid"]["images"]) == (1, 3, 3)
+
+
+def break_all(a, b):
+    for file in a.rglob("*.png"):
+        file.write_bytes(b"no image")
+
+
+def rename_all(a, b):
+    for file in [*a.rglob("*.png")]:
+        file.rename(file.with_name(f"other_{file.name}"))
+
+
+def empty(a, b):
+    for file in [*b.rglob("*.png")]:
+        file.rename(file.with_suffix(".txt"))
+
+
+@pytest.mark.parametrize(("change", "arguments", "message"), [
+    (break_all, ["A", "B"], "no image could be scored"),
+    (rename_all, ["A", "B"], "no image in"),
+    (empty, ["A", "B"], "holds no images"),
+    (None, ["A", "C"], "not found"),
+    (None, ["A", "B/a.png"], "is a file"),
+    (None, ["A"], "no folders recon/ and label/"),
+    (None, [], "required"),
+    (None, ["A", "B", "--from-png"], "did you mean '--from_png'"),
+    (None, ["A", "B", "--metrics", "psnr,sim"], "did you mean 'ssim'"),
+    (None, ["A", "B", "--weights_dir", "W"], "expected one that holds vgg16-397923af.pth"),
+    (None, ["A", "B", "--gpu", "99"], "--gpu 99"),
+])
+def test_a_mistake_ends_with_one_line_and_status_2(folders, monkeypatch, capsys, change, arguments, message):
+    if change:
+        change(*folders)
+    monkeypatch.chdir(folders[0].parent)
+    assert main([*arguments, *(["--metrics", "psnr"] if "--metrics" not in arguments else [])]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err.splitlines()[-1]
+    assert "Traceback" not in captured.err
+
+
+def test_scores_of_the_float_tensors_and_of_the_files_agree_within_rounding(tmp_path, tiny_inception):
+    folder = run_of(tmp_path)
+    assert main([str(folder)]) == 0
+    (of_tensors, rows), source = read(folder), "metrics.csv"
+    assert of_tensors["source"] == source
+    assert main([str(folder), "--from_png"]) == 0
+    of_files, rows_of_files = read(folder)
+    assert of_files["source"] == "saved files"
+    assert of_files["fid"] == of_tensors["fid"]                         # of 8-bit images, both
+    assert of_files["fid"]["images"] == 4
+    for before, after in zip(rows, rows_of_files, strict=True):
+        assert before["image"] == after["image"]
+        assert float(before["psnr"]) == pytest.approx(float(after["psnr"]), abs=0.02)
+        assert float(before["ssim"]) == pytest.approx(float(after["ssim"]), abs=1e-3)
+        assert before["psnr"] != after["psnr"]                          # neither is a copy of the other
+    for name, tolerance in (("psnr", 0.02), ("ssim", 1e-3)):
+        for key in ("mean", "std"):
+            assert of_files["metrics"][name][key] == pytest.approx(of_tensors["metrics"][name][key], abs=tolerance)
+
+
+def test_without_a_table_a_results_folder_is_scored_from_its_files(tmp_path, tiny_inception):
+    folder = run_of(tmp_path, samples=("0", "1", "mean"))
+    assert main([str(folder), "--from_png"]) == 0
+    expected = read(folder)
+    (folder / "metrics.csv").unlink()                                   # as DPS leaves it
+    assert main([str(folder)]) == 0
+    assert {tuple(row.values()) for row in read(folder)[1]} == {tuple(row.values()) for row in expected[1]}
+    assert read(folder)[0] == expected[0]
+
+
+@pytest.mark.parametrize("from_png", [False, True])
+def test_samples_and_their_means_are_told_apart(tmp_path, capsys, tiny_inception, from_png):
+    folder = run_of(tmp_path, samples=("0", "1", "mean"))
+    assert main([str(folder), *["--from_png"] * from_png]) == 0
+    summary, rows = read(folder)
+    assert len(rows) == 12
+    assert summary["images"] == 4
+    assert summary["metrics"]["psnr"]["count"] == 8
+    assert summary["metrics_of_sample_means"]["psnr"]["count"] == 4
+    single = [float(row["psnr"]) for row in rows if row["sample"] != "mean"]
+    assert summary["metrics"]["psnr"]["mean"] == pytest.approx(np.mean(single), rel=1e-5)
+    assert (summary["fid"]["images"], summary["fid"]["reference_images"]) == (8, 4)
+    assert "means of samples" in capsys.readouterr().out
+
+
+def test_files_that_the_table_tells_of_and_that_are_gone_are_named(tmp_path, capsys, tiny_inception):
+    folder = run_of(tmp_path)
+    (folder / "recon" / "b.png").unlink()
+    assert main([str(folder), "--from_png"]) == 1
+    assert "has no 'recon/b.png'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["image,sample,psnr\n../../x,0,1\n", "image,sample,psnr\nx,1/../../y,1\n",
+                                  "a,b\n1,2\n", "image,sample,psnr\nx,0\n", "\x00\xff"])
+def test_a_table_of_something_else_is_refused(tmp_path, capsys, text):
+    folder = run_of(tmp_path)
+    (folder / "metrics.csv").write_text(text, encoding="latin-1")
+    assert main([str(folder), "--metrics", "psnr"]) == 2
+    assert "is not the table of a run" in capsys.readouterr().err
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path, capsys):
+    folder = run_of(tmp_path)
+    (folder / "metrics.csv").write_text("image,sample,psnr\na,0,high\n")
+    assert main([str(folder), "--metrics", "psnr"]) == 2
+    assert "--from_png" in capsys.readouterr().err
+
+
+def test_a_run_without_truth_has_nothing_to_compare(tmp_path, capsys):
+    folder = run_of(tmp_path)
+    for file in (folder / "label").iterdir():
+        file.unlink()
+    assert main([str(folder), "--metrics", "psnr"]) == 2
+    assert "no true images" in capsys.readouterr().err
+
+
+def test_all_metrics_from_a_folder_of_weights(folders, tmp_path, capfd):
+    """The real loading code and the real networks, on small files of the published names and shapes."""
+    for write, file in ((write_vgg16, VGG16), (write_alexnet, ALEXNET), (write_inception, INCEPTION)):
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        write(tmp_path / "weights" / file.name)
+    a, b = (tmp_path / f"{name}40" for name in "AB")
+    for k in range(3):
+        save_image(a / f"{k}.png", noisy(image(k, 40), k))
+        save_image(b / f"{k}.png", image(k, 40))
+    assert main([str(a), str(b), "--weights_dir", str(tmp_path / "weights"), "--save_dir", str(a)]) == 0
+    assert "left out" not in capfd.readouterr().err
+    summary, rows = read(a)
+    assert all(math.isfinite(float(row[name])) for row in rows for name in PER_IMAGE)
+    assert all(summary["metrics"][name]["ci95"] for name in PER_IMAGE)
+    assert summary["fid"]["value"] >= 0
+    assert math.isfinite(summary["kid"]["value"])
+
+
+def test_without_weights_the_rest_is_there_and_the_reason_named_once(folders):
+    done = subprocess.run([sys.executable, "-m", "util.compute_metric", *map(str, folders)], check=False, timeout=60,
+                          capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out") == len(done.stderr.strip().splitlines()) == 1
+    assert "LPIPS (vgg), LPIPS (alex), FID and KID" in done.stderr
+    lines = {line[:14].strip(): line[14:].split() for line in done.stdout.splitlines()}
+    assert float(lines["PSNR (dB)"][0]) > 20
+    assert lines["FID"] == ["-"]
+    assert lines["LPIPS (vgg)"][0] == "-"

@@ -1,0 +1,36 @@
+"""What the commands of this project share: how they read their arguments, and where they compute."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from util.errors import UserError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UserError`s, with the nearest spelling of unknown options."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see --help")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Read the command line; UserError for a mistake in it."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            what = "option" if word.startswith("-") else "argument"
+            raise UserError(f"unknown {what} '{word}'; {did_you_mean(word, options)}")
+        return args
+
+
+def choose_device(gpu: int | None) -> torch.device:
+    """GPU `gpu`; when None, GPU 0 or else the CPU. UserError for a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu is None:
+        return torch.device("cuda:0" if count else "cpu")
+    if not 0 <= gpu < count:
+        found = f"the GPUs are 0 to {count - 1}" if count else "no GPU is found here; leave --gpu out for the CPU"
+        raise UserError(f"--gpu {gpu}: {found}")
+    return torch.device(f"cuda:{gpu}")
