@@ -23,9 +23,10 @@ from guided_diffusion.measurements import NOISES, OPERATORS, Noise, Operator
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored, to_store
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
+from util.command import Parser, choose_device
 from util.compute_metric import Metrics
 from util.config import Choice, Config, find_file, load_config
-from util.errors import UserError, did_you_mean
+from util.errors import UserError
 from util.logger import get_logger
 from util.measurement_files import MeasurementFolder
 from util.registry import Registry, check_arguments
@@ -36,22 +37,6 @@ from util.seeding import ImageRandomness
 DEFAULT_BATCH_PIXELS = 4 * 128 ** 2                 # images per batch by default: 4 of 128 x 128, 1 of 256 x 256
 
 logger = get_logger()
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are `UserError`s, with the nearest spelling of unknown options."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; see --help")
-
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            word = unknown[0].partition("=")[0]
-            options = [option for option in self._option_string_actions if option.startswith("--")]
-            what = "option" if word.startswith("-") else "argument"
-            raise UserError(f"unknown {what} '{word}'; {did_you_mean(word, options)}")
-        return args
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,6 +60,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_measurements", action="store_true", help="save the measurements, masks and kernels to measurements/")
     add("--load_measurements", metavar="FOLDER", help="restore exactly these saved measurements")
     add("--progress", type=positive, metavar="N", help="save the state after every N-th step to progress/")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS's networks; nothing is fetched then")
     add("--overwrite", action="store_true", help="replace the results of an earlier run in the same folder")
     return parser.parse(argv)
 
@@ -84,17 +70,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
-
-
-def choose_device(gpu: int | None) -> torch.device:
-    """GPU `gpu`; when None, GPU 0 or else the CPU. UserError for a GPU that is not there."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpu is None:
-        return torch.device("cuda:0" if count else "cpu")
-    if not 0 <= gpu < count:
-        found = f"the GPUs are 0 to {count - 1}" if count else "no GPU is found here; leave --gpu out for the CPU"
-        raise UserError(f"--gpu {gpu}: {found}")
-    return torch.device(f"cuda:{gpu}")
 
 
 def build(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
@@ -209,7 +184,8 @@ def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirecto
     settings = config.as_dict()["measurement"]
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
-    gatherer = Gatherer(run, source, Metrics(device) if source.knows_truth else None, num_samples, store)
+    metrics = Metrics(device, args.weights_dir) if source.knows_truth else None
+    gatherer = Gatherer(run, source, metrics, num_samples, store)
     monitor = Monitor(prior, run, len(todo), num_samples, task.sampler.num_steps, args.progress)
     batch_size = args.batch_size or num_samples * max(1, default_entries(source.image_size) // num_samples)
     unreadable: list[UserError] = []

@@ -146,7 +146,8 @@ def test_summary_has_means_deviations_counts_and_costs(tmp_path):
     assert summary["metrics"]["psnr"]["mean"] == pytest.approx(0.4)
     assert summary["metrics"]["psnr"]["std"] == pytest.approx(0.2582, abs=1e-4)
     assert summary["metrics"]["psnr"]["count"] == 4
-    assert summary["metrics"]["lpips_vgg"] == {"mean": None, "std": None, "count": 0}
+    assert summary["metrics"]["psnr"]["ci95"] == pytest.approx([0.2, 0.6])     # of two images: one of them, twice
+    assert summary["metrics"]["lpips_vgg"] == {"mean": None, "std": None, "count": 0, "ci95": None}
     assert summary["metrics_of_sample_means"]["psnr"]["mean"] == pytest.approx(0.4)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from util import statistics
-from util.statistics import bootstrap_interval, summarise
+from util.statistics import bootstrap_interval, describe
 
 
 def names(n):
@@ -57,7 +57,7 @@ def test_the_same_scores_give_the_same_interval_in_any_order_and_in_any_chunks(m
 
 
 def test_summary_counts_only_finite_scores():
-    summary = summarise([1.0, 2.0, math.nan, math.inf, 6.0], names(5))
+    summary = describe([1.0, 2.0, math.nan, math.inf, 6.0], names(5))
     assert summary["mean"] == 3
     assert summary["std"] == pytest.approx(math.sqrt(7))
     assert summary["count"] == 3
@@ -67,12 +67,12 @@ def test_summary_counts_only_finite_scores():
 
 @pytest.mark.parametrize(("values", "mean"), [([], None), ([math.nan], None), ([4.0], 4.0)])
 def test_too_few_scores_have_no_interval(values, mean):
-    assert summarise(values, names(len(values))) == {"mean": mean, "std": None, "count": len([mean] if mean else []),
+    assert describe(values, names(len(values))) == {"mean": mean, "std": None, "count": len([mean] if mean else []),
                                                     "ci95": None}
 
 
 def test_samples_of_one_image_have_no_interval_but_a_spread():
-    summary = summarise([1.0, 3.0], ["a", "a"])
+    summary = describe([1.0, 3.0], ["a", "a"])
     assert (summary["mean"], summary["ci95"]) == (2.0, None)
     assert summary["std"] == pytest.approx(math.sqrt(2))
 

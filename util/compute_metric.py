@@ -26,7 +26,7 @@ from util.image_pairs import MEAN, Pair, pair_folders, pair_results, read_table
 from util.img_utils import load_image, to_uint8, to_unit, write_atomically
 from util.logger import get_logger
 from util.perceptual import EXTRACTOR, LPIPS_MIN_SIDE, frechet_distance, kernel_distance, load_networks
-from util.statistics import summarise
+from util.statistics import describe
 from util.weights import WeightStore
 
 
@@ -38,11 +38,6 @@ class Scores:
     ssim: float                                     # at most 1
     lpips_vgg: float                                # 0 for equal images
     lpips_alex: float = float("nan")
-
-    @property
-    def lpips(self) -> float:
-        """LPIPS by VGG16, which papers report."""
-        return self.lpips_vgg
 
 
 TITLES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips_vgg": ("LPIPS (vgg)", 4),
@@ -156,7 +151,7 @@ class Comparison:
 
 def _summarise(rows: Sequence[tuple[str, str, Scores]], names: Sequence[str]) -> dict[str, object]:
     images = [image for image, _, _ in rows]
-    return {name: summarise([getattr(scores, name) for _, _, scores in rows], images)
+    return {name: describe([getattr(scores, name) for _, _, scores in rows], images)
             for name in PER_IMAGE if name in names}
 
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
 
 from util.compute_metric import Metrics, Scores
 from util.img_utils import to_unit
+from util.statistics import Summary, describe
 
 MEAN = "mean"
 NO_SCORES = Scores(math.nan, math.nan, math.nan)
@@ -39,6 +39,7 @@ class Row:
     best: float                                     # 1 for the sample of lowest distance, 0 for others, empty for means
     std: float                                      # of the samples around their mean, root mean square on [0, 1]
     error_to_std: float                             # see `spread`; these two for means only
+    lpips_alex: float
 
     @classmethod
     def parse(cls, cells: dict[str, str]) -> "Row":
@@ -86,13 +87,13 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
     rows = []
     for outcome in outcomes:
         scores, aligned = _score(outcome, label, metrics)
-        (psnr, ssim, lpips, *_), (psnr_aligned, ssim_aligned, lpips_aligned, *_) = map(astuple, (scores, aligned))
         is_mean = outcome.sample == MEAN
         rows.append(Row(
-            image, outcome.sample, psnr, ssim, lpips, psnr_input, ssim_input, outcome.distance, outcome.seconds,
-            outcome.chi_square, outcome.network_evaluations, psnr_aligned, ssim_aligned, lpips_aligned,
-            best=math.nan if is_mean else float(outcome.sample == best),
-            std=std if is_mean else math.nan, error_to_std=error_to_std if is_mean else math.nan))
+            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, psnr_input, ssim_input, outcome.distance,
+            outcome.seconds, outcome.chi_square, outcome.network_evaluations, aligned.psnr, aligned.ssim,
+            aligned.lpips_vgg, best=math.nan if is_mean else float(outcome.sample == best),
+            std=std if is_mean else math.nan, error_to_std=error_to_std if is_mean else math.nan,
+            lpips_alex=scores.lpips_alex))
     return rows
 
 
@@ -156,7 +157,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, object]:
-    """Counts, cost, and mean, standard deviation and count of every column: of all samples, of the best, of means."""
+    """Counts, cost, and mean, spread and interval of every column: of all samples, of the best, of means."""
     single, mean = ([row for row in rows if (row.sample == MEAN) is is_mean] for is_mean in (False, True))
     summary = {"images": len({row.image for row in rows}), "samples": len(single),
                "seconds": sum(row.seconds for row in single),
@@ -168,11 +169,6 @@ def summarise(rows: Sequence[Row]) -> dict[str, object]:
     return summary
 
 
-def _statistics(rows: Sequence[Row]) -> dict[str, dict[str, float | int | None]]:
+def _statistics(rows: Sequence[Row]) -> dict[str, Summary]:
     columns = [column for column in COLUMNS[2:] if column not in ("seconds", "network_evaluations", "best")]
-    table = {}
-    for column in columns:
-        values = [value for row in rows if math.isfinite(value := getattr(row, column))]
-        table[column] = {"mean": fmean(values) if values else None,
-                         "std": stdev(values) if len(values) > 1 else None, "count": len(values)}
-    return table
+    return {column: describe([getattr(row, column) for row in rows], [row.image for row in rows]) for column in columns}

@@ -28,8 +28,7 @@ class InceptionFeatures(nn.Module):
         path: the file of weights.
 
     Raises:
-        UserError: the file is damaged, or holds more than tensors and plain containers.
-        RuntimeError: it is the state dict of something else.
+        UserError: the file is damaged, holds more than tensors and plain containers, or belongs to something else.
     """
 
     def __init__(self, path: Path):
@@ -37,8 +36,11 @@ class InceptionFeatures(nn.Module):
         read_checkpoint(path)       # the library's own load would run whatever code a file holds
         from torch_fidelity import FeatureExtractorInceptionV3
 
-        self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"],
-                                                   feature_extractor_weights_path=str(path))
+        try:
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"],
+                                                       feature_extractor_weights_path=str(path))
+        except (RuntimeError, TypeError, AttributeError):
+            raise UserError(f"{path} is not the published {INCEPTION.name}; download it again") from None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from data.dataloader import Batch
 from util.logger import get_logger
 from util.metrics_table import MEAN, Row
 from util.run_dir import RunDirectory
+from util.statistics import describe
 
 TABLE_ROWS = 20                                     # images shown in the closing table
+INTERVAL = "95 % interval"                          # of a mean, see `util.statistics`
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "scikit-image", "lpips")
 
 
@@ -87,12 +89,13 @@ def _log(figures: Sequence[tuple[str, dict[str, tuple[float, float]]]], groups: 
     titles = list(figures[0][1])
     lines = [(image, [*(first for first, _ in own.values()), *(second for _, second in own.values())])
              for image, own in figures]
-    total = [_mean(column) for column in zip(*(values for _, values in lines), strict=True)]
+    columns = list(zip(*(values for _, values in lines), strict=True))
+    intervals = [describe(column, [image for image, _ in lines])["ci95"] for column in columns]
     hidden = len(lines[TABLE_ROWS:])
     lines = lines[:TABLE_ROWS]
     if len(figures) > 1:
-        lines.append((f"mean of {len(figures)}", total))
-    width = min(40, max(len("image"), *(len(name) for name, _ in lines)))
+        lines.append((f"mean of {len(figures)}", [_mean(column) for column in columns]))
+    width = min(40, max(len(INTERVAL), *(len(name) for name, _ in lines)))
     half = len(titles)
     log = get_logger().info
     log(f"\n{'':{width}}  {groups[0]:^{12 * half}}  {groups[1]:^{12 * half}}".rstrip())
@@ -100,8 +103,15 @@ def _log(figures: Sequence[tuple[str, dict[str, tuple[float, float]]]], groups: 
     for name, values in lines:
         log(f"{name[:width]:{width}}  {''.join(f'{v:12.2f}' for v in values[:half])}  "
             f"{''.join(f'{v:12.3f}' for v in values[half:])}")
+    if len(figures) > 1:
+        log(f"{INTERVAL:{width}}  " + "".join(f"{_range(bounds, 2 if k < half else 3):>12}"
+                                              for k, bounds in enumerate(intervals)))
     if hidden:
         log(f"({hidden} more images are in metrics.csv)")
+
+
+def _range(bounds: Sequence[float] | None, digits: int) -> str:
+    return "-" if bounds is None else "-".join(f"{bound:.{digits}f}" for bound in bounds)
 
 
 def _agreement(own: Sequence[Row], several: bool) -> dict[str, tuple[float, float]]:

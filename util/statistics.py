@@ -12,7 +12,7 @@ CHUNK = 10 ** 7                                     # numbers drawn at a time
 Summary = dict[str, float | int | list[float] | None]
 
 
-def summarise(values: Sequence[float], images: Sequence[str]) -> Summary:
+def describe(values: Sequence[float], images: Sequence[str]) -> Summary:
     """Mean, standard deviation, count and 95 % confidence interval of scores; only finite ones count.
 
     Args:
