@@ -1,0 +1,455 @@
+"""The papers' tables: the shipped files, their runs, and what is printed side by side, with a tiny network."""
+
+import csv
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fake_weights import write_inception
+from PIL import Image
+
+import sample_condition
+from guided_diffusion.condition_methods import CONDITIONING_METHODS
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import NOISES, OPERATORS
+from guided_diffusion.measurements.base import LinearOperator
+from guided_diffusion.schedule import space_timesteps
+from guided_diffusion.unet import create_model
+from util import reproduce_table, table_run
+from util.config import REPOSITORY
+from util.errors import UserError
+from util.paper_table import METRICS, Run, load_table
+from util.registry import check_arguments
+from util.table_report import Entry, Score, evaluate, score
+from util.table_run import Job, Options
+from util.weights import INCEPTION
+
+TABLES = sorted((REPOSITORY / "configs/tables").glob("*.yaml"))
+MODEL = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1", "learn_sigma": True,
+         "attention_resolutions": "", "num_heads": 1, "use_scale_shift_norm": True}
+TASK = {"conditioning": {"method": "ps", "params": {"scale": 1.0}}, "data": {"name": "skimage"},
+        "measurement": {"operator": {"name": "super_resolution", "scale_factor": 4},
+                        "noise": {"name": "gaussian", "sigma": 0.05}}}
+
+
+def table_of(name: str):
+    return load_table(REPOSITORY / f"configs/tables/{name}.yaml")
+
+
+def figure(name: str, metric: str, task: str, method: str):
+    cell, = [c for c in table_of(name).cells if (c.metric, c.task, c.method) == (metric, task, method)]
+    return cell.paper
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_run_of_a_shipped_table_is_a_valid_command_line(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    table = load_table(path)
+    assert table.runs and table.cells
+    for run in table.runs:
+        config = run.load(table.spec.data)
+        check_arguments(create_model, config.model, "model")
+        create_sampler(**config.diffusion)
+        check_arguments(OPERATORS[config.operator.name], config.operator.params, str(run))
+        noiser = NOISES.build(config.noise.name, **config.noise.params)
+        method = CONDITIONING_METHODS.build(config.conditioning.name, **config.conditioning.params)
+        assert issubclass(OPERATORS[config.operator.name], LinearOperator) or not method.needs_linear, run
+        assert config.conditioning.params.get("schedule") != "inverse_variance" or noiser.name == "gaussian"
+        assert config.conditioning.name == table.methods[run.method].method
+        arguments = sample_condition.parse_arguments([*run.options(), *Options("skimage", 3, 5, 2, 1, 0).arguments()])
+        assert (arguments.overrides, arguments.seed, arguments.limit) == (list(run.overrides), 3, 5)
+    for cell in table.cells:
+        assert cell.run in (None, *table.runs)
+        assert cell.paper is None or cell.paper.source.startswith("DPS, ") and ", row " in cell.paper.source
+
+
+@pytest.mark.parametrize("name, metric, task, method, value, source", [
+    ("dps_ffhq_linear", "fid", "sr4", "dps", 39.35, "DPS, Table 1, row DPS (ours)"),
+    ("dps_ffhq_linear", "lpips", "random", "ddrm", 0.587, "DPS, Table 1, row DDRM"),
+    ("dps_ffhq_linear", "fid", "motion", "mcg", 310.5, "DPS, Table 1, row MCG"),
+    ("dps_ffhq_linear", "psnr", "box", "pnp_admm", 11.65, "DPS, Table 6, row PnP-ADMM"),
+    ("dps_ffhq_linear", "ssim", "motion", "admm_tv", 0.758, "DPS, Table 6, row ADMM-TV"),
+    ("dps_ffhq_linear", "fid", "sr4", "dps_release", 39.35, "DPS, Table 1, row DPS (ours)"),
+    ("dps_imagenet_linear", "lpips", "gauss", "score_sde", 0.667, "DPS, Table 2, row Score-SDE (ILVR)"),
+    ("dps_imagenet_linear", "psnr", "motion", "dps", 20.55, "DPS, Table 7, row DPS (ours)"),
+    ("dps_phase_retrieval", "lpips", "phase", "hio", 0.542, "DPS, Table 3, row HIO"),
+    ("dps_nonuniform_deblur", "fid", "nonuniform", "dps", 41.86, "DPS, Table 4, row DPS (ours)"),
+    ("dps_step_size", "lpips", "zeta_1", "exponential", 0.442, "DPS, Table 5, row exponential decay"),
+    ("dps_runtime", "seconds", "time", "bks_stylegan2", 891.8, "DPS, appendix C.5, runtime table, row BKS-styleGAN2"),
+])
+def test_figures_stand_where_the_paper_prints_them(name, metric, task, method, value, source):
+    found = figure(name, metric, task, method)
+    assert (found.value, found.source) == (value, source)
+
+
+def test_what_the_paper_does_not_print_is_absent():
+    cells = {(c.metric, c.task, c.method): c for c in table_of("dps_ffhq_linear").cells}
+    assert ("fid", "motion", "ddrm") not in cells                       # a dash in the paper, and nothing of ours
+    assert cells["fid", "sr4", "dpps"].paper is None
+    assert cells["fid", "sr4", "ddrm"].run is None
+    assert sum(c.paper is not None and c.method != "dps_release" for c in cells.values()) == 2 * (6 * 10 - 2)
+    for name in ("dps_nfe", "dpps_ablations", "demo"):
+        assert all(cell.paper is None for cell in table_of(name).cells)
+
+
+def test_the_step_size_table_converts_zeta_and_prints_the_spread():
+    table = table_of("dps_step_size")
+    runs = {(run.task, run.method): run.load("skimage").conditioning.params for run in table.runs}
+    assert runs["zeta_1", "constant"]["scale"] == 2.0 and runs["zeta_0.3", "linear"]["scale"] == 0.6
+    assert runs["zeta_1", "exponential"]["schedule"] == "exponential"
+    assert runs["inverse_variance", "inverse_variance"] == {
+        "scale": 1.0, "power": 2, "schedule": "inverse_variance", "gamma": 0.99}
+    assert figure("dps_step_size", "lpips", "zeta_1", "constant").std == 0.045
+
+
+@pytest.fixture(scope="session")
+def prior(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prior")
+    torch.manual_seed(0)
+    torch.save(create_model(**MODEL).state_dict(), folder / "tiny.pt")
+    (folder / "model.yaml").write_text(yaml.safe_dump({**MODEL, "model_path": str(folder / "tiny.pt")}))
+    (folder / "task.yaml").write_text(yaml.safe_dump(TASK))
+    return folder
+
+
+@pytest.fixture
+def tree(prior, tmp_path, monkeypatch) -> dict:
+    """The content of a small table; the working directory is empty and there is neither GPU nor network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = str(prior / "task.yaml")
+    return {
+        "title": "Tiny", "note": "A note.", "metrics": ["psnr", "ssim"], "data": "skimage",
+        "model_config": str(prior / "model.yaml"), "diffusion_config": "configs/demo_diffusion_config.yaml",
+        "set": ["diffusion.timestep_respacing=2"],
+        "tasks": {"sr": {"title": "SR", "config": config},
+                  "noise": {"title": "Denoising", "config": config, "set": ["measurement.operator={name: noise}"]}},
+        "methods": {"dps": {"title": "DPS", "method": "ps"},
+                    "free": {"title": "Free", "method": "vanilla", "params": {}, "tasks": ["sr"]},
+                    "other": {"title": "Other"}},
+        "paper": [{"source": "P, Table 9", "tasks": ["sr"], "metrics": ["psnr", "ssim"],
+                   "rows": {"dps": {"row": "Ours", "values": [99.0, None]},
+                            "other": {"row": "O", "values": [1.5, 0.2]}}}],
+    }
+
+
+@pytest.fixture
+def in_process(monkeypatch, capsys):
+    """The runs' command lines, carried out in this process; the list of them is returned."""
+    commands = []
+
+    def launch(command, advance=lambda done, total: None, log=lambda line: None):
+        commands.append(command)
+        before = capsys.readouterr()
+        status = sample_condition.main(command[2:])
+        out, err = capsys.readouterr()
+        sys.stdout.write(before.out)
+        sys.stderr.write(before.err)
+        lines = [line for line in (out + err).splitlines() if line.strip()]
+        for line in lines:
+            log(line)
+        return status, lines
+
+    monkeypatch.setattr(table_run, "launch", launch)
+    return commands
+
+
+@pytest.fixture
+def run(tree, capsys):
+    """run(*arguments) -> (exit status, standard output, standard error) of the command on the small table."""
+    def run(*more: str) -> tuple[int, str, str]:
+        Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        status = reproduce_table.main(["tiny.yaml", *more])
+        return status, *capsys.readouterr()
+    return run
+
+
+def read_csv(path: str) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_is_run_and_stands_beside_the_paper(run, in_process):
+    status, out, err = run("--limit", "2", "--seed", "4")
+    assert status == 0, err
+    assert [command[command.index("--save_dir") + 1] for command in in_process] == [
+        f"results/tables/tiny/{name}" for name in ("sr/dps", "sr/free", "noise/dps")]
+    folder = Path("results/tables/tiny")
+    text = (folder / "table.md").read_text()
+    assert text in out
+    row, = [line for line in text.splitlines() if line.startswith("| SR ") and " 99 " in line]
+    measured = [float(r["psnr"]) for r in read_csv(folder / "sr/dps/super_resolution/ps/metrics.csv")]
+    mean = sum(measured) / 2
+    assert len(measured) == 2 and f"{mean:.2f} ± {abs(measured[0] - measured[1]) / 2:.2f}" in row
+    assert f"{mean - 99:+.2f} *" in row and row.split("|")[-2].strip() == "2"
+    assert "paper only" in next(line for line in text.splitlines() if "Other" in line)
+    for words in ("A note.", "P, Table 9", "Seed 4", "skimage, 2 asked for", "2 steps", '"sigma": 0.05', "tiny.pt"):
+        assert words in text
+    cells = {(r["metric"], r["task"], r["method"]): r for r in read_csv(folder / "table.csv")}
+    dps = cells["psnr", "sr", "dps"]
+    assert float(dps["ours"]) == pytest.approx(mean, rel=1e-4)
+    assert [dps[k] for k in ("paper", "source", "excludes_paper", "images", "seed", "steps")] == [
+        "99.0", "P, Table 9, row Ours", "1", "2", "4", "2"]
+    assert cells["ssim", "sr", "dps"]["paper"] == "" and cells["ssim", "sr", "dps"]["ours"]
+    assert cells["psnr", "sr", "other"]["remark"] == "not run"
+    assert Image.open(folder / "table.png").width > 600
+    assert "super_resolution by ps" in (folder / "sr/dps/log.txt").read_text()
+
+
+def test_what_is_there_is_not_run_again_and_more_images_are_added(run, in_process):
+    assert run("--limit", "1")[0] == 0
+    first = Path("results/tables/tiny/table.csv").read_bytes()
+    status, out, _ = run("--limit", "1")
+    assert status == 0 and len(in_process) == 3 and "3 of them finished before" in out
+    assert Path("results/tables/tiny/table.csv").read_bytes() == first
+    assert run("--limit", "2", "--methods", "dps")[0] == 0
+    assert len(in_process) == 5
+    assert {r["images"] for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "dps"} == {"2"}
+
+
+def test_a_run_that_fails_leaves_the_others(run, tree, in_process):
+    tree["methods"]["broken"] = {"title": "Broken", "method": "ps", "set": ["model.model_path=models/none.pt"],
+                                 "tasks": ["sr"], "compare_with": "dps"}
+    status, _, err = run("--limit", "1")
+    assert status == 1
+    assert [line for line in err.splitlines() if "models/none.pt not found" in line and "SR, Broken" in line]
+    assert "Traceback" not in err and "1 of 4 runs went wrong" in err
+    text = Path("results/tables/tiny/table.md").read_text()
+    assert "FAILED: checkpoint models/none.pt not found" in text and "SR, Broken: checkpoint" in text
+    cells = {(r["metric"], r["task"], r["method"]): r for r in read_csv("results/tables/tiny/table.csv")}
+    assert cells["psnr", "noise", "dps"]["ours"] and not cells["psnr", "sr", "broken"]["ours"]
+    assert "models/none.pt" in cells["psnr", "sr", "broken"]["remark"]
+
+
+def test_results_of_other_settings_are_not_shown_as_ours(run, tree, in_process):
+    assert run("--limit", "1", "--methods", "free")[0] == 0
+    tree["set"] += ["measurement.noise.sigma=0.2"]
+    status, _, err = run("--limit", "1", "--methods", "free")
+    assert status == 1 and "measurement.noise.sigma (0.05 there, 0.2 now)" in err
+    assert "FAILED" in Path("results/tables/tiny/table.md").read_text()
+    assert run("--limit", "1", "--methods", "free", "--overwrite")[0] == 0
+
+
+def test_an_interrupted_table_continues(run, in_process, monkeypatch):
+    working, started = table_run.launch, []
+
+    def interrupted(*arguments):
+        started.append(arguments)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return working(*arguments)
+
+    monkeypatch.setattr(table_run, "launch", interrupted)
+    status, _, err = run("--limit", "1")
+    assert status == 130 and "1 of 3 runs are finished" in err and "the same command continues" in err
+    assert run("--limit", "1")[0] == 0
+    assert len(started) == 4
+
+
+def test_a_dry_run_lists_cost_and_time_and_runs_nothing(run, in_process):
+    status, out, err = run("--limit", "3", "--dry_run", "--batch_size", "1")
+    assert status == 0, err
+    rows = {line[:44].strip(): line[44:].split() for line in out.splitlines() if "," in line[:44]}
+    assert rows["SR, DPS"][:2] == ["3", "6"] and rows["SR, DPS"][3] == "s"
+    assert "3 runs, 18 network evaluations" in out and "nothing was run" in out
+    assert not Path("results").exists()
+    assert len(in_process) == 2                                         # one trial per method
+    assert run("--limit", "2", "--methods", "free")[0] == 0
+    assert "free" in in_process[-1][-1]
+    out = run("--limit", "3", "--dry_run", "--methods", "free")[1]
+    assert "1 run, 2 network evaluations" in out                        # two of the three images are there
+
+
+def test_a_dry_run_without_the_checkpoint_says_so(run, tree, in_process):
+    status, out, err = run("--dry_run", "--limit", "1", "--set", "model.model_path=models/none.pt")
+    assert status == 1 and "models/none.pt not found" in err and "unknown" in out
+
+
+def test_of_several_samples_the_best_fit_counts(run, tree, in_process):
+    tree |= {"num_samples": 2, "metrics": ["psnr"]}
+    assert run("--limit", "2", "--methods", "dps")[0] == 0
+    rows = read_csv("results/tables/tiny/sr/dps/super_resolution/ps/metrics.csv")
+    best = [min((r for r in rows if r["image"] == image and r["sample"] != "mean"), key=lambda r: float(r["distance"]))
+            for image in ("astronaut", "chelsea")]
+    ours = next(r for r in read_csv("results/tables/tiny/table.csv") if (r["task"], r["method"]) == ("sr", "dps"))
+    assert float(ours["ours"]) == pytest.approx(sum(float(r["psnr"]) for r in best) / 2, rel=1e-4)
+    assert "lowest measurement error" in Path("results/tables/tiny/table.md").read_text()
+
+
+def test_metrics_that_cannot_be_had_give_their_reason(run, tree, in_process):
+    tree["metrics"] = ["psnr", "lpips", "fid"]
+    status, _, err = run("--limit", "2", "--methods", "free")
+    assert status == 0, err
+    text = Path("results/tables/tiny/table.md").read_text()
+    assert "LPIPS" in text.partition("## LPIPS, VGG (lower is better)")[2].partition("##")[0]
+    assert "FID is left out" in text
+    assert {r["ours"] for r in read_csv("results/tables/tiny/table.csv") if r["metric"] != "psnr"} == {""}
+
+
+def test_fid_is_of_the_saved_images(run, tree, in_process):
+    tree["metrics"] = ["fid"]
+    Path("weights").mkdir()
+    write_inception(Path("weights") / INCEPTION.name)
+    assert run("--methods", "free", "--weights_dir", "weights")[0] == 0
+    row, = [r for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "free"]
+    assert float(row["ours"]) > 0 and row["images"] == "3" and row["ci95_low"] == ""
+    job, = reproduce_table.plan(load_table("tiny.yaml").select(["free"]), reproduce_table.parse_arguments(
+        ["tiny.yaml", "--weights_dir", "weights"]), Path("results/tables/tiny"))
+    for name in job.names:
+        shutil.copy(job.path / "label" / f"{name}.png", job.path / "recon" / f"{name}.png")
+    assert score(job, "fid").value == pytest.approx(0, abs=1e-3)
+
+
+def test_a_line_plot_over_x(run, tree, in_process):
+    tree |= {"plot": "line", "log_x": True, "x_label": "steps", "metrics": ["psnr"]}
+    tree["tasks"]["sr"]["x"], tree["tasks"]["noise"]["x"] = 1, 10
+    assert run("--limit", "2")[0] == 0
+    picture = Image.open("results/tables/tiny/table.png").convert("RGB")
+    assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 100
+
+
+def test_the_command_as_a_user_starts_it(run, tree, capsys):
+    del tree["tasks"]["noise"]
+    steps = []
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    table = load_table("tiny.yaml").select(["free"])
+    args = reproduce_table.parse_arguments(["tiny.yaml", "--limit", "1"])
+    job, = reproduce_table.plan(table, args, Path("results"))
+    assert job.missing() == 1
+    job.execute(lambda done, total: steps.append((done, total)))
+    assert (job.error, job.missing()) == ("", 0)
+    assert steps[-1] == (2, 2)                                          # the bar of the process was understood
+    assert score(job, "psnr").images == 1
+
+
+def test_a_process_is_read_line_by_line_and_interrupted_with_us():
+    code = ("import sys; sys.stderr.write('\\rRestoring: 30%| 3/10 [00:01]\\rRestoring: 40%| 4/10 [00:01]\\n');"
+            "print('warning: hot'); print('error: no luck'); sys.exit(2)")
+    steps, log = [], []
+    status, lines = table_run.launch([sys.executable, "-c", code], lambda *s: steps.append(s), log.append)
+    assert (status, steps, sorted(lines)) == (2, [(3, 10), (4, 10)], ["error: no luck", "warning: hot"])
+    assert sorted(log) == sorted(lines)
+    started = time.monotonic()
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    waiting = "import sys, time; sys.stderr.write('1/2 [x]\\n'); sys.stderr.flush(); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        table_run.launch([sys.executable, "-c", waiting], stop)
+    assert time.monotonic() - started < 30
+
+
+def job_of(options: Options, **diffusion) -> Job:
+    run = Run("sr", "dps", "configs/demo_model_config.yaml", "configs/diffusion_config.yaml",
+              "configs/demo_task_config.yaml", tuple(f"diffusion.{k}={json.dumps(v)}" for k, v in diffusion.items()))
+    return Job(run, run.load("skimage"), ["a", "b"], Path("place"), options)
+
+
+@pytest.mark.parametrize("respacing", [1000, 250, "100", "ddim50", "10,15,20", [5, 6], "", None])
+def test_steps_are_counted_as_the_sampler_counts_them(respacing):
+    job = job_of(Options(None, 0, None, 1), timestep_respacing=respacing)
+    assert job.steps == len(space_timesteps(1000, respacing))
+
+
+def test_torchrun_inside_where_asked_for():
+    command = job_of(Options("photos", 0, None, 4, nproc=3)).command()
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    arguments = sample_condition.parse_arguments(command[6:])
+    assert (arguments.data, arguments.num_samples, arguments.save_dir) == ("photos", 4, "place")
+
+
+@pytest.mark.parametrize("paper, excluded", [(10.0, False), (9.0, True), (12.9, False), (13.1, True)])
+def test_a_figure_is_marked_when_the_interval_excludes_it(tree, paper, excluded):
+    tree["paper"][0]["rows"]["dps"]["values"] = [paper, None]
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    cell = load_table("tiny.yaml").cells[0]
+    entry = Entry(cell, None, Score(11.0, 9.5, 13.0, 4))
+    assert entry.excludes_paper == excluded
+    assert entry.difference == pytest.approx(11 - paper)
+    assert not Entry(cell, None, Score(11.0, images=1)).excludes_paper  # one image has no interval
+
+
+def test_every_metric_is_a_column_that_runs_write(tree, run, in_process):
+    tree["methods"] = {"free": tree["methods"]["free"]}
+    del tree["paper"]
+    assert run("--limit", "1")[0] == 0
+    columns = set(read_csv("results/tables/tiny/sr/free/super_resolution/vanilla/metrics.csv")[0])
+    assert {metric.column for metric in METRICS.values()} - {None} <= columns
+    table = load_table("tiny.yaml")
+    assert [entry.score.remark for entry in evaluate(table, [
+        Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1))
+    ])] == ["no image is finished"] * 2
+
+
+@pytest.mark.parametrize("keys, value, words", [
+    (["titel"], "x", ["'titel'", "did you mean 'title'"]),
+    (["metrics"], ["psnr", "sim"], ["'sim'", "did you mean 'ssim'"]),
+    (["plot"], "pie", ["plot is 'pie'", "'bar', 'line'"]),
+    (["plot"], "line", ["tasks.sr.x is None"]),
+    (["limit"], 0, ["limit is 0"]),
+    (["tasks", "sr", "confg"], "x", ["tasks.sr", "'confg'", "did you mean 'config'"]),
+    (["tasks", "sr"], 3, ["tasks.sr is 3", "expected a mapping"]),
+    (["tasks", "../up"], {"title": "x", "config": "y"}, ["'../up' names a folder"]),
+    (["tasks", ".."], {"title": "x", "config": "y"}, ["'..' names a folder"]),
+    (["tasks", "sr", "config"], "{settings}.yaml", ["methods.dps needs settings"]),
+    (["methods", "dps", "methd"], "ps", ["methods.dps", "did you mean 'method'"]),
+    (["methods", "dps", "tasks"], ["nois"], ["unknown task 'nois'", "did you mean 'noise'"]),
+    (["methods", "dps", "compare_with"], "othr", ["did you mean 'other'"]),
+    (["paper", 0, "rows", "dpss"], {"row": "x", "values": [1, 2]}, ["did you mean 'dps'"]),
+    (["paper", 0, "rows", "dps", "values"], [1.0], ["1 entries, expected 2"]),
+    (["paper", 0, "rows", "dps", "values"], ["a", 1.0], ["values is ['a', 1.0]"]),
+    (["paper", 0, "source"], None, ["paper[0]", "source is None"]),
+])
+def test_mistakes_in_a_table_are_named(run, tree, in_process, keys, value, words):
+    node = tree
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    status, out, err = run()
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1, err
+    for word in words:
+        assert word in err
+    assert not in_process
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--methods", "dsp"], ["'dsp'", "no method of this table", "did you mean 'dps'"]),
+    (["--methods", "other"], ["'other'", "not implemented here", "choose from dps, free"]),
+    (["--methods", ""], ["''", "choose from dps, free"]),
+    (["--limt", "3"], ["'--limt'", "did you mean '--limit'"]),
+    (["--limit", "0"], ["--limit", "1 or more"]),
+    (["--seed", "-1"], ["--seed"]),
+    (["--nproc", "two"], ["--nproc"]),
+    (["--weights_dir", "nowhere"], ["--weights_dir", "'nowhere' not found"]),
+    (["--data", "nowhere"], ["'nowhere' not found"]),
+    (["--set", "measurment.noise.sigma=1"], ["'measurment'", "did you mean 'measurement'"]),
+    (["--save_dir", "file"], ["cannot write", "--save_dir"]),
+])
+def test_mistakes_on_the_command_line_end_with_status_2(run, in_process, options, words):
+    Path("file").write_text("in the way")
+    status, out, err = run(*options)
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(errors) == 1, out + err
+    for word in words:
+        assert word in errors[0]
+
+
+def test_a_table_that_is_not_there():
+    with pytest.raises(UserError, match=r"did you mean '.*demo.yaml'"):
+        load_table("configs/tables/dmo.yaml")
+
+
+@pytest.mark.parametrize("seconds, words", [(3, "3 s"), (99, "99 s"), (125, "2 min"), (3 * 3600 + 300, "3 h 05 min"),
+                                            (100 * 3600, "4 d 4 h")])
+def test_times_in_words(seconds, words):
+    assert reproduce_table.duration(seconds) == words

@@ -1,0 +1,210 @@
+"""Reproduce a paper's table: `python -m util.reproduce_table configs/tables/dps_ffhq_linear.yaml --data FOLDER`.
+
+Runs what is missing through `sample_condition.py`, one run per task and method, each of them resumable; then prints and
+writes table.md, table.csv and table.png: paper | ours +- 95 % interval | difference.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.dataloader import DATASETS
+from util.command import Parser
+from util.errors import UserError
+from util.img_utils import write_atomically
+from util.logger import get_logger
+from util.paper_table import PaperTable, load_table
+from util.table_plots import draw
+from util.table_report import evaluate, markdown, to_csv
+from util.table_run import Job, Options, seconds_per_evaluation
+from util.weights import WeightStore
+
+logger = get_logger()
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; UserError for a mistake in it."""
+    parser = Parser(prog="python -m util.reproduce_table", description="Reproduce a paper's table, side by side.",
+                    allow_abbrev=False)
+    add = parser.add_argument
+    add("table", help="the table (YAML), such as configs/tables/demo.yaml")
+    add("--data", metavar="FOLDER", help="the images, or 'skimage'; default: what the table or its task files say")
+    add("--methods", metavar="A,B", help="run these methods of the table only; default: all that can be run")
+    add("--limit", type=positive, metavar="N", help="the first N images only")
+    add("--save_dir", help="where results go; default ./results/tables/<name of the table>")
+    add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
+    add("--batch_size", type=positive, metavar="N", help="images restored together")
+    add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
+    add("--gpu", type=natural, metavar="N", help="index of the GPU")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; nothing is fetched then")
+    add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
+        help="change a configuration value of every run; repeatable")
+    add("--overwrite", action="store_true", help="replace the results of earlier runs")
+    add("--dry_run", action="store_true", help="list the runs, their cost and the time they would take; run none")
+    return parser.parse(argv)
+
+
+def natural(text: str) -> int:
+    """A whole number of 0 or more, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 0 or more")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if natural(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
+
+
+def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]:
+    """A job per run of the table, under `folder`; UserError where a configuration or the images cannot be had."""
+    spec = table.spec
+    options = Options(args.data or spec.data, args.seed, args.limit or spec.limit, spec.num_samples, args.batch_size,
+                      args.gpu, args.nproc, args.overwrite, args.weights_dir)
+    WeightStore(args.weights_dir)                   # complains about a folder that is not there
+    jobs = []
+    for run in table.runs:
+        config = run.load(options.data)
+        images = DATASETS.build(config.data.name, **config.data.params)
+        jobs.append(Job(run, config, images.names[:options.limit], folder / run.task / run.method, options))
+    return jobs
+
+
+def title(table: PaperTable, job: Job) -> str:
+    """Words for a job: its task and its method."""
+    return f"{table.tasks[job.run.task].title}, {table.methods[job.run.method].title}"
+
+
+def execute(table: PaperTable, jobs: Sequence[Job]) -> None:
+    """Run what is missing, with one progress bar over the whole table; what goes wrong stands in the jobs."""
+    todo = [job for job in jobs if job.missing() or job.options.overwrite]
+    said: set[str] = set()
+    logger.info(f"{table.spec.title}: {_count(len(jobs), 'run')}, {len(jobs) - len(todo)} of them finished before")
+    with tqdm(total=sum(map(evaluations, todo)), unit=" evaluations", desc="Table", dynamic_ncols=True,
+              mininterval=0.1 if sys.stderr.isatty() else 10.0) as bar:
+        for number, job in enumerate(todo, start=1):
+            start, share = bar.n, evaluations(job)
+            bar.set_postfix_str(f"run {number} of {len(todo)}: {title(table, job)}")
+
+            def advance(done: int, total: int, start: int = start, share: int = share) -> None:
+                bar.update(start + share * done // max(total, 1) - bar.n)
+
+            job.execute(advance)
+            if job.error:
+                bar.total -= share                  # time left is that of what is still run
+                bar.update(start - bar.n)
+                logger.error(f"{title(table, job)}: {job.error}")
+            else:
+                advance(1, 1)
+            for warning in job.warnings:
+                if warning not in said:
+                    logger.warning(warning)
+            said.update(job.warnings)
+
+
+def images_left(job: Job) -> int:
+    """Images that a job still has to restore."""
+    return len(job.names) if job.options.overwrite else job.missing()
+
+
+def evaluations(job: Job) -> int:
+    """Network evaluations that a job still needs."""
+    return images_left(job) * job.options.num_samples * job.steps
+
+
+def dry_run(table: PaperTable, jobs: Sequence[Job]) -> None:
+    """List what would be run: images, network evaluations, and the time of each run from a measured step."""
+    logger.info(f"{table.spec.title}\n\n{'run':44}  {'images':>7}  {'evaluations':>11}  {'time':>12}")
+    measured: dict[tuple[object, ...], float] = {}
+    times = []
+    for job in jobs:
+        try:
+            times.append(estimate(job, measured))
+        except UserError as error:
+            job.error, job.failed = str(error), True
+            logger.error(f"{title(table, job)}: {error}")
+        time_left = "unknown" if job.failed else duration(times[-1])
+        logger.info(f"{title(table, job)[:44]:44}  {images_left(job):7}  {evaluations(job):11}  {time_left:>12}")
+    unknown, nproc = len(jobs) - len(times), jobs[0].options.nproc
+    also = f" and that of {_count(unknown, 'run')} unknown" * (unknown > 0)
+    logger.info(f"\n{_count(len(jobs), 'run')}, {sum(map(evaluations, jobs))} network evaluations, "
+                f"{duration(sum(times))}{also} on this "
+                f"machine with {nproc} process{'es' * (nproc > 1)}; nothing was run")
+
+
+def estimate(job: Job, measured: dict[tuple[object, ...], float]) -> float:
+    """Seconds that a job will take; steps of each kind are timed once and remembered in `measured`."""
+    size = job.config.data.params.get("image_size") or job.config.model.get("image_size")
+    kind = (job.run.model_config, job.config.conditioning.name, size)
+    if evaluations(job) and kind not in measured:
+        measured[kind] = seconds_per_evaluation(job)
+    return evaluations(job) * measured.get(kind, 0.0) / job.options.nproc
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """Words for a time: "40 s", "12 min", "3 h 05 min", "4 d 7 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 99:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Do what the command line asks for and return the exit status."""
+    table = load_table(args.table)
+    table = table.select(args.methods.split(",") if args.methods is not None else None).extend(args.overrides)
+    folder = Path(args.save_dir or f"./results/tables/{table.name}").expanduser()
+    jobs = plan(table, args, folder)
+    if args.dry_run:
+        dry_run(table, jobs)
+        return 1 if any(job.error for job in jobs) else 0
+    started = time.perf_counter()
+    try:
+        execute(table, jobs)
+    except KeyboardInterrupt:
+        logger.error(f"interrupted: {sum(not job.missing() for job in jobs)} of {len(jobs)} runs are finished, all "
+                     f"finished images are kept in {folder}; the same command continues")
+        return 130
+    entries = evaluate(table, jobs)
+    text = markdown(table, entries)
+    write_atomically(folder / "table.md", text.encode())
+    write_atomically(folder / "table.csv", to_csv(entries).encode())
+    draw(table, entries, folder / "table.png")
+    logger.info(f"\n{text}\n{folder / 'table.md'}, table.csv and table.png, in "
+                f"{duration(time.perf_counter() - started)}")
+    wrong = [job for job in jobs if job.error]
+    if wrong:
+        logger.error(f"{len(wrong)} of {len(jobs)} runs went wrong; the same command tries them again")
+    return 1 if wrong else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; exit status 0, 1 if a run went wrong, 2 for a mistake, 130 when interrupted."""
+    try:
+        return reproduce(parse_arguments(argv))
+    except UserError as error:
+        logger.error(error)
+        return 2
+    except KeyboardInterrupt:
+        logger.error("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    for name in ("SIGINT", "SIGTERM"):                          # shells start background jobs with SIGINT ignored
+        signal.signal(getattr(signal, name), signal.default_int_handler)
+    sys.exit(main())
