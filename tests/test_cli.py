@@ -227,6 +227,9 @@ def test_the_table_of_many_images_is_short(run):
     assert status == 0
     assert "\n19 " in out and "\n20 " not in out
     assert "mean of 23" in out and "(3 more images are in metrics.csv)" in out
+    interval = json.loads(next(Path("results").rglob("summary.json")).read_text())["metrics"]["psnr"]["ci95"]
+    line, = (line for line in out.splitlines() if line.startswith("95 % interval"))
+    assert line.split()[4] == "-".join(f"{bound:.2f}" for bound in interval)
 
 
 def test_unreadable_images_are_passed_over_and_counted(run):

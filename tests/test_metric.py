@@ -4,6 +4,9 @@ import math
 import pickle
 import socket
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -105,6 +108,23 @@ def test_a_silent_server_does_not_hold_the_run_up(monkeypatch, capsys):
     assert "left out" in capsys.readouterr().err
 
 
+def test_a_server_that_refuses_to_be_asked_is_there(monkeypatch):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(403)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.delenv("HTTP_PROXY")
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        weights._check_reachable(f"http://127.0.0.1:{server.server_port}/vgg16.pth")
+    with pytest.raises(OSError, match="refused"):
+        weights._check_reachable(f"http://127.0.0.1:{server.server_port}/vgg16.pth")
+
+
 class Malicious:
     def __reduce__(self):
         return exec, ("raise SystemExit('executed')",)
@@ -150,6 +170,24 @@ def test_lpips_is_that_of_its_library_on_the_weights_in_torchs_folder(tmp_path, 
             official = lpips.LPIPS(net=net, verbose=False)              # reads the same files by its own code
         with torch.no_grad():
             assert float(official(a[None], b[None])) == pytest.approx(ours, rel=1e-5)
+
+
+def test_weights_are_fetched_once_and_checked(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def download(url, path, hash_prefix):
+        asked.append((url, hash_prefix))
+        if url == VGG16.url:
+            raise RuntimeError('invalid hash value (expected "397923af", got "0")')
+        write_alexnet(Path(path))
+
+    monkeypatch.setattr(weights, "_check_reachable", lambda url: None)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert set(Metrics().networks) == {"lpips_alex"}
+    assert asked == [(VGG16.url, "397923af"), (ALEXNET.url, "7be5be79")]
+    assert "invalid hash value" in capsys.readouterr().err
+    assert set(Metrics(networks=["lpips_alex"]).networks) == {"lpips_alex"}
+    assert len(asked) == 2
 
 
 def test_a_folder_of_weights_serves_where_there_is_no_network(tmp_path, capsys):

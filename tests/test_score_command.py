@@ -16,7 +16,9 @@ from torch import nn
 from util import compute_metric
 from util.compute_metric import PER_IMAGE, Metrics, main, psnr, ssim
 from util.img_utils import load_image, save_image
+from util.metrics_table import Outcome
 from util.perceptual import frechet_distance, kernel_distance
+from util.run_dir import RunDirectory
 from util.weights import ALEXNET, INCEPTION, VGG16
 
 
@@ -226,6 +228,26 @@ def test_scores_of_the_float_tensors_and_of_the_files_agree_within_rounding(tmp_
     for name, tolerance in (("psnr", 0.02), ("ssim", 1e-3)):
         for key in ("mean", "std"):
             assert of_files["metrics"][name][key] == pytest.approx(of_tensors["metrics"][name][key], abs=tolerance)
+
+
+def test_a_run_is_scored_as_it_scored_itself(tmp_path, tiny_inception):
+    run = RunDirectory(tmp_path, "blur", "ps", {"seed": 0})
+    for k in range(4):
+        label = image(k) if k else None                                 # a photograph whose truth nobody knows
+        outcomes = [Outcome(str(s), noisy(image(k), 10 * k + s), 1.0, 1.0, 1.0, 10) for s in range(3)]
+        run.save(f"image_{k}", label, noisy(image(k), k), outcomes, Metrics(networks=[]))
+    run.write_summary({})
+    own = json.loads((run.path / "summary.json").read_text())["metrics"]
+    for arguments, tolerances in (([], (1e-4, 1e-6)), (["--from_png"], (0.02, 1e-3))):
+        assert main([str(run.path), *arguments]) == 0
+        summary, rows = read(run.path)
+        assert len({row["image"] for row in rows}) == summary["images"] == 3
+        assert summary["fid"]["images"] == 9
+        for name, tolerance in zip(("psnr", "ssim"), tolerances, strict=True):
+            found, expected = summary["metrics"][name], own[name]
+            assert found["count"] == expected["count"] == 9
+            assert found["mean"] == pytest.approx(expected["mean"], abs=tolerance)
+            assert found["ci95"] == pytest.approx(expected["ci95"], abs=tolerance)
 
 
 def test_without_a_table_a_results_folder_is_scored_from_its_files(tmp_path, tiny_inception):

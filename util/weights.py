@@ -2,11 +2,13 @@
 
 import socket
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
@@ -64,7 +66,7 @@ class WeightStore:
         if self.folder is not None and not self.folder.is_dir():
             raise UserError(f"--weights_dir: folder '{folder}' not found; expected one that holds {VGG16.name}, "
                             f"{ALEXNET.name} and {INCEPTION.name}, or some of them")
-        self._failure: str | None = None            # of the network; asked once
+        self._unreachable: dict[str, str] = {}      # server -> why; each is asked once
 
     @property
     def place(self) -> Path:
@@ -84,12 +86,21 @@ class WeightStore:
                     return folder / name
         if self.folder is not None:
             raise MissingWeightsError("no such file")
-        if self._failure is None:
+        self._check_server(file.url)
+        try:
+            return _fetch(file, hub_folder() / file.name)
+        except Exception as error:          # the network, the disk and a damaged download fail in many ways
+            raise MissingWeightsError(_reason(error)) from None
+
+    def _check_server(self, url: str) -> None:
+        server = urlsplit(url).netloc
+        if server not in self._unreachable:
             try:
-                return _fetch(file, hub_folder() / file.name)
-            except Exception as error:      # the network, the disk and a damaged download fail in many ways
-                self._failure = _reason(error)
-        raise MissingWeightsError(self._failure)
+                _check_reachable(url)
+                return
+            except Exception as error:      # as many ways
+                self._unreachable[server] = _reason(error)
+        raise MissingWeightsError(self._unreachable[server])
 
 
 def _reason(error: Exception) -> str:
@@ -98,7 +109,6 @@ def _reason(error: Exception) -> str:
 
 
 def _fetch(file: WeightsFile, path: Path) -> Path:
-    _check_reachable(file.url)
     path.parent.mkdir(parents=True, exist_ok=True)
     get_logger().info(f"fetching {file.name} ({file.megabytes} MB, only once)")
     with _socket_timeout(NETWORK_TIMEOUT):
@@ -114,6 +124,8 @@ def _check_reachable(url: str) -> None:
         try:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT).close()
+            failure.clear()
+        except urllib.error.HTTPError:              # an answer, too; some servers refuse HEAD and serve GET
             failure.clear()
         except Exception as error:
             failure[:] = [error]
