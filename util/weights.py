@@ -123,7 +123,7 @@ def _check_reachable(url: str) -> None:
     def ask() -> None:
         try:
             request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT).close()
+            urllib.request.build_opener().open(request, timeout=NETWORK_TIMEOUT).close()
             failure.clear()
         except urllib.error.HTTPError:              # an answer, too; some servers refuse HEAD and serve GET
             failure.clear()
