@@ -99,7 +99,8 @@ class ImageFolder(ImageDataset):
             elif folder.is_file():
                 raise UserError(f"{root} is no image file; {wanted}; {remedy}")
             elif root and folder.is_dir():
-                paths = sorted(p for p in folder.rglob("*") if _is_image(p.relative_to(folder), suffixes) and p.is_file())
+                paths = sorted(path for path in folder.rglob("*")
+                               if _is_image(path.relative_to(folder), suffixes) and path.is_file())
             else:
                 raise UserError(f"image folder '{root}' not found; {wanted}; {remedy}")
         except OSError as error:

@@ -19,6 +19,8 @@ OVERLAP = 0.375                                     # of a window's side, by def
 class PaddedPrior(nn.Module):
     """A network for images of any size: padded at the bottom and on the right by reflection, and cropped back.
 
+    Images are padded to two multiples at least, as a network that has one value left per channel cannot normalise it.
+
     Args:
         model: the network; sides must be multiples of `multiple`.
     """
@@ -31,7 +33,7 @@ class PaddedPrior(nn.Module):
         """(B, C, H, W), (B,) -> (B, C or 2C, H, W)."""
         height, width = x_t.shape[2:]
         for dim in (-2, -1):
-            x_t = reflect(x_t, dim, self.multiple * math.ceil(x_t.shape[dim] / self.multiple))
+            x_t = reflect(x_t, dim, self.multiple * max(2, math.ceil(x_t.shape[dim] / self.multiple)))
         return self.model(x_t, t)[..., :height, :width]
 
 
@@ -91,14 +93,22 @@ class TiledPrior(nn.Module):
         return self.model(x_t, t)
 
     def windows(self, side: int, like: Tensor) -> list[tuple[int, Tensor]]:
-        """The first pixel of each window along an axis of `side` pixels, and its weights, which sum to 1 everywhere."""
+        """The first pixel of each window along an axis of `side` pixels, and its weights, which sum to 1 everywhere.
+
+        From a border that lies inside the image, a weight is 0 over a sixth of the overlap, where predictions are
+        worst, and then rises as sin^2.
+        """
         length = min(self.tile, side)
         count = math.ceil((side - length) / (self.tile - self.overlap)) + 1
         starts = [round(i * (side - length) / max(count - 1, 1)) for i in range(count)]
-        ramp = max(self.overlap, 1)
-        edge = (torch.arange(length, dtype=torch.float64) + 0.5).clamp_max(ramp) / ramp
-        profile = torch.minimum(edge, edge.flip(0)).mul(math.pi / 2).sin() ** 2
+        margin = self.overlap // 6
+        depth = torch.arange(length, dtype=torch.float64) + 0.5 - margin            # of a pixel below the border
+        rise = (depth / max(self.overlap - margin, 1)).clamp(0, 1).mul(math.pi / 2).sin() ** 2
+        whole = torch.ones_like(rise)
+        profiles = [(rise if start > 0 else whole) * (rise.flip(0) if start + length < side else whole)
+                    for start in starts]
         total = torch.zeros(side, dtype=torch.float64)
-        for start in starts:
+        for start, profile in zip(starts, profiles, strict=True):
             total[start:start + length] += profile
-        return [(start, (profile / total[start:start + length]).to(like)) for start in starts]
+        return [(start, (profile / total[start:start + length]).to(like))
+                for start, profile in zip(starts, profiles, strict=True)]

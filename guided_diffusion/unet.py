@@ -226,8 +226,8 @@ class UNetModel(nn.Module):
         """Raise UserError unless images of `height` x `width` survive all the halvings."""
         step = self.multiple
         if height < step or width < step or height % step or width % step:
-            raise UserError(f"images of {height} x {width} do not fit the network: with {self.levels} levels both sides "
-                            f"must be multiples of {step}; set data.image_size to {max(step, height // step * step)}")
+            raise UserError(f"images of {height} x {width} do not fit the network: with {self.levels} levels both "
+                            f"sides must be multiples of {step}; set data.image_size to {max(step, height // step * step)}")
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Noisy images (B, 3, H, W), timesteps (B,) of the training process, labels (B,) -> (B, out_channels, H, W)."""

@@ -130,9 +130,10 @@ def _read(path: Path, decode: Callable[[bytes], Tensor | None]) -> Tensor | None
 
 def _decode(content: bytes, crop: bool) -> Tensor:
     with Image.open(io.BytesIO(content)) as image:
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)           # loading a TIFF file forgets it
         image.load()
         if (levels := _deep_colour(content, image)) is not None:
-            x = _to_tensor(_upright(levels, image.getexif().get(ORIENTATION_TAG, 1)), 65535)
+            x = _to_tensor(_upright(levels, orientation), 65535)
             return _centre_square(x) if crop else x
         image = ImageOps.exif_transpose(image)
         if crop:

@@ -81,11 +81,11 @@ def log_table(run: RunDirectory, images: Sequence[str]) -> None:
         figures = [(image, _figures(own, several, ambiguous) if known else _agreement(own, several))
                    for image, own in part]
         if part:
-            _log(figures, ("PSNR (dB)", "SSIM") if known else ("chi-square", "distance"))
+            _log(figures, {"PSNR (dB)": ".2f", "SSIM": ".3f"} if known else {"chi-square": ".4g", "distance": ".4g"})
 
 
-def _log(figures: Sequence[tuple[str, dict[str, tuple[float, float]]]], groups: tuple[str, str]) -> None:
-    """Log a line per image: the first number under every title, then the second ones."""
+def _log(figures: Sequence[tuple[str, dict[str, tuple[float, float]]]], groups: dict[str, str]) -> None:
+    """Log a line per image: the first number under every title, then the second ones, in the groups' formats."""
     titles = list(figures[0][1])
     lines = [(image, [*(first for first, _ in own.values()), *(second for _, second in own.values())])
              for image, own in figures]
@@ -97,21 +97,22 @@ def _log(figures: Sequence[tuple[str, dict[str, tuple[float, float]]]], groups: 
         lines.append((f"mean of {len(figures)}", [_mean(column) for column in columns]))
     width = min(40, max(len(INTERVAL), *(len(name) for name, _ in lines)))
     half = len(titles)
+    formats = [form for form in groups.values() for _ in titles]
     log = get_logger().info
-    log(f"\n{'':{width}}  {groups[0]:^{12 * half}}  {groups[1]:^{12 * half}}".rstrip())
+    log(f"\n{'':{width}}  {'  '.join(f'{group:^{12 * half}}' for group in groups)}".rstrip())
     log(f"{'image':{width}}  {''.join(f'{t:>12}' for t in titles)}  {''.join(f'{t:>12}' for t in titles)}")
     for name, values in lines:
-        log(f"{name[:width]:{width}}  {''.join(f'{v:12.2f}' for v in values[:half])}  "
-            f"{''.join(f'{v:12.3f}' for v in values[half:])}")
+        cells = [f"{value:12{form}}" for value, form in zip(values, formats, strict=True)]
+        log(f"{name[:width]:{width}}  {''.join(cells[:half])}  {''.join(cells[half:])}")
     if len(figures) > 1:
-        log(f"{INTERVAL:{width}}  " + "".join(f"{_range(bounds, 2 if k < half else 3):>12}"
-                                              for k, bounds in enumerate(intervals)))
+        cells = [f" {_range(bounds, form):>11}" for bounds, form in zip(intervals, formats, strict=True)]
+        log(f"{INTERVAL:{width}}  {''.join(cells[:half])}  {''.join(cells[half:])}")
     if hidden:
         log(f"({hidden} more images are in metrics.csv)")
 
 
-def _range(bounds: Sequence[float] | None, digits: int) -> str:
-    return "-" if bounds is None else "-".join(f"{bound:.{digits}f}" for bound in bounds)
+def _range(bounds: Sequence[float] | None, form: str) -> str:
+    return "-" if bounds is None else "-".join(f"{bound:{form}}" for bound in bounds)
 
 
 def _agreement(own: Sequence[Row], several: bool) -> dict[str, tuple[float, float]]:

@@ -44,7 +44,7 @@ class Operator(nn.Module, ABC):
         self.drawn_names.append(name)
 
     def drawn(self) -> dict[str, Tensor]:
-        """Name -> what was drawn, (B, ...) each: masks, kernels; those of an operator's parts as "path.to.part.name"."""
+        """Name -> what was drawn, (B, ...) each: masks, kernels; of an operator's parts under "path.to.part.name"."""
         return {f"{path}.{name}".lstrip("."): getattr(part, name) for path, part in self.named_modules()
                 if isinstance(part, Operator) for name in part.drawn_names}
 

@@ -1,6 +1,5 @@
 """Nonlinear deblurring: the blur is a neural network with a random code."""
 
-import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import Operator, register_operator

@@ -112,9 +112,8 @@ class Observed(Source):
         try:
             if not is_array and not operator.pictures:
                 raise UserError(f"operator '{operator.name}' measures no pictures; give its measurements as .npy files")
-            if operator.image_size_of(y.shape[1:]) is None and y.dim() == 3:            # a grey image (H, W) as array
-                grey = y[:, None]
-                y = y if operator.image_size_of(grey.shape[1:]) is None else grey
+            if y.dim() == 3 and operator.image_size_of((1, *y.shape[1:])) is not None:
+                y = y[:, None]                                          # grey: (B, H, W) -> (B, 1, H, W)
             size = operator.image_size_of(y.shape[1:]) or (self.usual_size, self.usual_size)
             return Measurement.observed(operator, noiser, y, (len(y), COLOURS, *size), randomness)
         except UserError as error:
