@@ -272,6 +272,7 @@ def test_a_dry_run_lists_cost_and_time_and_runs_nothing(run, in_process):
 def test_a_dry_run_without_the_checkpoint_says_so(run, tree, in_process):
     status, out, err = run("--dry_run", "--limit", "1", "--set", "model.model_path=models/none.pt")
     assert status == 1 and "models/none.pt not found" in err and "unknown" in out
+    assert len(in_process) == 2                                         # not tried again for every run
 
 
 def test_of_several_samples_the_best_fit_counts(run, tree, in_process):

@@ -97,12 +97,13 @@ def execute(table: PaperTable, jobs: Sequence[Job]) -> None:
                 bar.update(start + share * done // max(total, 1) - bar.n)
 
             job.execute(advance)
-            if job.error:
+            if job.failed:
                 bar.total -= share                  # time left is that of what is still run
                 bar.update(start - bar.n)
-                logger.error(f"{title(table, job)}: {job.error}")
             else:
                 advance(1, 1)
+            if job.error:
+                logger.error(f"{title(table, job)}: {job.error}")
             for warning in job.warnings:
                 if warning not in said:
                     logger.warning(warning)
@@ -122,30 +123,43 @@ def evaluations(job: Job) -> int:
 def dry_run(table: PaperTable, jobs: Sequence[Job]) -> None:
     """List what would be run: images, network evaluations, and the time of each run from a measured step."""
     logger.info(f"{table.spec.title}\n\n{'run':44}  {'images':>7}  {'evaluations':>11}  {'time':>12}")
-    measured: dict[tuple[object, ...], float] = {}
-    times = []
+    measured: dict[tuple[object, ...], float | UserError] = {}
+    times, said = [], set()
     for job in jobs:
         try:
             times.append(estimate(job, measured))
         except UserError as error:
             job.error, job.failed = str(error), True
-            logger.error(f"{title(table, job)}: {error}")
+            if job.error not in said:
+                logger.error(f"{title(table, job)}: {error}")
+            said.add(job.error)
         time_left = "unknown" if job.failed else duration(times[-1])
         logger.info(f"{title(table, job)[:44]:44}  {images_left(job):7}  {evaluations(job):11}  {time_left:>12}")
     unknown, nproc = len(jobs) - len(times), jobs[0].options.nproc
-    also = f" and that of {_count(unknown, 'run')} unknown" * (unknown > 0)
+    total = " and ".join([duration(sum(times))] * bool(times)
+                         + [f"{_count(unknown, 'run')} of unknown time"] * (unknown > 0))
     logger.info(f"\n{_count(len(jobs), 'run')}, {sum(map(evaluations, jobs))} network evaluations, "
-                f"{duration(sum(times))}{also} on this "
-                f"machine with {nproc} process{'es' * (nproc > 1)}; nothing was run")
+                f"{total} on this machine with {nproc} process{'es' * (nproc > 1)}; nothing was run")
 
 
-def estimate(job: Job, measured: dict[tuple[object, ...], float]) -> float:
-    """Seconds that a job will take; steps of each kind are timed once and remembered in `measured`."""
+def estimate(job: Job, measured: dict[tuple[object, ...], float | UserError]) -> float:
+    """Seconds that a job will take; UserError if its steps cannot be run.
+
+    Steps of each kind are tried once, and what came of it is remembered in `measured`.
+    """
     size = job.config.data.params.get("image_size") or job.config.model.get("image_size")
     kind = (job.run.model_config, job.config.conditioning.name, size)
-    if evaluations(job) and kind not in measured:
-        measured[kind] = seconds_per_evaluation(job)
-    return evaluations(job) * measured.get(kind, 0.0) / job.options.nproc
+    if not evaluations(job):
+        return 0.0
+    if kind not in measured:
+        try:
+            measured[kind] = seconds_per_evaluation(job)
+        except UserError as error:
+            measured[kind] = error
+    found = measured[kind]
+    if isinstance(found, UserError):
+        raise found
+    return evaluations(job) * found / job.options.nproc
 
 
 def _count(number: int, noun: str) -> str:

@@ -79,7 +79,7 @@ def score(job: Job, metric: str) -> Score:
     scores = {row["image"]: float(row.get(column) or "nan") for row in rows}
     scores = {image: value for image, value in scores.items() if math.isfinite(value)}
     if not scores:
-        causes = [warning for warning in job.warnings if METRICS[metric].title.split(",")[0].split()[0] in warning]
+        causes = [warning for warning in job.warnings if metric.partition("_")[0].upper() in warning]
         return Score(remark=(causes or [f"column {column} of metrics.csv is empty"])[0])
     values, lost = list(scores.values()), len(rows) - len(scores)
     interval = bootstrap_interval(values, list(scores)) or (math.nan, math.nan)

@@ -141,7 +141,7 @@ def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda 
                 elif line.strip():
                     lines.append(line.rstrip())
                     log(lines[-1])
-        except KeyboardInterrupt:
+        except BaseException:                       # an interrupt, or the log cannot be written
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
