@@ -34,6 +34,7 @@ from util.report import Monitor, device_name, environment, log_table
 from util.run_dir import RunDirectory
 from util.seeding import ImageRandomness
 
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}     # of the network alone; everything else is float32
 DEFAULT_BATCH_PIXELS = 4 * 128 ** 2                 # images per batch by default: 4 of 128 x 128, 1 of 256 x 256
 
 logger = get_logger()
@@ -55,7 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch_size", type=positive, metavar="N", help="images restored together; default: by image size")
     add("--num_samples", type=positive, default=1, metavar="N", help="posterior samples per image; default 1")
     add("--limit", type=positive, metavar="N", help="restore the first N images only")
-    add("--precision", choices=["fp32"], default="fp32", help="number format of the network; default %(default)s")
+    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the network; default %(default)s")
     add("--tile", type=positive, metavar="N", help="restore images larger than N x N in overlapping windows of N x N")
     add("--save_measurements", action="store_true", help="save the measurements, masks and kernels to measurements/")
     add("--load_measurements", metavar="FOLDER", help="restore exactly these saved measurements")
@@ -149,17 +150,20 @@ def find_checkpoint(config: Config) -> str:
     return str(find_file(config.model["model_path"], "checkpoint", remedy))
 
 
-def load_prior(config: Config, image_size: int | None, tile: int | None, device: torch.device) -> nn.Module:
+def load_prior(config: Config, image_size: int | None, tile: int | None, precision: str,
+               device: torch.device) -> nn.Module:
     """The network with its checkpoint, frozen, on `device`: model(x_t, t).
 
     Args:
         image_size: side of all images; None for images of any size, which are padded where the network needs it.
         tile: restore larger images in windows of this side.
+        precision: a key of `PRECISIONS`.
 
     Raises:
         UserError: the network or its checkpoint is wrong, or images or tiles do not fit the network.
     """
     model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
+    model.autocast_dtype = PRECISIONS[precision] or model.autocast_dtype
     prior = model.eval().requires_grad_(False).to(device)
     if tile is not None and tile % model.multiple:
         raise UserError(f"--tile {tile}: the network takes multiples of {model.multiple}, such as "
@@ -180,7 +184,7 @@ def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirecto
            device: torch.device) -> int:
     """Restore the images `todo` of the task and return how many of them could not be read."""
     source, operator, num_samples = task.source, task.operator.to(device), args.num_samples
-    prior = load_prior(config, source.image_size, args.tile, device)
+    prior = load_prior(config, source.image_size, args.tile, args.precision, device)
     settings = config.as_dict()["measurement"]
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
