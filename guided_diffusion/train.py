@@ -126,7 +126,8 @@ class RandomCrops(Dataset):
         photograph = self._photograph(int(rng.integers(len(self.photographs))))
         side = min(self.crop / rng.uniform(*self.scales), *photograph.size)
         left, top = (rng.uniform(0, extent - side) for extent in photograph.size)
-        square = photograph.resize((self.crop, self.crop), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        box = (left, top, left + side, top + side)
+        square = photograph.resize((self.crop, self.crop), Image.Resampling.BICUBIC, box)
         x = from_uint8(np.asarray(square))
         return x.flip(2) if rng.random() < 0.5 else x
 
@@ -181,7 +182,8 @@ class Trainer:
     """Network, averaged weights, optimiser and the folder that they are saved in.
 
     Args:
-        folder: receives state.pt (to resume), ema.pt (averaged weights in half precision: the prior), loss.csv, loss.png.
+        folder: receives state.pt (to resume), ema.pt (the prior: averaged weights in half precision), loss.csv and
+            loss.png.
         rank, world: this process and the number of processes; process 0 alone writes files.
     """
 
@@ -247,7 +249,8 @@ class Trainer:
             torch._foreach_lerp_(list(self.ema.values()), list(self.model.parameters()), 1 - decay)
         self.step += 1
         self.history.append((self.step, x0.shape[-1], loss.item(), simple.item(), rate))
-        bar.set_postfix_str(f"crop {x0.shape[-1]}, loss {np.mean([h[2] for h in self.history[-100:]]):.4f}", refresh=False)
+        recent = np.mean([row[2] for row in self.history[-100:]])
+        bar.set_postfix_str(f"crop {x0.shape[-1]}, loss {recent:.4f}", refresh=False)
         bar.update()
 
     def _batches(self) -> Iterator[Tensor]:
@@ -349,7 +352,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/train_demo", help="folder for checkpoints and curves (%(default)s)")
     args = parser.parse_args(argv)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    gpu = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", gpu) if torch.cuda.is_available() else torch.device("cpu")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if world > 1:

@@ -230,7 +230,7 @@ class UNetModel(nn.Module):
                             f"sides must be multiples of {step}; set data.image_size to {max(step, height // step * step)}")
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Noisy images (B, 3, H, W), timesteps (B,) of the training process, labels (B,) -> (B, out_channels, H, W)."""
+        """Noisy images (B, 3, H, W), their timesteps (B,) and labels (B,) -> (B, out_channels, H, W)."""
         with torch.autocast(x.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             h = self._forward(x, timesteps, y)
         return h if self.autocast_dtype is None else h.float()

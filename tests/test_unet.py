@@ -128,7 +128,8 @@ def test_fractional_channel_mult(mult):
     assert model(torch.zeros(1, 3, 32, 32), torch.tensor([0])).shape == (1, 6, 32, 32)
 
 
-@pytest.mark.parametrize("resolutions, attention_blocks", [(16, 4), ("16", 4), ([16], 4), ("32,16", 7), ("", 1), ("8", 1)])
+@pytest.mark.parametrize("resolutions, attention_blocks", [
+    (16, 4), ("16", 4), ([16], 4), ("32,16", 7), ("", 1), ("8", 1)])
 def test_attention_resolutions(resolutions, attention_blocks):
     model = create_model(**{**TINY, "attention_resolutions": resolutions})
     assert sum(isinstance(module, AttentionBlock) for module in model.modules()) == attention_blocks
