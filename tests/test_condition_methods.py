@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES, ReplayedRandomness, fill_network
 
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, get_conditioning_method
 from guided_diffusion.condition_methods.base import diffused_measurement, grad_and_value
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import LinearOperator, Measurement, Operator, get_noise, get_operator
 from guided_diffusion.unet import create_model
+from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES, ReplayedRandomness, fill_network
 from util.errors import UserError
 from util.seeding import ImageRandomness
 

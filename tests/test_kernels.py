@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import golden_path
 
+from tests.conftest import golden_path
 from util.kernels import gaussian_kernel, motion_kernel, motion_path, rasterise, reflected_filter_matrix
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
 from PIL import Image
-from test_cli import prior, run, save_image, workplace
 
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.measurements.sources import to_store
+from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
+from tests.test_cli import prior, run, save_image, workplace
 from util.errors import UserError
 from util.measurement_files import MeasurementFolder, read_measurement, write_measurement
 from util.seeding import ImageRandomness

@@ -11,10 +11,10 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from fake_weights import write_alexnet, write_inception, write_vgg16
 from scipy.linalg import sqrtm
 from skimage.metrics import structural_similarity
 
+from tests.fake_weights import write_alexnet, write_inception, write_vgg16
 from util import weights
 from util.compute_metric import Metrics, psnr, ssim
 from util.errors import UserError

@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 import torch
-from helpers import NEED_FILES, OPERATOR_EXAMPLES
 from PIL import Image
 from skimage import data
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from guided_diffusion.measurements import OPERATORS, LinearOperator, Measurement, Operator, get_noise, get_operator
 from guided_diffusion.measurements import jpeg as jpeg_module
 from guided_diffusion.measurements.base import require_linear
+from tests.helpers import NEED_FILES, OPERATOR_EXAMPLES
 from util.errors import UserError
 from util.seeding import ImageRandomness
 

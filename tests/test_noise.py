@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import NOISE_EXAMPLES
 from scipy import stats
 from torch import Tensor
 
 from guided_diffusion.measurements import NOISES, Measurement, get_noise, get_operator
+from tests.helpers import NOISE_EXAMPLES
 from util.errors import UserError
 from util.seeding import ImageRandomness
 

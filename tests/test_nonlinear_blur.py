@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden_path
-from helpers import deterministic
 from torch import Tensor
 
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.measurements import LinearOperator, get_noise, get_operator
 from guided_diffusion.measurements.kernel_wizard import KernelWizard
+from tests.conftest import golden_path
+from tests.helpers import deterministic
 from util.errors import UserError
 from util.seeding import ImageRandomness
 

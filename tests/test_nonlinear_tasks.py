@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import prior, run, workplace
-from test_nonlinear_blur import checkpoint, official_shapes, weights
 
 from guided_diffusion.measurements import Operator, get_operator
+from tests.test_cli import prior, run, workplace
+from tests.test_nonlinear_blur import checkpoint, official_shapes, weights
 from util.compute_metric import Scores, psnr, ssim
 from util.config import REPOSITORY
 from util.img_utils import load_image

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import OPERATOR_EXAMPLES
 from PIL import Image
-from test_cli import prior, run, save_image, workplace
-from test_img_utils import png_16_bit
 
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
+from tests.helpers import OPERATOR_EXAMPLES
+from tests.test_cli import prior, run, save_image, workplace
+from tests.test_img_utils import png_16_bit
 from util.config import load_config
 from util.errors import UserError
 from util.img_utils import load_alpha, load_image

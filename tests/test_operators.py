@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import deterministic
 from PIL import Image
 from torch import Tensor
 
 from guided_diffusion.measurements import OPERATORS, LinearOperator, Measurement, get_noise, get_operator
 from guided_diffusion.measurements.base import require_linear
+from tests.helpers import deterministic
 from util.errors import UserError
 from util.seeding import ImageRandomness
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from helpers import deterministic
 from torch import Tensor
 
 from guided_diffusion.analytic_prior import MixturePrior
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
+from tests.helpers import deterministic
 from util.compute_metric import psnr
 from util.errors import UserError
 from util.seeding import ImageRandomness

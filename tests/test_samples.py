@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import prior, run, workplace
 
 from data.dataloader import get_dataloader, get_dataset
 from guided_diffusion.condition_methods import ConditioningMethod
+from tests.test_cli import prior, run, workplace
 from util.compute_metric import Scores
 from util.img_utils import save_map
 from util.metrics_table import MEAN, Outcome, spread, standard_deviation

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import golden_path
 
 from guided_diffusion.schedule import Schedule, get_named_beta_schedule, space_timesteps
+from tests.conftest import golden_path
 from util.errors import UserError
 
 REQUESTS = json.loads(golden_path("schedule.json").read_text())

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_weights import write_alexnet, write_inception, write_vgg16
 from torch import nn
 
+from tests.fake_weights import write_alexnet, write_inception, write_vgg16
 from util import compute_metric
 from util.compute_metric import PER_IMAGE, Metrics, main, psnr, ssim
 from util.img_utils import load_image, save_image

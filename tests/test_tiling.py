@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import prior, run, workplace
 from torch.nn.functional import conv2d
 
 from guided_diffusion.analytic_prior import AnalyticPrior, GaussianPrior
@@ -16,6 +15,7 @@ from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.tiling import PaddedPrior, TiledPrior, reflect
+from tests.test_cli import prior, run, workplace
 from util.errors import UserError
 from util.seeding import ImageRandomness
 

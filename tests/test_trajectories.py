@@ -11,14 +11,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import golden_path
-from helpers import ReplayedRandomness, fill_network
 from torch.nn.functional import interpolate
 
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.unet import create_model
+from tests.conftest import golden_path
+from tests.helpers import ReplayedRandomness, fill_network
 from util.seeding import ImageRandomness
 
 SUGGESTED_ATOL = {
