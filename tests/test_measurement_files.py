@@ -90,7 +90,8 @@ def test_the_parts_of_a_composite_are_stored_under_their_paths():
 
 @pytest.mark.parametrize("task, names", [([], ()), (INPAINTING, ("mask",)), (MOTION, ("kernel",))])
 def test_saved_measurements_are_restored_exactly(run, task, names):
-    assert run(*task, "--save_measurements", "--save_dir", "a", "--num_samples", "2", "--limit", "2")[0] == 0
+    samples = ["--num_samples", "2", "--batch_size", "2"]
+    assert run(*task, "--save_measurements", "--save_dir", "a", *samples, "--limit", "2")[0] == 0
     folder, = Path("a").glob("*/dpps/measurements")
     assert sorted(file.name for file in folder.iterdir()) == ["astronaut.npz", "chelsea.npz"]
     with np.load(folder / "chelsea.npz", allow_pickle=False) as file:
@@ -100,7 +101,7 @@ def test_saved_measurements_are_restored_exactly(run, task, names):
         for name in names:
             assert file[name].shape == {"mask": (1, 32, 32), "kernel": (1, 9, 9)}[name]
     # neither the task's operator nor its noise, nor the seed of what was drawn, play a part
-    status, _, err = run("--load_measurements", str(folder), "--save_dir", "b", "--num_samples", "2")
+    status, _, err = run("--load_measurements", str(folder), "--save_dir", "b", *samples)
     assert status == 0, err
     assert [*Path("b").glob("*/dpps")] == [Path("b", folder.parts[1], "dpps")]
     first, second = (str(folder.parent).replace("a/", f"{x}/", 1) for x in "ab")
