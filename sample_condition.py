@@ -30,7 +30,7 @@ from util.errors import UserError
 from util.logger import get_logger
 from util.measurement_files import MeasurementFolder
 from util.registry import Registry, check_arguments
-from util.report import Monitor, device_name, environment, log_table
+from util.console import Monitor, device_name, environment, log_table
 from util.run_dir import RunDirectory
 from util.seeding import ImageRandomness
 

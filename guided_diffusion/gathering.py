@@ -13,7 +13,7 @@ from util.compute_metric import Metrics
 from util.logger import get_logger
 from util.measurement_files import StoredMeasurement
 from util.metrics_table import MEAN, Outcome
-from util.report import Monitor
+from util.console import Monitor
 from util.run_dir import RunDirectory
 
 logger = get_logger()

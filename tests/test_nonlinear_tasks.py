@@ -14,7 +14,7 @@ from tests.test_nonlinear_blur import checkpoint, official_shapes, weights
 from util.compute_metric import Scores, psnr, ssim
 from util.config import REPOSITORY
 from util.img_utils import load_image
-from util.report import log_table
+from util.console import log_table
 from util.run_dir import Outcome, RunDirectory
 
 FIXTURES = (prior, run, workplace, checkpoint, official_shapes, weights)
