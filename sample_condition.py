@@ -200,7 +200,7 @@ def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirecto
         logger.warning(f"{error}; passed over")
 
     try:
-        with monitor.bar:
+        with monitor:
             for batch in get_dataloader(source, batch_size, num_samples, todo, pass_over):
                 randomness = ImageRandomness(args.seed, batch.names, batch.samples)
                 measurement = source.measure(operator, task.noiser, batch, device, randomness)

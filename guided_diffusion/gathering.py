@@ -37,9 +37,12 @@ class Gatherer:
 
     def add(self, batch: Batch, measurement: Measurement, restored: Tensor, monitor: Monitor) -> None:
         """Take in a restored batch (B, 3, H, W), and save the images that are complete with it."""
+        course = monitor.course()
         seconds, evaluations = monitor.seconds / len(restored), monitor.evaluations / len(restored)
-        for name, sample, judged in zip(batch.names, batch.samples, judge(measurement, restored), strict=True):
-            self.outcomes[name].append(Outcome(str(sample), seconds=seconds, network_evaluations=evaluations, **judged))
+        for b, judged in enumerate(judge(measurement, restored)):
+            name = batch.names[b]
+            self.outcomes[name].append(Outcome(str(batch.samples[b]), seconds=seconds, network_evaluations=evaluations,
+                                               trajectory=course.trajectory(b), **judged))
             if not torch.isfinite(judged["restored"]).all():
                 logger.warning(f"the restoration of {name} diverged; try a smaller conditioning.params.scale")
         # the mean of the samples so far, per entry: complete at the last sample of its image

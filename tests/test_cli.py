@@ -110,6 +110,10 @@ def test_a_user_restores_three_photographs_from_any_folder(prior, workplace):
     assert (summary["images"], summary["samples"], summary["network_evaluations"], summary["seed"]) == (3, 6, 18, 0)
     assert summary["peak_memory_bytes"] > 0
     assert {"device", "versions", "seconds", "metrics", "metrics_of_sample_means"} <= set(summary)
+    for name in names:
+        steps, final = (folder / "trajectories" / f"{name}.csv").read_text().splitlines(), table[3 * names.index(name)]
+        assert steps[0] == "step,0,1" and [line.split(",")[0] for line in steps[1:]] == ["2", "1", "0"]
+        assert float(steps[-1].split(",")[1]) == pytest.approx(float(final["distance"]), rel=1)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["diffusion"]["timestep_respacing"] == 3
     assert config["measurement"]["operator"] == {"name": "super_resolution", "scale_factor": 4}

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,16 @@ def test_several_samples_have_a_file_each_and_one_for_their_mean(tmp_path):
     assert [row["sample"] for row in read_rows(run)] == ["0", "1", "mean"]
     assert run.finished("a")
     (run.path / "recon" / "a_1.png").unlink()
+    assert not run.finished("a")
+
+
+def test_the_distance_of_every_step_is_kept_for_every_sample(tmp_path):
+    run = open_run(tmp_path)
+    courses = {"0": [(2, 9.0), (1, 1 / 3), (0, 0.25)], "1": [(2, 8.0), (1, 1e-9), (0, math.nan)]}
+    save(run, "a", [*(replace(outcome(k), trajectory=course) for k, course in courses.items()), outcome("mean")])
+    text = (run.path / "trajectories" / "a.csv").read_text()
+    assert text == "step,0,1\n2,9,8\n1,0.333333,1e-09\n0,0.25,nan\n"
+    (run.path / "trajectories" / "a.csv").unlink()
     assert not run.finished("a")
 
 

@@ -69,6 +69,7 @@ class Outcome:
     seconds: float
     network_evaluations: float
     equivalents: Sequence[Tensor] = ()              # what the measurement cannot tell from `restored`: flips, negatives
+    trajectory: Sequence[tuple[int, float]] = ()    # (step index, distance) of every step, in order; none for means
 
 
 def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequence[Outcome],
@@ -154,6 +155,16 @@ def to_csv(rows: Sequence[Row]) -> str:
         writer.writerow("" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
                         for v in asdict(row).values())
     return text.getvalue()
+
+
+def trajectories_to_csv(outcomes: Sequence[Outcome]) -> str:
+    """A line per reverse step, in order: its index, and the measurement distance of every sample."""
+    samples = [outcome for outcome in outcomes if outcome.sample != MEAN]
+    distances = [dict(outcome.trajectory) for outcome in samples]
+    lines = [",".join(["step", *(outcome.sample for outcome in samples)])]
+    for index in sorted(set().union(*distances), reverse=True):
+        lines.append(",".join([str(index), *(f"{own.get(index, math.nan):.6g}" for own in distances)]))
+    return "\n".join(lines) + "\n"
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, object]:

@@ -5,6 +5,7 @@
     std/                    the standard deviation of an image's posterior samples, if there are several
     progress/<image>/       x_t and x0_hat on the way, where asked for
     measurements/           the measurements, .npz, where asked for
+    trajectories/           <image>.csv: the measurement distance of every step, a column per sample
     metrics.csv             a row per image and posterior sample; an image is finished when its rows are in
     summary.json            means over the rows, cost, versions
     config.yaml             the resolved configuration
@@ -25,11 +26,23 @@ from util.config import ConfigLoader
 from util.errors import UserError
 from util.img_utils import load_image, save_grid, save_image, save_map, write_atomically
 from util.measurement_files import SUFFIX, StoredMeasurement, write_measurement
-from util.metrics_table import MEAN, Outcome, Row, make_rows, read_rows, standard_deviation, summarise, to_csv
+from util.metrics_table import (
+    MEAN,
+    Outcome,
+    Row,
+    make_rows,
+    read_rows,
+    standard_deviation,
+    summarise,
+    to_csv,
+    trajectories_to_csv,
+)
 
 FOLDERS = ("input", "recon", "label", "progress")
 FILES = ("metrics.csv", "summary.json", "config.yaml", "grid.png")
 GRID_ROWS = 8
+
+
 class RunDirectory:
     """The folder of one run.
 
@@ -103,6 +116,7 @@ class RunDirectory:
             self.path_of("label", row.image).unlink(missing_ok=True)
             self.path_of("std", row.image).unlink(missing_ok=True)
             self._measurement_path(row.image).unlink(missing_ok=True)
+            self._trajectory_path(row.image).unlink(missing_ok=True)
             for sample in (None, row.sample):
                 self.path_of("recon", row.image, sample).unlink(missing_ok=True)
                 folder = self.path / "progress" / _name(row.image, sample)
@@ -131,6 +145,7 @@ class RunDirectory:
         files = [self.path_of("input", image), *(self.path_of("recon", image, sample) for sample in samples)]
         files += [self.path_of("label", image)] * any(row.has_truth for row in own)
         files += [self.path_of("std", image)] * (len(samples) > 1)
+        files += [self._trajectory_path(image)]
         files += [self._measurement_path(image)] * self.keeps_measurements
         return bool(own) and all(file.is_file() for file in files)
 
@@ -156,6 +171,7 @@ class RunDirectory:
         if (std := standard_deviation(outcomes)) is not None:
             save_map(self.path_of("std", image), std.square().mean(dim=0).sqrt(),
                      f"Standard deviation of {len(outcomes) - 1} samples on [0, 1]")
+        write_atomically(self._trajectory_path(image), trajectories_to_csv(outcomes).encode())
         self.rows = [row for row in self.rows if row.image != image] + rows
         self._write("metrics.csv", to_csv(self.rows))
 
@@ -165,6 +181,9 @@ class RunDirectory:
 
     def _measurement_path(self, image: str) -> Path:
         return self.path / "measurements" / f"{image}{SUFFIX}"
+
+    def _trajectory_path(self, image: str) -> Path:
+        return self.path / "trajectories" / f"{image}.csv"
 
     def save_progress(self, image: str, sample: str | None, index: int, x: Tensor, x0_hat: Tensor) -> None:
         """Save the state after step `index` and the prediction of the clean image, (3, H, W) each."""
