@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from data.dataloader import DATASETS, get_dataloader
-from guided_diffusion.condition_methods import CONDITIONING_METHODS, ConditioningMethod
+from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gathering import Gatherer
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS, Noise, Operator
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored, to_store
+from guided_diffusion.solvers import Method
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
 from util.command import Parser, choose_device
@@ -96,7 +97,7 @@ class Task:
     operator: Operator
     noiser: Noise
     sampler: Sampler
-    method: ConditioningMethod
+    method: Method
 
 
 def build_source(config: Config, args: argparse.Namespace, folder: MeasurementFolder | None) -> Source:
@@ -130,13 +131,14 @@ def build_task(config: Config, args: argparse.Namespace, folder: MeasurementFold
     """
     check_arguments(create_model, config.model, "model config")
     check_arguments(create_sampler, config.diffusion, "diffusion config")
-    find_checkpoint(config)
     sampler = create_sampler(**config.diffusion)
     sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
     operator = build(OPERATORS, config.operator, "measurement.operator.name", args.overrides)
     noiser = build(NOISES, config.noise, "measurement.noise.name", args.overrides)
     method = build(CONDITIONING_METHODS, config.conditioning, "conditioning.method", args.overrides)
     method.check(operator, noiser)
+    if method.needs_prior:
+        find_checkpoint(config)
     source = build_source(config, args, folder)
     source.check(operator, noiser)
     return Task(source, operator, noiser, sampler, method)
@@ -184,13 +186,14 @@ def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirecto
            device: torch.device) -> int:
     """Restore the images `todo` of the task and return how many of them could not be read."""
     source, operator, num_samples = task.source, task.operator.to(device), args.num_samples
-    prior = load_prior(config, source.image_size, args.tile, args.precision, device)
+    prior = (load_prior(config, source.image_size, args.tile, args.precision, device) if task.method.needs_prior
+             else None)
     settings = config.as_dict()["measurement"]
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
     metrics = Metrics(device, args.weights_dir) if source.knows_truth else None
     gatherer = Gatherer(run, source, metrics, num_samples, store)
-    monitor = Monitor(prior, run, len(todo), num_samples, task.sampler.num_steps, args.progress)
+    monitor = Monitor(prior, run, len(todo), num_samples, task.method.num_steps(task.sampler), args.progress)
     batch_size = args.batch_size or num_samples * max(1, default_entries(source.image_size) // num_samples)
     unreadable: list[UserError] = []
 
@@ -228,9 +231,10 @@ def restore(args: argparse.Namespace) -> int:
 
     names = task.source.names[:args.limit]
     todo = [i for i, name in enumerate(names) if not run.finished(name)]
+    steps = f", {task.sampler.num_steps} steps" * task.method.needs_prior
     before = f" ({len(names) - len(todo)} finished before)" if len(todo) < len(names) else ""
     logger.info(f"{task.operator.name} by {task.method.name}: {len(names)} image{'s' * (len(names) != 1)} of "
-                f"{task.source.size}{before}, {task.sampler.num_steps} steps, on {device_name(device)}")
+                f"{task.source.size}{before}{steps}, on {device_name(device)}")
     try:
         unreadable = sample(args, config, task, run, todo, device) if todo else 0
         if len(todo) > unreadable or not run.has_summary:

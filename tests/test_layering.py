@@ -25,6 +25,8 @@ RANKS = [                                           # the first pattern that fit
     ("util/metrics_table.py", 4), ("util/run_dir.py", 5), ("guided_diffusion/gaussian_diffusion.py", 4),
     ("guided_diffusion/measurements/__init__.py", 5), ("guided_diffusion/measurements/*.py", 4),
     ("util/console.py", 6), ("guided_diffusion/gathering.py", 7),
+    ("guided_diffusion/method.py", 5), ("guided_diffusion/solvers/base.py", 6),
+    ("guided_diffusion/solvers/__init__.py", 8), ("guided_diffusion/solvers/*.py", 7),
     ("guided_diffusion/condition_methods/base.py", 6), ("guided_diffusion/condition_methods/step_size.py", 6),
     ("guided_diffusion/condition_methods/__init__.py", 8), ("guided_diffusion/condition_methods/*.py", 7),
     ("util/paper_table.py", 3), ("util/table_run.py", 4), ("util/table_report.py", 5), ("util/table_plots.py", 6),

@@ -46,7 +46,7 @@ class Monitor:
     It leaves distances on their device until the batch is done, but for the one that the bar shows at every redrawing.
 
     Args:
-        model: the network whose evaluations are counted, an image that goes through it being one.
+        model: the network whose evaluations are counted, an image that goes through it being one; None for none.
         run: where pictures go.
         images: how many there are to restore.
         num_samples: posterior samples of each.
@@ -54,7 +54,7 @@ class Monitor:
         every: save the state after every N-th step; None for never.
     """
 
-    def __init__(self, model: nn.Module, run: RunDirectory, images: int, num_samples: int, num_steps: int,
+    def __init__(self, model: nn.Module | None, run: RunDirectory, images: int, num_samples: int, num_steps: int,
                  every: int | None = None):
         self.run, self.num_samples, self.every = run, num_samples, every
         self.steps_per_image = num_samples * num_steps
@@ -63,7 +63,8 @@ class Monitor:
         self.drawn, self.pending = -math.inf, 0     # when the bar was drawn; steps since
         self.bar = tqdm(total=images * self.steps_per_image, unit=" steps", desc="Restoring", dynamic_ncols=True,
                         mininterval=0, miniters=1)
-        model.register_forward_pre_hook(self._count)
+        if model is not None:
+            model.register_forward_pre_hook(self._count)
 
     def _count(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.evaluations += len(inputs[0])

@@ -157,6 +157,8 @@ def _reason(status: int, lines: Sequence[str]) -> str:
 def seconds_per_evaluation(job: Job) -> float:
     """Time on this machine of one step of `job` for one image: network, gradient and method, after a first batch.
 
+    A method without a network has its time divided by the steps that the job is taken to have.
+
     Raises:
         UserError: the run ends with an error, which is the message.
     """
@@ -170,4 +172,4 @@ def seconds_per_evaluation(job: Job) -> float:
         rows = trial.rows() if status in (0, 1) else []
     if not rows:
         raise UserError(_reason(status, lines))
-    return min(float(row["seconds"]) / float(row["network_evaluations"]) for row in rows)
+    return min(float(row["seconds"]) / (float(row["network_evaluations"]) or job.steps) for row in rows)

@@ -1,20 +1,24 @@
 """What a conditioning method is: whatever plugs into the ancestral sampling loop."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler, Step
-from guided_diffusion.measurements.base import Measurement, Noise, Operator, require_linear
-from util.errors import UserError
-from util.registry import Registry
+from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.method import CONDITIONING_METHODS, Method, register_conditioning_method
 from util.seeding import ImageRandomness
 
-CONDITIONING_METHODS = Registry("conditioning method")
-register_conditioning_method = CONDITIONING_METHODS.register
+__all__ = [
+    "CONDITIONING_METHODS",
+    "ConditioningMethod",
+    "diffused_measurement",
+    "grad_and_value",
+    "register_conditioning_method",
+]
 
 
 def grad_and_value(step: Step, distance: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -29,26 +33,14 @@ def diffused_measurement(step: Step, y: Tensor) -> Tensor:
     return math.sqrt(step.alpha_bar) * y + math.sqrt(1 - step.alpha_bar) * step.randomness.randn_like(y)
 
 
-class ConditioningMethod(ABC):
+class ConditioningMethod(Method):
     """One reverse step under a measurement. `__init__` lists the YAML's `params`."""
 
-    name: str                                       # set by the registry
     needs_grad = False                              # gradients through the network with respect to x_t
-    needs_linear = False                            # transpose / pinv / project of the operator
-
-    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
-        """Raise UserError, before sampling starts, if this method cannot work with `operator` or `noiser`."""
-        if self.needs_linear:
-            require_linear(operator, f"conditioning method '{self.name}'")
 
     def start(self, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness) -> Tensor:
         """The state x_T (B, C, H, W) before the first step: pure noise, in the dtype of y, unless overridden."""
         return randomness.randn_like(measurement.y.new_empty(measurement.image_shape))
-
-    def require(self, condition: bool, key: str, expected: str) -> None:
-        """Raise UserError about the parameter `key` (an attribute of this method) unless `condition` holds."""
-        if not condition:
-            raise UserError(f"conditioning method '{self.name}': {key} is {getattr(self, key)}, expected {expected}")
 
     @abstractmethod
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:

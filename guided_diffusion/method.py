@@ -1,0 +1,49 @@
+"""What every restoration method is, and the registry that `conditioning.method` names one in."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+from guided_diffusion.gaussian_diffusion import Sampler
+from guided_diffusion.measurements.base import Measurement, Noise, Operator, require_linear
+from util.errors import UserError
+from util.registry import Registry
+from util.seeding import ImageRandomness
+
+CONDITIONING_METHODS = Registry("conditioning method")
+register_conditioning_method = CONDITIONING_METHODS.register
+
+
+class Method(ABC):
+    """Measurement -> restored images. `__init__` lists the YAML's `params`."""
+
+    name: str                                       # set by the registry
+    needs_prior = True                              # a network; without it, `restore` is called with prior None
+    needs_linear = False                            # transpose / pinv / project of the operator
+
+    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
+        """Raise UserError, before anything is restored, if this method cannot work with `operator` or `noiser`."""
+        if self.needs_linear:
+            require_linear(operator, f"conditioning method '{self.name}'")
+
+    def require(self, condition: bool, key: str, expected: str) -> None:
+        """Raise UserError about the parameter `key` (an attribute of this method) unless `condition` holds."""
+        if not condition:
+            raise UserError(f"conditioning method '{self.name}': {key} is {getattr(self, key)}, expected {expected}")
+
+    def num_steps(self, sampler: Sampler) -> int:
+        """How often `restore` calls back for each image."""
+        return sampler.num_steps
+
+    @abstractmethod
+    def restore(self, prior: Callable | None, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
+                callback: Callable | None = None) -> Tensor:
+        """Return the restored images (B, C, H, W) in [-1, 1].
+
+        Args:
+            prior: prior(x_t, t (B,)) -> (B, C or 2C, H, W).
+            sampler: the reverse process.
+            randomness: the streams of the samples, one per image.
+            callback: callback(step, x, distance) after every step, `step` with `index` (0 is the last) and `x0_hat`.
+        """

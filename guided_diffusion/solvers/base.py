@@ -1,0 +1,55 @@
+"""What the classical restorers share: arrays on [0, 1], one image at a time, no prior and nothing random."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guided_diffusion.gaussian_diffusion import Sampler
+from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.method import Method
+from util.seeding import ImageRandomness
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What a callback learns of a method without diffusion: index 0 is the last; x0_hat (B, C, H, W)."""
+
+    index: int
+    x0_hat: Tensor
+
+
+class ClassicalRestorer(Method):
+    """A restoration by a library's algorithm, the same for every seed, on the CPU.
+
+    Parameters that have a unit are on the scale [0, 1] of the images that the algorithm sees; the noise of sigma 0.05
+    on [-1, 1] is 0.025 there.
+    """
+
+    needs_prior = False
+
+    @abstractmethod
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        """The restored images, (H, W, C) float64 each, on [0, 1] but not clipped."""
+
+    def num_steps(self, sampler: Sampler) -> int:
+        """1."""
+        return 1
+
+    @torch.no_grad()
+    def restore(self, prior: Callable | None, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
+                callback: Callable | None = None) -> Tensor:
+        """Restored images (B, C, H, W), clipped to [-1, 1]; only `measurement` plays a part."""
+        images = np.stack(self.estimate(measurement))
+        x = 2 * torch.from_numpy(images).permute(0, 3, 1, 2).to(measurement.y).clamp(0, 1) - 1
+        if callback is not None:
+            callback(Iteration(0, x), x, measurement.distance(x))
+        return x
+
+
+def lifted(measurement: Measurement) -> np.ndarray:
+    """The lifted measurements, (B, H, W, C) float64 on [0, 1], not clipped."""
+    return measurement.lift().detach().cpu().double().permute(0, 2, 3, 1).numpy() / 2 + 0.5

@@ -1,0 +1,206 @@
+"""Classical baselines, each an algorithm of scikit-image: no prior, no training, nothing random."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from skimage.restoration import (
+    denoise_nl_means,
+    denoise_tv_chambolle,
+    inpaint_biharmonic,
+    richardson_lucy,
+    wiener,
+)
+
+from guided_diffusion.measurements.base import Measurement, Noise, Operator
+from guided_diffusion.measurements.blur import Blur
+from guided_diffusion.measurements.inpainting import InpaintingOperator
+from guided_diffusion.method import CONDITIONING_METHODS, register_conditioning_method
+from guided_diffusion.solvers.base import ClassicalRestorer, lifted
+from util.errors import UserError
+
+
+@register_conditioning_method("lift")
+class Lift(ClassicalRestorer):
+    """The measurement in image space, clipped: bicubic upsampling of super-resolution, y itself for most others."""
+
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        return lifted(measurement)
+
+
+class Denoiser(ClassicalRestorer):
+    """A denoiser, applied to what another classical restorer makes of the measurement.
+
+    Args:
+        after: that restorer: lift, wiener, richardson_lucy, biharmonic, ...
+        after_params: its parameters.
+    """
+
+    def __init__(self, after: str, after_params: dict | None):
+        cls = CONDITIONING_METHODS[after]
+        if not issubclass(cls, ClassicalRestorer):
+            classical = [name for name in CONDITIONING_METHODS if issubclass(CONDITIONING_METHODS[name],
+                                                                             ClassicalRestorer)]
+            raise UserError(f"conditioning method '{self.name}': after is '{after}', which needs a prior; "
+                            f"choose from {', '.join(classical)}")
+        self.first: ClassicalRestorer = CONDITIONING_METHODS.build(after, **(after_params or {}))
+
+    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
+        self.first.check(operator, noiser)
+
+
+@register_conditioning_method("total_variation")
+class TotalVariation(Denoiser):
+    """argmin_u ||u - v||^2 / 2 + weight TV(u) in every colour channel, v the image that `after` gives.
+
+    Chambolle (2004), "An algorithm for total variation minimization and applications"; scikit-image's
+    `denoise_tv_chambolle`.
+
+    Args:
+        weight: on [0, 1], 0 or more; 0 leaves v as it is.
+        after, after_params: see `Denoiser`.
+    """
+
+    def __init__(self, weight: float = 0.05, after: str = "lift", after_params: dict | None = None):
+        super().__init__(after, after_params)
+        self.weight = weight
+        self.require(weight >= 0, "weight", "0 or more")
+
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        return [tv_denoised(image, self.weight) for image in self.first.estimate(measurement)]
+
+
+def tv_denoised(image: np.ndarray, weight: float) -> np.ndarray:
+    """The total-variation denoising of an image (H, W, C), every channel by itself."""
+    return denoise_tv_chambolle(image, weight=weight, channel_axis=-1) if weight else image
+
+
+@register_conditioning_method("non_local_means")
+class NonLocalMeans(Denoiser):
+    """The mean of pixels whose surroundings, in all colours, look alike, of the image that `after` gives.
+
+    Buades, Coll & Morel (2005), "A non-local algorithm for image denoising"; scikit-image's `denoise_nl_means`.
+
+    Args:
+        h: how fast weights fall with the patches' distance, on [0, 1], above 0.
+        sigma: standard deviation of the noise, on [0, 1]: expected and taken off the patches' distance.
+        patch_size: side of the patches, at least 1.
+        patch_distance: how far apart two patches may be, in pixels, at least 1.
+        after, after_params: see `Denoiser`.
+    """
+
+    def __init__(self, h: float = 0.02, sigma: float = 0.02, patch_size: int = 5, patch_distance: int = 6,
+                 after: str = "lift", after_params: dict | None = None):
+        super().__init__(after, after_params)
+        self.h, self.sigma, self.patch_size, self.patch_distance = h, sigma, patch_size, patch_distance
+        self.require(h > 0, "h", "more than 0")
+        self.require(sigma >= 0, "sigma", "0 or more")
+        self.require(patch_size >= 1, "patch_size", "1 or more")
+        self.require(patch_distance >= 1, "patch_distance", "1 or more")
+
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        return [denoise_nl_means(image, self.patch_size, self.patch_distance, self.h, sigma=self.sigma, channel_axis=-1)
+                for image in self.first.estimate(measurement)]
+
+
+class Deconvolution(ClassicalRestorer):
+    """A deconvolution by the kernel of each image, every channel by itself.
+
+    Operators extend the image by reflection before they blur it; here y is extended likewise, restored and cropped.
+    """
+
+    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
+        if not isinstance(operator, Blur):
+            raise UserError(f"conditioning method '{self.name}' needs a convolution by a known kernel (gaussian_blur, "
+                            f"motion_blur or blur), found '{operator.name}'; use total_variation instead")
+
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        # operators correlate; the point spread function of the convolution is the kernel turned by half a circle
+        spreads = measurement.operator.kernel.cpu().numpy()[:, 0, ::-1, ::-1]                           # (B, k, k)
+        return [np.stack([self.deconvolve(channel, spread) for channel in np.moveaxis(image, -1, 0)], axis=-1)
+                for image, spread in zip(lifted(measurement), spreads, strict=True)]
+
+    @abstractmethod
+    def deconvolve(self, y: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        """One channel (H, W) on [0, 1] and its point spread function (k, k), k odd -> (H, W)."""
+
+
+@register_conditioning_method("wiener")
+class Wiener(Deconvolution):
+    """|H|^2 / (|H|^2 + balance |L|^2) of the inverse filter, H the blur's and L the Laplacian's transfer function.
+
+    scikit-image's `wiener`, on the image's periodic extension by reflection, where a symmetric blur is a circular
+    convolution exactly.
+
+    Args:
+        balance: noise over signal, above 0; larger is smoother.
+    """
+
+    def __init__(self, balance: float = 0.01):
+        self.balance = balance
+        self.require(balance > 0, "balance", "more than 0")
+
+    def deconvolve(self, y: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        periods = [max(1, 2 * side - 2) for side in y.shape]
+        extended = [period * math.ceil(len(spread) / period) for period in periods]         # at least the kernel's side
+        pad = [(0, size - side) for size, side in zip(extended, y.shape, strict=True)]
+        restored = wiener(np.pad(y, pad, mode="reflect"), spread, self.balance, clip=False)
+        return restored[:y.shape[0], :y.shape[1]]
+
+
+@register_conditioning_method("richardson_lucy")
+class RichardsonLucy(Deconvolution):
+    """u <- u H^T(y / H u), from a grey image; it fits y ever better and amplifies noise with it, so few iterations.
+
+    Richardson (1972), Lucy (1974); scikit-image's `richardson_lucy`, on y in [0, 1]. It takes what lies outside for
+    black, so y is extended by the kernel's side, twice as far as the blur saw.
+
+    Args:
+        num_iter: iterations, at least 1.
+    """
+
+    def __init__(self, num_iter: int = 20):
+        self.num_iter = num_iter
+        self.require(num_iter >= 1, "num_iter", "1 or more")
+
+    def deconvolve(self, y: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        border = len(spread)
+        extended = np.pad(y.clip(0, 1), border, mode="reflect")
+        restored = richardson_lucy(extended, spread, self.num_iter, clip=False, filter_epsilon=1e-6)
+        return restored[border:-border, border:-border]
+
+
+@register_conditioning_method("biharmonic")
+class Biharmonic(ClassicalRestorer):
+    """Missing pixels solve the biharmonic equation with the observed ones around them, every channel by itself.
+
+    Damelin & Hoang (2018), "On surface completion and image inpainting by biharmonic functions"; scikit-image's
+    `inpaint_biharmonic`.
+
+    Args:
+        tv_weight: 0 keeps the observed pixels with their noise; above 0 the completed image is denoised with this
+            weight, see `total_variation`, and the missing pixels are computed again from it.
+    """
+
+    def __init__(self, tv_weight: float = 0.0):
+        self.tv_weight = tv_weight
+        self.require(tv_weight >= 0, "tv_weight", "0 or more")
+
+    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
+        if not isinstance(operator, InpaintingOperator):
+            raise UserError(f"conditioning method '{self.name}' needs missing pixels (inpainting), found "
+                            f"'{operator.name}'; use total_variation instead")
+
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        missing = measurement.operator.mask.cpu().numpy()[:, 0] == 0                                    # (B, H, W)
+        return [self.complete(image, holes) for image, holes in zip(lifted(measurement), missing, strict=True)]
+
+    def complete(self, image: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """An image (H, W, C) on [0, 1] whose pixels `missing` (H, W) may hold anything -> (H, W, C)."""
+        if not missing.any():
+            return tv_denoised(image, self.tv_weight)
+        filled = inpaint_biharmonic(image, missing, channel_axis=-1)
+        if not self.tv_weight:
+            return filled
+        return inpaint_biharmonic(tv_denoised(filled, self.tv_weight), missing, channel_axis=-1)
