@@ -25,6 +25,13 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
+
+
 def choose_device(gpu: int | None) -> torch.device:
     """GPU `gpu`; when None, GPU 0 or else the CPU. UserError for a GPU that is not there."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
