@@ -30,7 +30,7 @@ RANKS = [                                           # the first pattern that fit
     ("guided_diffusion/condition_methods/base.py", 6), ("guided_diffusion/condition_methods/step_size.py", 6),
     ("guided_diffusion/condition_methods/__init__.py", 8), ("guided_diffusion/condition_methods/*.py", 7),
     ("util/paper_table.py", 3), ("util/table_run.py", 4), ("util/table_report.py", 5), ("util/table_plots.py", 6),
-    ("util/reproduce_table.py", 7),
+    ("util/yaml_text.py", 3), ("util/grid.py", 5), ("util/tune.py", 7), ("util/reproduce_table.py", 7),
     ("util/markup.py", 0), ("util/report_data.py", 3), ("util/report_figures.py", 4), ("util/report_tables.py", 4),
     ("util/report_page.py", 5), ("util/report.py", 6),
     ("sample_condition.py", 9), ("guided_diffusion/train.py", 10),

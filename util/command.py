@@ -25,6 +25,13 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
+def natural(text: str) -> int:
+    """A whole number of 0 or more, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 0 or more")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """A whole number of 1 or more, for argparse."""
     if not text.isdecimal() or int(text) < 1:

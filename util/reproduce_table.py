@@ -11,17 +11,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.dataloader import DATASETS
-from util.command import Parser
+from util.command import Parser, natural, positive
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.paper_table import PaperTable, load_table
 from util.table_plots import draw
 from util.table_report import evaluate, markdown, to_csv
-from util.table_run import Job, Options, seconds_per_evaluation
+from util.table_run import Job, Options, count, duration, evaluations, execute, images_left, seconds_per_evaluation
 from util.weights import WeightStore
 
 logger = get_logger()
@@ -49,20 +47,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse(argv)
 
 
-def natural(text: str) -> int:
-    """A whole number of 0 or more, for argparse."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 0 or more")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number of 1 or more, for argparse."""
-    if natural(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
-    return int(text)
-
-
 def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]:
     """A job per run of the table, under `folder`; UserError where a configuration or the images cannot be had."""
     spec = table.spec
@@ -82,44 +66,6 @@ def title(table: PaperTable, job: Job) -> str:
     return f"{table.tasks[job.run.task].title}, {table.methods[job.run.method].title}"
 
 
-def execute(table: PaperTable, jobs: Sequence[Job]) -> None:
-    """Run what is missing, with one progress bar over the whole table; what goes wrong stands in the jobs."""
-    todo = [job for job in jobs if job.missing() or job.options.overwrite]
-    said: set[str] = set()
-    logger.info(f"{table.spec.title}: {_count(len(jobs), 'run')}, {len(jobs) - len(todo)} of them finished before")
-    with tqdm(total=sum(map(evaluations, todo)), unit=" evaluations", desc="Table", dynamic_ncols=True,
-              mininterval=0.1 if sys.stderr.isatty() else 10.0) as bar:
-        for number, job in enumerate(todo, start=1):
-            start, share = bar.n, evaluations(job)
-            bar.set_postfix_str(f"run {number} of {len(todo)}: {title(table, job)}")
-
-            def advance(done: int, total: int, start: int = start, share: int = share) -> None:
-                bar.update(start + share * done // max(total, 1) - bar.n)
-
-            job.execute(advance)
-            if job.failed:
-                bar.total -= share                  # time left is that of what is still run
-                bar.update(start - bar.n)
-            else:
-                advance(1, 1)
-            if job.error:
-                logger.error(f"{title(table, job)}: {job.error}")
-            for warning in job.warnings:
-                if warning not in said:
-                    logger.warning(warning)
-            said.update(job.warnings)
-
-
-def images_left(job: Job) -> int:
-    """Images that a job still has to restore."""
-    return len(job.names) if job.options.overwrite else job.missing()
-
-
-def evaluations(job: Job) -> int:
-    """Network evaluations that a job still needs."""
-    return images_left(job) * job.options.num_samples * job.steps
-
-
 def dry_run(table: PaperTable, jobs: Sequence[Job]) -> None:
     """List what would be run: images, network evaluations, and the time of each run from a measured step."""
     logger.info(f"{table.spec.title}\n\n{'run':44}  {'images':>7}  {'evaluations':>11}  {'time':>12}")
@@ -137,8 +83,8 @@ def dry_run(table: PaperTable, jobs: Sequence[Job]) -> None:
         logger.info(f"{title(table, job)[:44]:44}  {images_left(job):7}  {evaluations(job):11}  {time_left:>12}")
     unknown, nproc = len(jobs) - len(times), jobs[0].options.nproc
     total = " and ".join([duration(sum(times))] * bool(times)
-                         + [f"{_count(unknown, 'run')} of unknown time"] * (unknown > 0))
-    logger.info(f"\n{_count(len(jobs), 'run')}, {sum(map(evaluations, jobs))} network evaluations, "
+                         + [f"{count(unknown, 'run')} of unknown time"] * (unknown > 0))
+    logger.info(f"\n{count(len(jobs), 'run')}, {sum(map(evaluations, jobs))} network evaluations, "
                 f"{total} on this machine with {nproc} process{'es' * (nproc > 1)}; nothing was run")
 
 
@@ -162,21 +108,6 @@ def estimate(job: Job, measured: dict[tuple[object, ...], float | UserError]) ->
     return evaluations(job) * found / job.options.nproc
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def duration(seconds: float) -> str:
-    """Words for a time: "40 s", "12 min", "3 h 05 min", "4 d 7 h"."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 99:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 def reproduce(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     table = load_table(args.table)
@@ -188,7 +119,9 @@ def reproduce(args: argparse.Namespace) -> int:
         return 1 if any(job.error for job in jobs) else 0
     started = time.perf_counter()
     try:
-        execute(table, jobs)
+        logger.info(f"{table.spec.title}: {count(len(jobs), 'run')}, "
+                    f"{sum(not job.to_do for job in jobs)} of them finished before")
+        execute(jobs, "Table", lambda job: title(table, job))
     except KeyboardInterrupt:
         logger.error(f"interrupted: {sum(not job.missing() for job in jobs)} of {len(jobs)} runs are finished, all "
                      f"finished images are kept in {folder}; the same command continues")

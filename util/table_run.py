@@ -11,10 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
+from tqdm import tqdm
 
 from util.config import REPOSITORY, Config, ConfigLoader
 from util.errors import UserError
+from util.logger import get_logger
 from util.paper_table import Run
+
+logger = get_logger()
 
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")            # what a progress bar writes: steps done / of all
 
@@ -78,8 +82,8 @@ class Job:
         sections = re.findall(r"\d+", str(kept))
         return sum(map(int, sections))
 
-    def rows(self) -> list[dict[str, str]]:
-        """The lines of metrics.csv of this run's images, one each: of several samples the one that fits y best."""
+    def all_rows(self) -> list[dict[str, str]]:
+        """The lines of metrics.csv of this run's images, in the file's order: their samples and the samples' means."""
         try:
             with open(self.path / "metrics.csv", newline="", encoding="utf-8") as file:
                 table = list(csv.DictReader(file))
@@ -87,13 +91,28 @@ class Job:
             return []
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"cannot read {self.path / 'metrics.csv'}: {error}") from None
+        wanted = set(self.names)
+        return [row for row in table if row.get("image") in wanted]
+
+    def rows(self) -> list[dict[str, str]]:
+        """A line of metrics.csv for every image that is finished: of several samples the one that fits y best."""
         several = self.options.num_samples > 1
-        chosen = {row.get("image"): row for row in table if not several or row.get("best") == "1"}
+        chosen = {row["image"]: row for row in self.all_rows() if not several or row.get("best") == "1"}
         return [chosen[name] for name in self.names if name in chosen]
 
     def missing(self) -> int:
         """How many images are not finished, all of them where the results are not of these settings."""
         return len(self.names) - len(self.rows()) if self._same_settings() else len(self.names)
+
+    @property
+    def to_do(self) -> bool:
+        """Whether there is anything to run."""
+        return self.missing() > 0 or self.options.overwrite
+
+    def replacing(self) -> "Job":
+        """This job, told to replace what is there if that is of other settings."""
+        foreign = (self.path / "metrics.csv").is_file() and not self._same_settings()
+        return replace(self, options=replace(self.options, overwrite=True)) if foreign else self
 
     def _same_settings(self) -> bool:
         try:
@@ -173,3 +192,61 @@ def seconds_per_evaluation(job: Job) -> float:
     if not rows:
         raise UserError(_reason(status, lines))
     return min(float(row["seconds"]) / (float(row["network_evaluations"]) or job.steps) for row in rows)
+
+
+def images_left(job: Job) -> int:
+    """Images that a job still has to restore."""
+    return len(job.names) if job.options.overwrite else job.missing()
+
+
+def evaluations(job: Job) -> int:
+    """Network evaluations that a job still needs."""
+    return images_left(job) * job.options.num_samples * job.steps
+
+
+def execute(jobs: Sequence[Job], label: str, title: Callable[[Job], str]) -> None:
+    """Run what is missing, with one progress bar over all of it; what goes wrong stands in the jobs.
+
+    Args:
+        label: what the bar is called.
+        title: words for a job.
+    """
+    todo = [job for job in jobs if job.to_do]
+    said: set[str] = set()
+    with tqdm(total=sum(map(evaluations, todo)), unit=" evaluations", desc=label, dynamic_ncols=True,
+              mininterval=0.1 if sys.stderr.isatty() else 10.0) as bar:
+        for number, job in enumerate(todo, start=1):
+            start, share = bar.n, evaluations(job)
+            bar.set_postfix_str(f"run {number} of {len(todo)}: {title(job)}")
+
+            def advance(done: int, total: int, start: int = start, share: int = share) -> None:
+                bar.update(start + share * done // max(total, 1) - bar.n)
+
+            job.execute(advance)
+            if job.failed:
+                bar.total -= share                  # time left is that of what is still run
+                bar.update(start - bar.n)
+            else:
+                advance(1, 1)
+            if job.error:
+                logger.error(f"{title(job)}: {job.error}")
+            for warning in job.warnings:
+                if warning not in said:
+                    logger.warning(warning)
+            said.update(job.warnings)
+
+
+def count(number: int, noun: str) -> str:
+    """"1 run", "2 runs"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """Words for a time: "40 s", "12 min", "3 h 05 min", "4 d 7 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 99:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,318 @@
+"""`python -m util.tune`: grids, the choice, the task file that keeps its comments, the command on classical methods."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import sample_condition
+from util import table_run, tune
+from util.config import REPOSITORY, ConfigLoader, read_yaml
+from util.errors import UserError
+from util.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid
+from util.statistics import describe
+from util.yaml_text import assign, set_values
+
+SHIPPED = sorted(REPOSITORY.glob("configs/*_config.yaml"))
+TASK = """\
+# A task.
+conditioning:
+  method: total_variation
+  params:
+    weight: 0.5                     # far too much
+
+data:
+  name: skimage
+  images: [astronaut, coffee]
+  image_size: 32
+
+measurement:
+  operator: {name: noise}
+  noise:
+    name: gaussian
+    sigma: 0.2                      # on the [-1, 1] scale
+"""
+
+
+# ---- the text of a YAML file -----------------------------------------------------------------------------------------
+
+def comments(text):
+    return re.findall(r"#.*", text)
+
+
+@pytest.mark.parametrize("path, value", [
+    ("conditioning.params.weight", 0.1), ("conditioning.params.weight", 1e-5), ("conditioning.method", "lift"),
+    ("conditioning.params.after", "wiener"), ("conditioning.params.after_params.balance", 0.1),
+    ("measurement.noise.sigma", 3), ("measurement.operator.name", "sr_average"), ("measurement.mask_opt.file", "a: b"),
+    ("measurement.operator.scale_factor", 4), ("measurement.operator.range", [0, 1]), ("data.images", ["coffee"]),
+    ("data.observed", True), ("conditioning.params.after", None), ("new", {"a": {"b": "yes"}}),
+])
+def test_a_value_is_changed_and_all_comments_stay(path, value):
+    keys = tuple(path.split("."))
+    wanted = yaml.load(TASK, Loader=ConfigLoader)
+    assign(wanted, keys, value)
+    changed = set_values(TASK, [(keys, value)])
+    assert yaml.load(changed, Loader=ConfigLoader) == wanted
+    assert comments(changed) == comments(TASK)
+    assert len(set(TASK.splitlines()) - set(changed.splitlines())) <= 1                    # all other lines are kept
+
+
+def test_a_whole_section_is_replaced():
+    changed = set_values(TASK, [(("conditioning", "params"), {}), (("conditioning", "params", "tv_weight"), 0.2)])
+    assert yaml.load(changed, Loader=ConfigLoader)["conditioning"]["params"] == {"tv_weight": 0.2}
+    assert "# A task." in changed and "# on the [-1, 1] scale" in changed and "\n\ndata:" in changed
+
+
+@pytest.mark.parametrize("text", ["", "a: 1\n", "a: &x {b: 1}\nc: *x\n", "{a: {}}", "a:\n"])
+def test_any_mapping_can_be_changed(text):
+    wanted = yaml.load(text, Loader=ConfigLoader) or {}
+    assign(wanted, ("c", "b"), 2)
+    assert yaml.load(set_values(text, [(("c", "b"), 2)]), Loader=ConfigLoader) == wanted
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if "conditioning" in read_yaml(p)], ids=lambda path: path.stem)
+def test_shipped_tasks_keep_their_comments(path):
+    text = path.read_text()
+    changed = set_values(text, [(("conditioning", "params", "scale"), 0.125)])
+    assert read_yaml(path)["conditioning"]["params"] | {"scale": 0.125} == yaml.load(
+        changed, Loader=ConfigLoader)["conditioning"]["params"]
+    assert comments(changed) == comments(text) and changed.endswith("\n") == text.endswith("\n")
+
+
+# ---- grids -----------------------------------------------------------------------------------------------------------
+
+def test_a_grid_is_the_product_of_its_options():
+    grid = read_grid(["conditioning.params.scale=0.1,1e-1,3", "conditioning.params.target=eps,mean",
+                      "measurement.operator.range=[0, 1],null"])
+    assert grid["conditioning.params.scale"] == [0.1, 3] and grid["measurement.operator.range"] == [[0, 1], None]
+    every = points(grid)
+    assert len(every) == 8 and len({point.name for point in every}) == 8
+    assert every[1].settings[0] == ("conditioning.params.scale", 0.1) and every[1].settings[2][1] is None
+    assert every[0].overrides == ("conditioning.params.scale=0.1", 'conditioning.params.target="eps"',
+                                  "measurement.operator.range=[0, 1]")
+
+
+@pytest.mark.parametrize("value", ["../x", "a/b", "x" * 400, "a b", {"k": [1, "/"]}])
+def test_names_of_points_are_names_of_folders(value):
+    key = "conditioning.params.schedule"
+    name, other = Point(((key, value),)).name, Point(((key, "_x"),)).name
+    assert re.fullmatch(r"[\w.=,+-]{1,120}", name) and name != other
+
+
+@pytest.mark.parametrize("options, words", [
+    (["conditioning.params.scale"], "expected key=values"),
+    (["conditioning.params.scale="], "expected key=values"),
+    (["=3"], "expected key=values"),
+    (["conditioning.params.scale=[1"], "expected key=values"),
+    (["diffusion.steps=10"], "no value of a task file"),
+    (["conditionning.params.scale=1"], "did you mean 'conditioning'"),
+    (["conditioning.parms.scale=1"], "did you mean 'params'"),
+    (["conditioning"], "expected key=values"),
+    (["conditioning=1,2"], "no value of a task file"),
+    (["conditioning.params.a=1", "conditioning.params.a=2"], "in two of the options"),
+])
+def test_mistakes_in_a_grid(options, words):
+    with pytest.raises(UserError, match=words):
+        read_grid(options)
+
+
+def result(value, error="", **figures):
+    """A result of two images; figures as pairs of values."""
+    pairs = {name: figures.get(name, (float("nan"),) * 2) for name in COLUMNS}
+    point = Point((("conditioning.params.scale", value),))
+    return Result(point, {name: describe(pair, ["a", "b"]) for name, pair in pairs.items()}, 2, error)
+
+
+RESULTS = [result(1, psnr=(20, 22), ssim=(0.5, 0.6), lpips=(0.5, 0.4), chi_square=(2.0, 2.2)),
+           result(2, psnr=(24, 22), ssim=(0.4, 0.4), lpips=(0.4, 0.4), chi_square=(1.3, 1.3)),
+           result(3, psnr=(22, 22), ssim=(0.5, 0.5), lpips=(0.2, 0.3), chi_square=(0.9, 0.8))]
+
+
+@pytest.mark.parametrize("by, best", [(None, 2), ("psnr", 2), ("ssim", 1), ("lpips", 3), ("chi_square", 3)])
+def test_the_best_is_chosen(by, best):
+    chosen, decided = choose(RESULTS, by)
+    assert chosen.point.settings[0][1] == best and decided == (by or "psnr")
+
+
+def test_without_truth_the_chi_square_decides():
+    unknown = [result(1, chi_square=(0.2, 0.3)), result(2, chi_square=(1.5, 1.6))]
+    assert choose(unknown, None) == (unknown[1], "chi_square")
+    with pytest.raises(UserError, match=r"nothing can be chosen by psnr.*choose by chi_square"):
+        choose(unknown, "psnr")
+
+
+def test_points_that_diverged_or_failed_are_not_chosen():
+    diverged = result(9, psnr=(99, float("nan")), chi_square=(1.0, float("nan")))
+    failed = Result(Point((("conditioning.params.scale", 0),)), result(0).figures, 0, "no such thing")
+    assert choose([diverged, failed, *RESULTS], None)[0] is RESULTS[1]
+    with pytest.raises(UserError, match="no such thing"):
+        choose([failed], None)
+    text = markdown([failed, *RESULTS], RESULTS[1], "psnr")
+    assert "FAILED: no such thing" in text and "**23.00 [22.00, 24.00]**" in text and "PSNR (dB) *" in text
+
+
+@pytest.mark.parametrize("value, words", [(1, "smallest of the grid; add smaller"), (9, "largest"), (3, None)])
+def test_the_edge_of_the_grid_is_said(value, words):
+    grid = {"a": [3, 1, 9], "b": ["x", "y"], "c": [5], "d": [True, False]}
+    said = at_the_edge(grid, Point((("a", value), ("b", "x"), ("c", 5), ("d", True))))
+    assert [words in sentence and "best a is" in sentence for sentence in said] == [True] * (words is not None)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """run(*arguments) -> (exit status, standard output, standard error); runs are carried out in this process, and
+    run.commands lists them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Path("task.yaml").write_text(TASK)
+
+    def launch(command, advance=lambda done, total: None, log=lambda line: None):
+        run.commands.append(command)
+        before = capsys.readouterr()
+        status = sample_condition.main(command[2:])
+        out, err = capsys.readouterr()
+        sys.stdout.write(before.out)
+        sys.stderr.write(before.err)
+        lines = [line for line in (out + err).splitlines() if line.strip()]
+        for line in lines:
+            log(line)
+        return status, lines
+
+    def run(*more: str) -> tuple[int, str, str]:
+        status = tune.main(["--task_config", "task.yaml", "--grid", "conditioning.params.weight=0.01,0.06,0.5",
+                            "--out", "tuned.yaml", *more])
+        return status, *capsys.readouterr()
+
+    run.commands = []
+    monkeypatch.setattr(table_run, "launch", launch)
+    return run
+
+
+def measured(folder):
+    with open(next(Path(folder).rglob("metrics.csv")), newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_task_is_tuned(run):
+    status, out, err = run()
+    assert status == 0, err
+    means = {weight: sum(float(row["psnr"]) for row in measured(f"results/tune/task/weight={weight}")) / 2
+             for weight in ("0.01", "0.06", "0.5")}
+    assert max(means, key=means.get) == "0.06"                          # as one would expect of this noise
+    text = Path("tuned.yaml").read_text()
+    assert text.startswith("# Tuned by psnr of the samples (1 sample per image, 2 images of the task's images, seed 0)")
+    assert text.partition("\n")[2] == TASK.replace("weight: 0.5", "weight: 0.06")
+    assert sample_condition.main(["--task_config", "tuned.yaml", "--limit", "1"]) == 0
+    table = Path("results/tune/task/table.md").read_text()
+    assert table in out and table.count("\n") == 5
+    for weight, mean in means.items():
+        row, = (line for line in table.splitlines() if f"| {weight} |" in line or f"| **{weight}** |" in line)
+        assert f"{mean:.2f} [" in row and ("**" in row) == (weight == "0.06") and "2" in row.split("|")[-2]
+    assert "warning: the best" not in err
+
+
+def test_an_edge_of_the_grid_is_warned_of(run):
+    status, _, err = run("--grid", "measurement.noise.sigma=0.2,0.4", "--limit", "1", "--by", "psnr")
+    assert status == 0 and len(run.commands) == 6
+    assert "the best measurement.noise.sigma is 0.2, the smallest of the grid; add smaller values" in err
+
+
+def test_what_is_there_is_not_run_again(run):
+    assert run("--limit", "1")[0] == 0
+    first = Path("tuned.yaml").read_bytes()
+    status, _, err = run("--limit", "1")
+    assert status == 2 and "tuned.yaml is there already" in err and "--overwrite" in err
+    assert len(run.commands) == 3
+    status, out, _ = run("--limit", "1", "--overwrite")
+    assert status == 0 and "3 of them finished before" in out and len(run.commands) == 3
+    assert Path("tuned.yaml").read_bytes() == first
+    assert run("--limit", "1", "--overwrite", "--grid", "conditioning.params.after=lift")[0] == 0
+    assert len(run.commands) == 6
+
+
+def test_results_of_other_settings_are_replaced_only_if_they_may(run):
+    assert run("--limit", "1")[0] == 0
+    status, _, err = run("--limit", "1", "--seed", "4", "--out", "other.yaml")
+    assert status == 2 and "results of another configuration" in err and not Path("other.yaml").exists()
+    assert run("--limit", "1", "--seed", "4", "--out", "other.yaml", "--overwrite")[0] == 0
+    assert "seed 4" in Path("other.yaml").read_text()
+
+
+def test_the_task_file_itself_is_replaced_only_when_told_so(run):
+    assert run("--limit", "1", "--out", "task.yaml")[0] == 2
+    assert Path("task.yaml").read_text() == TASK
+    assert run("--limit", "1", "--out", "task.yaml", "--overwrite")[0] == 0
+    assert "weight: 0.06" in Path("task.yaml").read_text() and "# far too much" in Path("task.yaml").read_text()
+
+
+def test_an_interrupted_grid_continues(run, monkeypatch):
+    working, started = table_run.launch, []
+
+    def interrupted(*arguments):
+        started.append(arguments)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return working(*arguments)
+
+    monkeypatch.setattr(table_run, "launch", interrupted)
+    status, _, err = run("--limit", "1")
+    assert status == 130 and "1 of 3 points are finished" in err and not Path("tuned.yaml").exists()
+    assert run("--limit", "1")[0] == 0 and len(started) == 4
+
+
+def test_a_point_that_fails_leaves_the_others(run):
+    status, out, err = run("--limit", "1", "--grid", "conditioning.params.after=lift,wiener")
+    assert status == 1 and "3 of 6 points went wrong" in err
+    assert out.count("FAILED: conditioning method 'wiener' needs a convolution") == 3
+    assert "after: lift" in Path("tuned.yaml").read_text()
+
+
+def test_without_ground_truth_the_chi_square_decides(run):
+    assert sample_condition.main(["--task_config", "task.yaml", "--set", "conditioning={method: lift}"]) == 0
+    status, out, err = run("--data", "results/noise/lift/input", "--set", "measurement.observed=true")
+    assert status == 0, err
+    assert "the best by chi_square" in out and "PSNR" not in Path("results/tune/task/table.md").read_text()
+    chi = {weight: sum(float(row["chi_square"]) for row in measured(f"results/tune/task/weight={weight}")) / 2
+           for weight in ("0.01", "0.06", "0.5")}
+    nearest = min(chi, key=lambda weight: abs(chi[weight] - 1))
+    assert f"weight: {nearest} " in Path("tuned.yaml").read_text()
+    assert "observed: true" in Path("tuned.yaml").read_text()
+
+
+def test_samples_or_their_mean(run):
+    assert run("--limit", "1", "--samples", "2", "--of", "mean")[0] == 0
+    assert "mean of the samples (2 samples per image" in Path("tuned.yaml").read_text()
+    assert {row["sample"] for row in measured("results/tune/task/weight=0.5")} == {"0", "1", "mean"}
+    assert run("--of", "mean", "--out", "b.yaml")[0] == 2
+
+
+def test_overrides_go_into_the_task_where_they_belong(run):
+    assert run("--limit", "1", "--set", "diffusion.timestep_respacing=3", "--set", "measurement.noise.sigma=0.1",
+               "--set", "conditioning.params.after=lift")[0] == 0
+    tree = yaml.safe_load(Path("tuned.yaml").read_text())
+    assert tree["measurement"]["noise"]["sigma"] == 0.1 and tree["conditioning"]["params"]["after"] == "lift"
+    assert "diffusion" not in tree and "# on the [-1, 1] scale" in Path("tuned.yaml").read_text()
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--by", "lpips", "--limit", "1"], ["nothing can be chosen by lpips", "psnr or ssim or chi_square"]),
+    (["--grid", "diffusion.steps=2"], ["no value of a task file"]),
+    (["--data", "nowhere"], ["'nowhere' not found"]),
+    (["--by", "fid"], ["fid", "chi_square"]),
+    (["--weights_dir", "nowhere"], ["nowhere"]),
+    (["--task_config", "none.yaml"], ["none.yaml not found"]),
+    (["--taks_config", "none.yaml"], ["did you mean '--task_config'"]),
+])
+def test_mistakes_end_with_status_2(run, options, words):
+    status, _, err = run(*options)
+    assert status == 2 and "Traceback" not in err and not Path("tuned.yaml").exists()
+    assert all(word in err for word in words), err
