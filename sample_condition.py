@@ -5,35 +5,42 @@
 """
 
 import argparse
-import signal
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from inspect import signature
+from pathlib import Path
 from shlex import quote
 
 import torch
 from torch import nn
+from torch.distributed import DistError
 
-from data.dataloader import DATASETS, get_dataloader
+from data.dataloader import DATASETS, group_images
 from guided_diffusion.condition_methods import CONDITIONING_METHODS
-from guided_diffusion.gathering import Gatherer
-from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
-from guided_diffusion.measurements import NOISES, OPERATORS, Noise, Operator
+from guided_diffusion.gathering import Gatherer, likely_cause
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import NOISES, OPERATORS
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored, to_store
-from guided_diffusion.solvers import Method
+from guided_diffusion.restoring import Plan, Report, Restorer, Task
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
-from util.command import Parser, choose_device
+from util.checkpoint import fingerprint
+from util.command import Parser
 from util.compute_metric import Metrics
 from util.config import Choice, Config, find_file, load_config
-from util.errors import UserError
+from util.console import device_name, environment, log_table
+from util.distributed import Team
+from util.errors import StorageError, UserError
+from util.lock import hold
 from util.logger import get_logger
 from util.measurement_files import MeasurementFolder
+from util.memory import BatchSize
+from util.monitor import Monitor
 from util.registry import Registry, check_arguments
-from util.console import Monitor, device_name, environment, log_table
-from util.run_dir import RunDirectory
-from util.seeding import ImageRandomness
+from util.run_dir import RunDirectory, run_path
+from util.signals import Terminated, catch_signals
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}     # of the network alone; everything else is float32
 DEFAULT_BATCH_PIXELS = 4 * 128 ** 2                 # images per batch by default: 4 of 128 x 128, 1 of 256 x 256
@@ -87,17 +94,6 @@ def build(registry: Registry, choice: Choice, path: str, overrides: Sequence[str
         remedies += ["measurement.mask_opt=null"] if "mask_opt" in choice.params else []
         raise UserError(f"{error}. The task file's parameters ({', '.join(choice.params)}) still apply; "
                         f"drop them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
-
-
-@dataclass(frozen=True)
-class Task:
-    """Everything that a restoration needs besides the network."""
-
-    source: Source
-    operator: Operator
-    noiser: Noise
-    sampler: Sampler
-    method: Method
 
 
 def build_source(config: Config, args: argparse.Namespace, folder: MeasurementFolder | None) -> Source:
@@ -182,89 +178,141 @@ def default_entries(image_size: int | None) -> int:
     return 1 if image_size is None else max(1, DEFAULT_BATCH_PIXELS // image_size ** 2)
 
 
-def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirectory, todo: Sequence[int],
-           device: torch.device) -> int:
-    """Restore the images `todo` of the task and return how many of them could not be read."""
-    source, operator, num_samples = task.source, task.operator.to(device), args.num_samples
-    prior = (load_prior(config, source.image_size, args.tile, args.precision, device) if task.method.needs_prior
-             else None)
+def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirectory, plan: Plan, team: Team,
+           device: torch.device) -> Report:
+    """Restore this process's share of what is left, and return what all processes did once they are done."""
+    source, method, num_samples = task.source, task.method, args.num_samples
+    task.operator.to(device)
+    prior = load_prior(config, source.image_size, args.tile, args.precision, device) if method.needs_prior else None
     settings = config.as_dict()["measurement"]
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
+    explain = partial(likely_cause, has_scale="scale" in signature(type(method)).parameters,
+                      half_precision=PRECISIONS[args.precision] is not None or config.model.get("use_fp16", False))
     metrics = Metrics(device, args.weights_dir) if source.knows_truth else None
-    gatherer = Gatherer(run, source, metrics, num_samples, store)
-    monitor = Monitor(prior, run, len(todo), num_samples, task.method.num_steps(task.sampler), args.progress)
-    batch_size = args.batch_size or num_samples * max(1, default_entries(source.image_size) // num_samples)
-    unreadable: list[UserError] = []
+    gatherer = Gatherer(run, source, metrics, num_samples, plan.finished, explain, store)
+    monitor = Monitor(prior, run, team, sum(map(len, plan.groups)), num_samples, method.num_steps(task.sampler),
+                      args.progress)
+    restorer = Restorer(task, prior, gatherer, monitor, BatchSize(plan.batch_size, device_name(device)), num_samples,
+                        args.seed, device)
+    with monitor:
+        for number in team.share(len(plan.groups)):
+            restorer(plan.groups[number])
+        reports = team.gather({"table": run.store.own_table(), "unreadable": restorer.unreadable,
+                               "peak_memory_bytes": environment(device)["peak_memory_bytes"]}, monitor.refresh)
+    return Report.of(reports)
 
-    def pass_over(error: UserError) -> None:
-        unreadable.append(error)
-        monitor.skip_image()
-        logger.warning(f"{error}; passed over")
 
+def make_plan(args: argparse.Namespace, task: Task, run: RunDirectory, team: Team) -> Plan:
+    """What is left to do, as the leading process sees it."""
+    names, num_samples = task.source.names[:args.limit], args.num_samples
+    if team.leads:
+        team.publish("finished", json.dumps([name for name in names if run.finished(name)]))
+    finished = frozenset(json.loads(team.receive("finished")))
+    batch_size = args.batch_size or num_samples * max(1, default_entries(task.source.image_size) // num_samples)
+    groups = [group for group in group_images(len(names), batch_size, num_samples)
+              if not all(names[index] in finished for index in group)]
+    return Plan(names, finished, batch_size, groups)
+
+
+def announce(task: Task, plan: Plan, team: Team, device: torch.device) -> None:
+    """Say what is going to be done, and on what."""
+    count, done = len(plan.names), len(plan.finished)
+    steps = f", {task.sampler.num_steps} steps" * task.method.needs_prior
+    processes = f"{team.size} processes, each on " * (team.size > 1)
+    logger.info(f"{task.operator.name} by {task.method.name}: {count} image{'s' * (count != 1)} of {task.source.size}"
+                f"{f' ({done} finished before)' * (done > 0)}{steps}, on {processes}{device_name(device)}")
+    if 0 < len(plan.groups) < team.size:
+        logger.info(f"{len(plan.groups)} batches for {team.size} processes: a smaller --batch_size gives all some work")
+
+
+def conclude(args: argparse.Namespace, task: Task, run: RunDirectory, plan: Plan, report: Report,
+             device: torch.device) -> int:
+    """Write what is made from all images, show the table, and return the exit status."""
+    for table in report.tables:
+        run.store.merge(table)
+    if not run.concluded:
+        run.conclude({"operator": task.operator.name, "method": task.method.name, "seed": args.seed,
+                      "lpips_network": "vgg", **environment(device), **report.facts})
+    log_table(run, plan.names)
+    logger.info(f"\nresults in {run.path} (grid.png: "
+                f"{'ground truth | ' * task.source.knows_truth}measurement | restoration)")
+    diverged = sum(any(not row.ok for row in run.rows_of(name)) for name in plan.names)
+    if report.unreadable:
+        logger.error(f"{report.unreadable} of {len(plan.names)} images could not be read")
+    if diverged:
+        logger.error(f"{diverged} of {len(plan.names)} images diverged, see the column status of metrics.csv")
+    return 1 if report.unreadable or diverged else 0
+
+
+def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirectory, team: Team,
+            device: torch.device) -> int:
+    """Restore all that is left and return the exit status, 130 when interrupted, 1 if the disk is full or gone."""
+    plan = make_plan(args, task, run, team)
+    announce(task, plan, team, device)
     try:
-        with monitor:
-            for batch in get_dataloader(source, batch_size, num_samples, todo, pass_over):
-                randomness = ImageRandomness(args.seed, batch.names, batch.samples)
-                measurement = source.measure(operator, task.noiser, batch, device, randomness)
-                restored = task.method.restore(prior, task.sampler, measurement, randomness, monitor.watch(batch))
-                gatherer.add(batch, measurement, restored, monitor)
-    except torch.cuda.OutOfMemoryError:
-        raise UserError(f"{device_name(device)} is out of memory with batches of {batch_size}; "
-                        "lower --batch_size, set model.use_checkpoint=true, or restore large images with --tile 256"
-                        ) from None
-    return len(unreadable)
+        report = sample(args, config, task, run, plan, team, device) if plan.groups else Report()
+        return conclude(args, task, run, plan, report, device) if team.leads else 0
+    except KeyboardInterrupt as stop:
+        if team.first("stopped"):
+            told = isinstance(stop, Terminated)
+            because = "another process of the run has ended, or all were told to" if told and team.size > 1 else ""
+            logger.error(f"{'stopped' if told else 'interrupted'}{f' ({because})' * bool(because)}: "
+                         f"{kept(run, plan)}; the same command continues")
+        return 130
+    except StorageError as error:
+        team.first("stopped")
+        logger.error(f"{error}; {kept(run, plan)}")
+        return 1
 
 
-def restore(args: argparse.Namespace) -> int:
+def kept(run: RunDirectory, plan: Plan) -> str:
+    """How much is done, in words, when a run ends early."""
+    done = run.collect()
+    return f"{sum(name in done for name in plan.names)} of {len(plan.names)} images are finished and kept in {run.path}"
+
+
+def restore(args: argparse.Namespace, team: Team) -> int:
     """Do what the command line asks for and return the exit status."""
     folder = MeasurementFolder(args.load_measurements) if args.load_measurements is not None else None
     config = load_config(args.model_config, args.diffusion_config, args.task_config, args.overrides, args.data,
                          folder and folder.settings)
-    device = choose_device(args.gpu)
+    device = team.choose_device(args.gpu)
     task = build_task(config, args, folder)
-    given = {"tile": args.tile, "load_measurements": args.load_measurements}
+    given = {"tile": args.tile, "load_measurements": args.load_measurements,
+             "checkpoint": fingerprint(Path(find_checkpoint(config))) if task.method.needs_prior else None}
     settings = {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
                 **{key: value for key, value in given.items() if value is not None}}
-    run = RunDirectory(args.save_dir, task.operator.name, task.method.name, settings, args.overwrite,
-                       args.save_measurements)
-
-    names = task.source.names[:args.limit]
-    todo = [i for i, name in enumerate(names) if not run.finished(name)]
-    steps = f", {task.sampler.num_steps} steps" * task.method.needs_prior
-    before = f" ({len(names) - len(todo)} finished before)" if len(todo) < len(names) else ""
-    logger.info(f"{task.operator.name} by {task.method.name}: {len(names)} image{'s' * (len(names) != 1)} of "
-                f"{task.source.size}{before}{steps}, on {device_name(device)}")
-    try:
-        unreadable = sample(args, config, task, run, todo, device) if todo else 0
-        if len(todo) > unreadable or not run.has_summary:
-            run.write_summary({"operator": task.operator.name, "method": task.method.name, "seed": args.seed,
-                               "lpips_network": "vgg", **environment(device)})
-            run.write_grid()
-    except KeyboardInterrupt:
-        logger.error(f"interrupted: {sum(map(run.finished, names))} of {len(names)} images are finished and kept in "
-                     f"{run.path}; the same command continues")
-        return 130
-    log_table(run, names)
-    logger.info(f"\nresults in {run.path} (grid.png: "
-                f"{'ground truth | ' * task.source.knows_truth}measurement | restoration)")
-    if unreadable:
-        logger.error(f"{unreadable} of {len(names)} images could not be read")
-    return 1 if unreadable else 0
+    place = args.save_dir, task.operator.name, task.method.name
+    with hold(run_path(*place), team):
+        run = RunDirectory(*place, settings, args.overwrite, args.save_measurements, task.source.names, team.leads)
+        return conduct(args, config, task, run, team, device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if images were passed over, 2 for a mistake, 130 when interrupted."""
-    try:
-        return restore(parse_arguments(argv))
-    except UserError as error:
-        logger.error(error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted before the first image")
-        return 130
+    """Run the command line.
+
+    Returns:
+        The exit status: 0; 1 if images could not be read or diverged, or the disk is full or gone; 2 for a mistake;
+        130 when interrupted.
+    """
+    with Team() as team:
+        try:
+            return restore(parse_arguments(argv), team)
+        except UserError as error:
+            team.first("stopped")
+            logger.error(error)
+            return 1 if isinstance(error, StorageError) else 2
+        except DistError as error:
+            logger.error(f"the process that leads the run is gone ({str(error).splitlines()[0]}); what is finished is "
+                         "kept, and the same command continues")
+            return 1
+        except KeyboardInterrupt:
+            if team.first("stopped"):
+                logger.error("interrupted before the first image")
+            return 130
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)    # shells start background jobs with it ignored
+    catch_signals()
     sys.exit(main())

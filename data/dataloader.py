@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -187,21 +187,28 @@ class Batch:
     images: Tensor                                  # (B, 3, S, S) in [-1, 1], or measurements (B, ...)
 
 
-def get_dataloader(dataset: Measurements, batch_size: int, num_samples: int = 1, indices: Sequence[int] | None = None,
-                   unreadable: Callable[[UserError], None] | None = None) -> Iterator[Batch]:
-    """Yield batches of images x samples, in order; the samples of an image follow each other.
+def group_images(count: int, batch_size: int, num_samples: int = 1) -> list[range]:
+    """Images 0 to count - 1 in groups of neighbours that are restored together.
 
-    The samples of an image are in one batch if `batch_size` allows it. Images of another shape begin another batch.
+    The last digits of a restoration depend on the batch that it is part of, so groups are made from all images alike,
+    whichever are finished already: an image is always restored in the same company.
 
     Args:
-        batch_size: entries per batch, at most.
-        num_samples: posterior samples per image.
-        indices: which images; all by default.
+        batch_size: entries per batch; an image has `num_samples`, and a group at least one image.
+    """
+    images = max(1, batch_size // num_samples)
+    return [range(first, min(first + images, count)) for first in range(0, count, images)]
+
+
+def read_images(dataset: Measurements, indices: Sequence[int],
+                unreadable: Callable[[UserError], None] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Name and image (...) of each index.
+
+    Args:
         unreadable: called with the error for a file that cannot be read, which is then passed over; without it the
             error is raised.
     """
-    entries: list[tuple[str, int, Tensor]] = []
-    for index in range(len(dataset)) if indices is None else indices:
+    for index in indices:
         try:
             image = dataset[index]
         except UserError as error:
@@ -209,17 +216,39 @@ def get_dataloader(dataset: Measurements, batch_size: int, num_samples: int = 1,
                 raise
             unreadable(error)
             continue
+        yield dataset.names[index], image
+
+
+def make_batches(images: Iterable[tuple[str, Tensor]], batch_size: int, num_samples: int = 1) -> Iterator[Batch]:
+    """Yield batches of images x samples, in order; the samples of an image follow each other.
+
+    The samples of an image are in one batch if `batch_size` allows it. Images of another shape begin another batch.
+
+    Args:
+        images: their names and values.
+        batch_size: entries per batch, at most.
+        num_samples: posterior samples per image.
+    """
+    entries: list[tuple[str, int, Tensor]] = []
+    for name, image in images:
         room = batch_size - len(entries)
         if entries and (image.shape != entries[-1][2].shape or room < num_samples <= batch_size):
             yield _collate(entries)
             entries = []
         for sample in range(num_samples):
-            entries.append((dataset.names[index], sample, image))
+            entries.append((name, sample, image))
             if len(entries) == batch_size:
                 yield _collate(entries)
                 entries = []
     if entries:
         yield _collate(entries)
+
+
+def get_dataloader(dataset: Measurements, batch_size: int, num_samples: int = 1, indices: Sequence[int] | None = None,
+                   unreadable: Callable[[UserError], None] | None = None) -> Iterator[Batch]:
+    """Yield the images `indices` (all by default) in batches; see `read_images` and `make_batches`."""
+    return make_batches(read_images(dataset, range(len(dataset)) if indices is None else indices, unreadable),
+                        batch_size, num_samples)
 
 
 def _collate(entries: Sequence[tuple[str, int, Tensor]]) -> Batch:

@@ -1,7 +1,8 @@
 """From restored batches to finished images: samples are brought together, judged and saved."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from guided_diffusion.measurements.sources import Source
 from util.compute_metric import Metrics
 from util.logger import get_logger
 from util.measurement_files import StoredMeasurement
-from util.metrics_table import MEAN, Outcome
-from util.console import Monitor
+from util.metrics_table import MEAN, Outcome, Trajectory, finite_samples
+from util.monitor import Monitor
 from util.run_dir import RunDirectory
 
 logger = get_logger()
@@ -26,41 +27,85 @@ class Gatherer:
         source: knows the truth, and what else an image is saved with.
         metrics: scores images whose truth is known.
         num_samples: posterior samples per image.
+        finished: images that are left as they are.
+        explain: explain(trajectory) -> why such a sample may have diverged.
         to_store: to_store(measurement, b) -> entry b as it is saved; None where measurements are not saved.
     """
 
     def __init__(self, run: RunDirectory, source: Source, metrics: Metrics | None, num_samples: int,
+                 finished: Collection[str] = (), explain: Callable[[Trajectory], str] | None = None,
                  to_store: Callable[[Measurement, int], StoredMeasurement] | None = None):
-        self.run, self.source, self.metrics = run, source, metrics
-        self.num_samples, self.to_store = num_samples, to_store
+        self.run, self.source, self.metrics, self.num_samples = run, source, metrics, num_samples
+        self.finished, self.explain, self.to_store = finished, explain or likely_cause, to_store
         self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
+
+    def begin(self, images: Iterable[str]) -> None:
+        """Get ready for these images, perhaps once more."""
+        self.outcomes.clear()
+        for image in images:
+            if image not in self.finished:
+                self.run.begin(image)
 
     def add(self, batch: Batch, measurement: Measurement, restored: Tensor, monitor: Monitor) -> None:
         """Take in a restored batch (B, 3, H, W), and save the images that are complete with it."""
-        course = monitor.course()
+        course = monitor.course(restored)
         seconds, evaluations = monitor.seconds / len(restored), monitor.evaluations / len(restored)
         for b, judged in enumerate(judge(measurement, restored)):
-            name = batch.names[b]
-            self.outcomes[name].append(Outcome(str(batch.samples[b]), seconds=seconds, network_evaluations=evaluations,
-                                               trajectory=course.trajectory(b), **judged))
-            if not torch.isfinite(judged["restored"]).all():
-                logger.warning(f"the restoration of {name} diverged; try a smaller conditioning.params.scale")
+            outcome = Outcome(str(batch.samples[b]), seconds=seconds, network_evaluations=evaluations,
+                              trajectory=course.trajectory(b), diverged=course.diverged[b], **judged)
+            self.outcomes[batch.names[b]].append(outcome)
+            if outcome.diverged is not None and batch.names[b] not in self.finished:
+                which = f", sample {outcome.sample}," if self.num_samples > 1 else ""
+                logger.warning(f"{batch.names[b]}{which} {outcome.status}; {self.explain(outcome.trajectory)}")
         # the mean of the samples so far, per entry: complete at the last sample of its image
-        means = torch.stack([torch.stack([o.restored for o in self.outcomes[name]]).mean(0) for name in batch.names])
+        means = torch.stack([mean_image(self.outcomes[name]) for name in batch.names])
         lifted = measurement.lift().cpu()
         for b, judged in enumerate(judge(measurement, means.to(restored.device))):
             if batch.samples[b] == self.num_samples - 1:
                 outcomes = self.outcomes.pop(batch.names[b])
                 if self.num_samples > 1:
-                    outcomes.append(Outcome(MEAN, seconds=sum(o.seconds for o in outcomes), **judged,
-                                            network_evaluations=sum(o.network_evaluations for o in outcomes)))
+                    outcomes.append(mean_outcome(outcomes, judged))
                 self._save(batch, b, measurement, lifted[b], outcomes)
 
     def _save(self, batch: Batch, b: int, measurement: Measurement, lifted: Tensor, outcomes: list[Outcome]) -> None:
         name = batch.names[b]
+        if name in self.finished:
+            return
         if self.to_store is not None:
             self.run.save_measurement(name, self.to_store(measurement, b))
         self.run.save(name, self.source.truth(batch, b), lifted, outcomes, self.metrics, self.source.alpha(name))
+
+
+def mean_image(outcomes: Sequence[Outcome]) -> Tensor:
+    """The mean (3, H, W) of the samples that did not diverge; a sample that did where there is no other."""
+    return torch.stack([outcome.restored for outcome in finite_samples(outcomes) or outcomes[:1]]).mean(dim=0)
+
+
+def mean_outcome(outcomes: Sequence[Outcome], judged: dict[str, object]) -> Outcome:
+    """The outcome of an image's mean, from those of its samples and what `judge` says of it."""
+    diverged = None if finite_samples(outcomes) else max(outcome.diverged for outcome in outcomes)
+    return Outcome(MEAN, seconds=sum(outcome.seconds for outcome in outcomes), diverged=diverged, **judged,
+                   network_evaluations=sum(outcome.network_evaluations for outcome in outcomes))
+
+
+def likely_cause(trajectory: Trajectory, has_scale: bool = False, half_precision: bool = False) -> str:
+    """Why a sample may have diverged.
+
+    Args:
+        trajectory: (step index, measurement distance) up to where it did.
+        has_scale: whether the method takes steps of size conditioning.params.scale.
+        half_precision: of the network.
+    """
+    distances = [distance for _, distance in trajectory if math.isfinite(distance)]
+    if not distances:
+        return "its measurement distance was never finite: check measurement.noise (the noise level) and the data"
+    rise = f"its measurement distance rose from {distances[0]:.3g} to {max(distances):.3g}: "
+    rise *= max(distances) > 2 * distances[0]
+    if half_precision and not rise:
+        return "probably an overflow in half precision: try --precision fp32"
+    if has_scale:
+        return f"{rise}probably too large a step size for this noise level: try a smaller conditioning.params.scale"
+    return f"{rise}check measurement.noise (the noise level) and the method's parameters"
 
 
 @torch.no_grad()

@@ -22,9 +22,10 @@ RANKS = [                                           # the first pattern that fit
     ("guided_diffusion/unet.py", 3),
     ("guided_diffusion/analytic_prior.py", 3), ("guided_diffusion/posterior_mean_variance.py", 3),
     ("guided_diffusion/measurements/base.py", 3), ("guided_diffusion/measurements/kernel_wizard.py", 3),
-    ("util/metrics_table.py", 4), ("util/run_dir.py", 5), ("guided_diffusion/gaussian_diffusion.py", 4),
+    ("util/signals.py", 0), ("util/memory.py", 1), ("util/distributed.py", 2), ("util/lock.py", 3),
+    ("util/metrics_table.py", 4), ("util/row_store.py", 5), ("util/run_dir.py", 6), ("util/monitor.py", 7), ("guided_diffusion/gaussian_diffusion.py", 4),
     ("guided_diffusion/measurements/__init__.py", 5), ("guided_diffusion/measurements/*.py", 4),
-    ("util/console.py", 6), ("guided_diffusion/gathering.py", 7),
+    ("util/console.py", 7), ("guided_diffusion/gathering.py", 8), ("guided_diffusion/restoring.py", 9),
     ("guided_diffusion/method.py", 5), ("guided_diffusion/solvers/base.py", 6),
     ("guided_diffusion/solvers/__init__.py", 8), ("guided_diffusion/solvers/*.py", 7),
     ("guided_diffusion/condition_methods/base.py", 6), ("guided_diffusion/condition_methods/step_size.py", 6),
@@ -33,7 +34,7 @@ RANKS = [                                           # the first pattern that fit
     ("util/yaml_text.py", 3), ("util/grid.py", 5), ("util/tune.py", 7), ("util/reproduce_table.py", 7),
     ("util/markup.py", 0), ("util/report_data.py", 3), ("util/report_figures.py", 4), ("util/report_tables.py", 4),
     ("util/report_page.py", 5), ("util/report.py", 6),
-    ("sample_condition.py", 9), ("guided_diffusion/train.py", 10),
+    ("sample_condition.py", 10), ("guided_diffusion/train.py", 11),
 ]
 FORBIDDEN = [                                       # (importer, imported, why)
     ("util/*", "guided_diffusion/*", "util knows nothing of diffusion"),

@@ -99,7 +99,8 @@ def test_an_image_without_its_file_is_not_finished_and_its_rows_are_replaced(tmp
     assert not run.finished("a")
     assert run.finished("b")
     save(run, "a")
-    assert [row["image"] for row in read_rows(run)] == ["b", "a"]
+    assert run.finished("a")
+    assert [row["image"] for row in read_rows(run)] == ["a", "b"]
 
 
 def test_names_with_commas_and_quotes_survive(tmp_path):

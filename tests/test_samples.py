@@ -47,7 +47,7 @@ def test_images_of_another_shape_begin_another_batch(tmp_path):
 
 
 @pytest.mark.parametrize("num_samples, more, sizes", [("8", [], [8, 8]), ("5", [], [5, 5]),
-                                                      ("5", ["--batch_size", "3"], [3, 3, 3, 1]),
+                                                      ("5", ["--batch_size", "3"], [3, 2, 3, 2]),
                                                       ("5", ["--batch_size", "10"], [10])])
 def test_all_samples_run_together_unless_the_user_says_otherwise(run, monkeypatch, num_samples, more, sizes):
     seen = []

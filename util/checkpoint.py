@@ -1,5 +1,6 @@
 """Checkpoints: loaded strictly, without executing anything, or not at all."""
 
+import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from util.errors import UserError
 
+FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 65536
 WHERE_TO_GET = "models/README.md says where each checkpoint comes from"
 
 
@@ -38,6 +40,20 @@ def read_checkpoint(path: Path) -> object:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: download it again "
                         f"({WHERE_TO_GET})") from None
+
+
+def fingerprint(path: Path) -> str:
+    """Sixteen digits that change when a network is trained further: of the size and 64 blocks, evenly spaced.
+
+    It costs milliseconds whatever the size, and misses changes that are confined to the bytes between the blocks.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for k in range(FINGERPRINT_BLOCKS):
+            file.seek(k * max(0, size - FINGERPRINT_BYTES) // (FINGERPRINT_BLOCKS - 1))
+            digest.update(file.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int, ...]] | None = None) -> None:

@@ -1,18 +1,13 @@
-"""What a run tells its user: a progress bar, the closing table, and the facts for summary.json."""
+"""What a run tells its user at its end: the closing table, and the facts for summary.json."""
 
 import math
 import platform
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
 
-from data.dataloader import Batch
 from util.logger import get_logger
 from util.metrics_table import MEAN, Row
 from util.run_dir import RunDirectory
@@ -23,102 +18,10 @@ INTERVAL = "95 % interval"                          # of a mean, see `util.stati
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "scikit-image", "lpips")
 
 
-@dataclass(frozen=True)
-class Course:
-    """What the entries of a batch went through.
-
-    Attributes:
-        indices: of the steps, in order, counting down to 0.
-        distances: of each entry, the measurement distance of every step.
-    """
-
-    indices: list[int]
-    distances: list[list[float]]
-
-    def trajectory(self, b: int) -> tuple[tuple[int, float], ...]:
-        """(step index, measurement distance) of entry b."""
-        return tuple(zip(self.indices, self.distances[b], strict=True))
-
-
-class Monitor:
-    """The callback of the sampling loop: progress bar, cost and course of each batch, pictures of the way.
-
-    It leaves distances on their device until the batch is done, but for the one that the bar shows at every redrawing.
-
-    Args:
-        model: the network whose evaluations are counted, an image that goes through it being one; None for none.
-        run: where pictures go.
-        images: how many there are to restore.
-        num_samples: posterior samples of each.
-        num_steps: steps of each sample.
-        every: save the state after every N-th step; None for never.
-    """
-
-    def __init__(self, model: nn.Module | None, run: RunDirectory, images: int, num_samples: int, num_steps: int,
-                 every: int | None = None):
-        self.run, self.num_samples, self.every = run, num_samples, every
-        self.steps_per_image = num_samples * num_steps
-        self.evaluations = 0                        # in this batch
-        self.interval = 1.0 if sys.stderr.isatty() else 10.0        # seconds between two redrawings
-        self.drawn, self.pending = -math.inf, 0     # when the bar was drawn; steps since
-        self.bar = tqdm(total=images * self.steps_per_image, unit=" steps", desc="Restoring", dynamic_ncols=True,
-                        mininterval=0, miniters=1)
-        if model is not None:
-            model.register_forward_pre_hook(self._count)
-
-    def _count(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.evaluations += len(inputs[0])
-
-    def __enter__(self) -> "Monitor":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._draw()
-        self.bar.close()
-
-    def watch(self, batch: Batch) -> "Monitor":
-        """Start the clock for a batch and return the callback."""
-        self.batch, self.evaluations, self.started = batch, 0, time.perf_counter()
-        self.indices: list[int] = []
-        self.distances: list[Tensor] = []           # (B,) each
-        return self
-
-    def course(self) -> Course:
-        """What became of the batch; waits for the device."""
-        distances = torch.stack(self.distances, dim=1).tolist() if self.distances else [[] for _ in self.batch.names]
-        return Course(self.indices, distances)
-
-    @property
-    def seconds(self) -> float:
-        """Time since the batch began."""
-        return time.perf_counter() - self.started
-
-    def skip_image(self) -> None:
-        """One image fewer to restore."""
-        self.bar.total -= self.steps_per_image
-        self.bar.refresh()
-
-    def __call__(self, step, x_prev: Tensor, distance: Tensor) -> None:
-        """After a step: x_{t-1} (B, 3, H, W) and the measurement distances (B,)."""
-        self.indices.append(step.index)
-        self.distances.append(distance)
-        self.pending += len(x_prev)
-        if time.perf_counter() - self.drawn > self.interval:
-            self.bar.set_postfix_str(f"distance {distance.nanmean().item():.3g}", refresh=False)
-            self._draw()
-        if self.every and step.index % self.every == 0:
-            for name, k, x, x0_hat in zip(self.batch.names, self.batch.samples, x_prev, step.x0_hat, strict=True):
-                self.run.save_progress(name, str(k) if self.num_samples > 1 else None, step.index, x, x0_hat)
-
-    def _draw(self) -> None:
-        self.bar.update(self.pending)
-        self.drawn, self.pending = time.perf_counter(), 0
-
-
 def log_table(run: RunDirectory, images: Sequence[str]) -> None:
     """Log how the restored images are: PSNR and SSIM, and where there is no truth, how well they fit their measurement.
     """
-    table = [(image, own) for image in images if (own := [row for row in run.rows if row.image == image])]
+    table = [(image, own) for image in images if (own := [row for row in run.rows_of(image) if row.ok])]
     for known in (True, False):
         part = [(image, own) for image, own in table if own[0].has_truth is known]
         several = any(row.sample == MEAN for _, own in part for row in own)

@@ -12,6 +12,13 @@ class UserError(Exception):
     """
 
 
+class StorageError(UserError):
+    """A file of a run cannot be written: the disk is full, or the folder is gone or read-only.
+
+    What was written before is whole. `sample_condition.py` ends with exit status 1.
+    """
+
+
 def did_you_mean(word: object, choices: Iterable[str]) -> str:
     """Return "did you mean 'x'? choose from a, b, c" for a word that is none of `choices`."""
     choices = sorted(choices)

@@ -122,7 +122,8 @@ def _pair_samples_by_name(recon: Path, label: Path) -> tuple[list[Pair], list[st
 
 
 def read_table(folder: str | Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv, as text, of images whose truth is known; empty where there is no such file.
+    """The rows of a run's metrics.csv, as text, of images that are restored and whose truth is known; empty where there
+    is no such file.
 
     Raises:
         UserError: it cannot be read, or is no table of images and samples.
@@ -139,4 +140,4 @@ def read_table(folder: str | Path) -> list[dict[str, str]]:
     except (OSError, KeyError, ValueError, csv.Error):
         raise UserError(f"{path} is not the table of a run; move it away, or name recon/ and label/ as two folders"
                         ) from None
-    return [row for row in rows if row.get("psnr_input") != ""]
+    return [row for row in rows if row.get("psnr_input") != "" and row.get("status", "ok") == "ok"]

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from util.errors import UserError
+from util.errors import StorageError, UserError
 
 PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -49,7 +49,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all: temporary name in the same folder, fsync, rename.
 
     Raises:
-        UserError: the folder cannot be written to, or the disk is full.
+        StorageError: the folder cannot be written to, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,11 +60,12 @@ def write_atomically(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; choose another folder with --save_dir") from None
+        raise StorageError(f"cannot write {path}: {reason}; choose another folder with --save_dir") from None
 
 
 def save_image(path: Path, x: Tensor, alpha: Tensor | None = None) -> None:
@@ -87,6 +88,16 @@ def _save(path: Path, image: Image.Image) -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="png")
     write_atomically(path, buffer.getvalue())
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file is a PNG from beginning to end, by the checksums of its parts."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+        return True
+    except Exception:               # damaged files raise a dozen types
+        return False
 
 
 def load_image(path: Path, size: int | None = None) -> Tensor:

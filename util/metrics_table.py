@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -15,12 +16,17 @@ from util.img_utils import to_unit
 from util.statistics import Summary, describe
 
 MEAN = "mean"
+OK = "ok"
+Trajectory = Sequence[tuple[int, float]]            # (step index, measurement distance)
 NO_SCORES = Scores(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of metrics.csv; NaN is written as an empty cell. Without ground truth there are no scores."""
+    """A line of metrics.csv; NaN is written as an empty cell. Without ground truth there are no scores.
+
+    Numbers have six significant digits, in memory as on disk, so that a run that was continued has the same means.
+    """
 
     image: str
     sample: str                                     # "0", "1", ..., or "mean" for the mean of the samples
@@ -40,14 +46,26 @@ class Row:
     std: float                                      # of the samples around their mean, root mean square on [0, 1]
     error_to_std: float                             # see `spread`; these two for means only
     lpips_alex: float
+    status: str = OK                                # or "diverged at step 37", counting down to 0; no scores then
+
+    def __post_init__(self):
+        for column in NUMBERS:
+            object.__setattr__(self, column, float(f"{getattr(self, column):.6g}"))
 
     @classmethod
     def parse(cls, cells: dict[str, str]) -> "Row":
         """Read a line; ValueError or KeyError if it is not one of ours."""
-        if Path(cells["image"]).name != cells["image"]:
-            raise ValueError(f"{cells['image']} is no image name")
-        return cls(cells["image"], cells["sample"],
-                   *(float(cells[column] or "nan") for column in COLUMNS[2:]))
+        if None in cells or None in cells.values() or Path(cells["image"]).name != cells["image"]:
+            raise ValueError(f"{cells['image']} is no image name, or has no whole line")
+        if not re.fullmatch(rf"{OK}|diverged at step \d+", cells["status"]):
+            raise ValueError(f"{cells['status']} is no status")
+        return cls(cells["image"], cells["sample"], *(float(cells[column] or "nan") for column in NUMBERS),
+                   cells["status"])
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a restored image."""
+        return self.status == OK
 
     @property
     def has_truth(self) -> bool:
@@ -56,6 +74,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
+NUMBERS = COLUMNS[2:-1]
 
 
 @dataclass(frozen=True)
@@ -69,7 +88,13 @@ class Outcome:
     seconds: float
     network_evaluations: float
     equivalents: Sequence[Tensor] = ()              # what the measurement cannot tell from `restored`: flips, negatives
-    trajectory: Sequence[tuple[int, float]] = ()    # (step index, distance) of every step, in order; none for means
+    trajectory: Trajectory = ()                     # of every step, in order; none for means
+    diverged: int | None = None                     # the first step whose state was not finite, if any
+
+    @property
+    def status(self) -> str:
+        """As in `Row`."""
+        return OK if self.diverged is None else f"diverged at step {self.diverged}"
 
 
 def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequence[Outcome],
@@ -88,19 +113,24 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
     rows = []
     for outcome in outcomes:
         scores, aligned = _score(outcome, label, metrics)
-        is_mean = outcome.sample == MEAN
+        is_mean, ok = outcome.sample == MEAN, outcome.status == OK
         rows.append(Row(
-            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, psnr_input, ssim_input, outcome.distance,
-            outcome.seconds, outcome.chi_square, outcome.network_evaluations, aligned.psnr, aligned.ssim,
-            aligned.lpips_vgg, best=math.nan if is_mean else float(outcome.sample == best),
-            std=std if is_mean else math.nan, error_to_std=error_to_std if is_mean else math.nan,
-            lpips_alex=scores.lpips_alex))
+            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, psnr_input, ssim_input,
+            outcome.distance if ok else math.nan, outcome.seconds, outcome.chi_square if ok else math.nan,
+            outcome.network_evaluations, aligned.psnr, aligned.ssim, aligned.lpips_vgg,
+            best=math.nan if is_mean else float(outcome.sample == best), std=std if is_mean else math.nan,
+            error_to_std=error_to_std if is_mean else math.nan, lpips_alex=scores.lpips_alex, status=outcome.status))
     return rows
+
+
+def finite_samples(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The samples that did not diverge, without their mean."""
+    return [outcome for outcome in outcomes if outcome.sample != MEAN and outcome.status == OK]
 
 
 def standard_deviation(outcomes: Sequence[Outcome]) -> Tensor | None:
     """The samples' standard deviation in every pixel and channel, (3, H, W) on [0, 1]; None for fewer than two."""
-    samples = [to_unit(outcome.restored) for outcome in outcomes if outcome.sample != MEAN]
+    samples = [to_unit(outcome.restored) for outcome in finite_samples(outcomes)]
     return torch.stack(samples).std(dim=0) if len(samples) > 1 else None
 
 
@@ -113,7 +143,7 @@ def spread(outcomes: Sequence[Outcome], label: Tensor | None) -> tuple[float, fl
     std = standard_deviation(outcomes)
     if std is None:
         return math.nan, math.nan
-    samples = torch.stack([to_unit(outcome.restored) for outcome in outcomes if outcome.sample != MEAN])
+    samples = torch.stack([to_unit(outcome.restored) for outcome in finite_samples(outcomes)])
     s = float(std.square().mean().sqrt())
     if label is None or s == 0:
         return s, math.nan
@@ -123,13 +153,13 @@ def spread(outcomes: Sequence[Outcome], label: Tensor | None) -> tuple[float, fl
 
 def _best_sample(outcomes: Sequence[Outcome]) -> str | None:
     """The sample that agrees best with the measurement; the truth plays no part. None if all diverged."""
-    finite = [outcome for outcome in outcomes if outcome.sample != MEAN and math.isfinite(outcome.distance)]
+    finite = [outcome for outcome in finite_samples(outcomes) if math.isfinite(outcome.distance)]
     return min(finite, key=lambda outcome: outcome.distance).sample if finite else None
 
 
 def _score(outcome: Outcome, label: Tensor | None, metrics: Metrics | None) -> tuple[Scores, Scores]:
     """Scores as restored, and of the equivalent image closest to the truth (NaN where there is no other)."""
-    if label is None:
+    if label is None or outcome.status != OK:
         return NO_SCORES, NO_SCORES
     scores = metrics(outcome.restored, label)
     if not outcome.equivalents:
@@ -137,13 +167,12 @@ def _score(outcome: Outcome, label: Tensor | None, metrics: Metrics | None) -> t
     return scores, max([scores, *(metrics(image, label) for image in outcome.equivalents)], key=lambda s: s.psnr)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read metrics.csv; ValueError or another exception if it is not a table of ours."""
-    with open(path, newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        if table.fieldnames != COLUMNS:
-            raise ValueError(table.fieldnames)
-        return [Row.parse(cells) for cells in table]
+def parse_rows(text: str) -> list[Row]:
+    """The rows of a metrics.csv; ValueError or another exception if it is not a table of ours."""
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    if table.fieldnames != COLUMNS:
+        raise ValueError(table.fieldnames)
+    return [Row.parse(cells) for cells in table]
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -168,9 +197,13 @@ def trajectories_to_csv(outcomes: Sequence[Outcome]) -> str:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, object]:
-    """Counts, cost, and mean, spread and interval of every column: of all samples, of the best, of means."""
+    """Counts, cost, and mean, spread and interval of every column: of all samples, of the best, of means.
+
+    "diverged" counts images of which a sample diverged; statistics are over the other samples.
+    """
     single, mean = ([row for row in rows if (row.sample == MEAN) is is_mean] for is_mean in (False, True))
     summary = {"images": len({row.image for row in rows}), "samples": len(single),
+               "diverged": len({row.image for row in single if not row.ok}),
                "seconds": sum(row.seconds for row in single),
                "network_evaluations": int(sum(row.network_evaluations for row in single)),
                "metrics": _statistics(single)}
@@ -181,5 +214,6 @@ def summarise(rows: Sequence[Row]) -> dict[str, object]:
 
 
 def _statistics(rows: Sequence[Row]) -> dict[str, Summary]:
-    columns = [column for column in COLUMNS[2:] if column not in ("seconds", "network_evaluations", "best")]
+    columns = [column for column in NUMBERS if column not in ("seconds", "network_evaluations", "best")]
+    rows = [row for row in rows if row.ok]
     return {column: describe([getattr(row, column) for row in rows], [row.image for row in rows]) for column in columns}

@@ -10,12 +10,16 @@
     summary.json            means over the rows, cost, versions
     config.yaml             the resolved configuration
     grid.png                truth (if known) | measurement | restoration
+    rows/ run.lock          while the run is not at its end, see `util.row_store` and `util.lock`
+
+A sample that diverged has a row, but no restoration.
 """
 
-import csv
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -23,24 +27,23 @@ from torch import Tensor
 
 from util.compute_metric import Metrics
 from util.config import ConfigLoader
-from util.errors import UserError
-from util.img_utils import load_image, save_grid, save_image, save_map, write_atomically
-from util.measurement_files import SUFFIX, StoredMeasurement, write_measurement
-from util.metrics_table import (
-    MEAN,
-    Outcome,
-    Row,
-    make_rows,
-    read_rows,
-    standard_deviation,
-    summarise,
-    to_csv,
-    trajectories_to_csv,
-)
+from util.errors import StorageError, UserError
+from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, write_atomically
+from util.measurement_files import SUFFIX, StoredMeasurement, read_measurement, write_measurement
+from util.metrics_table import MEAN, Outcome, Row, make_rows, standard_deviation, summarise, trajectories_to_csv
+from util.row_store import ROWS, TABLE, RowStore, begun_images
 
 FOLDERS = ("input", "recon", "label", "progress")
-FILES = ("metrics.csv", "summary.json", "config.yaml", "grid.png")
+FILES = (TABLE, "summary.json", "grid.png", "scores.json", "scores.csv")    # the last two by `util.compute_metric`
+CONFIG = "config.yaml"
+PROGRESS_FILE = re.compile(r"(x|x0_hat)_\d{4,}\.png")
+TEMPORARY_FILE = re.compile(r"\..+\.(png|csv|json|yaml|npz)\.\d+\.tmp")    # as `write_atomically` names them
 GRID_ROWS = 8
+
+
+def run_path(save_dir: str | Path, operator: str, method: str) -> Path:
+    """The folder of a run."""
+    return Path(save_dir).expanduser() / operator / method
 
 
 class RunDirectory:
@@ -53,101 +56,132 @@ class RunDirectory:
         config: everything that decides the results, as plain YAML values.
         overwrite: delete what an earlier run wrote here.
         keeps_measurements: an image is finished only if its measurement is saved, too.
+        images: the names in the data set, in the order that rows shall have.
+        leads: whether this process opens and concludes the folder; others only add images.
 
     Raises:
         UserError: the folder cannot be written to, or holds the results of another configuration.
     """
 
     def __init__(self, save_dir: str | Path, operator: str, method: str, config: dict[str, object],
-                 overwrite: bool = False, keeps_measurements: bool = False):
-        self.path = Path(save_dir).expanduser() / operator / method
+                 overwrite: bool = False, keeps_measurements: bool = False, images: Sequence[str] = (),
+                 leads: bool = True):
+        self.path = run_path(save_dir, operator, method)
         self.config, self.keeps_measurements = config, keeps_measurements
-        self.rows: list[Row] = []
+        if leads:
+            self._open(overwrite)
+        self.store = RowStore(self.path, images, leads)
+        if leads:
+            self._bind()
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row per image and sample, in order."""
+        return self.store.rows
+
+    @property
+    def concluded(self) -> bool:
+        """Whether nothing is left to be written."""
+        grid = (self.path / "grid.png").is_file() or not any(row.ok for row in self.rows)
+        return self.store.concluded and (self.path / "summary.json").is_file() and grid
+
+    def _open(self, overwrite: bool) -> None:
         try:
             for folder in FOLDERS:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
+            for file in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp"), *self.path.glob("progress/*/.*.tmp")):
+                if TEMPORARY_FILE.fullmatch(file.name):         # of a run that was killed
+                    file.unlink(missing_ok=True)
             if overwrite:
                 self._delete_results()
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror or error}; "
                             "choose another folder with --save_dir") from None
-        self.rows = self._read_rows()
-        if self.rows and (self.path / "config.yaml").exists():
-            self._check_same_config()
-        self._write("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120))
 
-    @property
-    def has_summary(self) -> bool:
-        """Whether summary.json and grid.png are there."""
-        return (self.path / "summary.json").is_file() and (self.path / "grid.png").is_file()
+    def _bind(self) -> None:
+        """Write config.yaml, after a comparison with the one that the results here were made with."""
+        if self.store.by_image:
+            self._check_same_config()
+        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True, width=120)
+        write_atomically(self.path / CONFIG, text.encode())
+
+    def _read_config(self) -> dict[str, object]:
+        path = self.path / CONFIG
+        try:
+            return _flatten(yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader))
+        except (OSError, yaml.YAMLError, ValueError, AttributeError):
+            found = "is no configuration of ours" if path.exists() else "is missing, which tells how results were made"
+            raise UserError(f"{path} {found}; choose another folder with --save_dir, or replace the results with "
+                            "--overwrite") from None
 
     def _check_same_config(self) -> None:
-        path = self.path / "config.yaml"
-        try:
-            found = _flatten(yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader))
-        except (yaml.YAMLError, ValueError, AttributeError):
-            raise UserError(f"{path} is no configuration of ours; choose another folder with --save_dir") from None
-        wanted = _flatten(self.config)
+        found, wanted = self._read_config(), _flatten(self.config)
         keys = [key for key in wanted | found if wanted.get(key, "unset") != found.get(key, "unset")]
         if keys:
             changes = [f"{key} ({found.get(key, 'unset')} there, {wanted.get(key, 'unset')} now)" for key in keys]
-            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-            raise UserError(f"{self.path} holds results of another configuration: {', '.join(changes[:4])}{more}; "
+            raise UserError(f"{self.path} holds results of another configuration: {', '.join(changes)}; "
                             "choose another folder with --save_dir, or replace them with --overwrite")
 
-    def _read_rows(self) -> list[Row]:
-        path = self.path / "metrics.csv"
-        if not path.exists():
-            return []
-        try:
-            return read_rows(path)
-        except (OSError, KeyError, ValueError, TypeError, csv.Error):
-            raise UserError(f"{path} is not a table of ours; choose another folder with --save_dir, "
-                            "or replace the results with --overwrite") from None
-
     def _delete_results(self) -> None:
-        """Delete what a run wrote here, and nothing else."""
-        try:
-            rows = self._read_rows()
-        except UserError:
-            rows = []
-        for row in rows:
-            self.path_of("input", row.image).unlink(missing_ok=True)
-            self.path_of("label", row.image).unlink(missing_ok=True)
-            self.path_of("std", row.image).unlink(missing_ok=True)
-            self._measurement_path(row.image).unlink(missing_ok=True)
-            self._trajectory_path(row.image).unlink(missing_ok=True)
-            for sample in (None, row.sample):
-                self.path_of("recon", row.image, sample).unlink(missing_ok=True)
-                folder = self.path / "progress" / _name(row.image, sample)
-                if folder.is_dir():
-                    for file in (*folder.glob("x_*.png"), *folder.glob("x0_hat_*.png")):
-                        file.unlink()
-                    if not any(folder.iterdir()):
-                        folder.rmdir()
-        for name in FILES:
+        """Delete what a run wrote here, and nothing else; the configuration last."""
+        begun, samples = set(begun_images(self.path)), {MEAN}
+        with suppress(UserError):
+            rows = RowStore(self.path).rows
+            begun, samples = begun | {row.image for row in rows}, samples | {row.sample for row in rows}
+            samples |= set(_sample_names(int(self._read_config().get("num_samples", 1))))
+        for image in begun:
+            for file in (*self._files_of(image, samples), *self._files_of(image, [None])):
+                file.unlink(missing_ok=True)
+            for sample in (None, *samples):
+                _delete_progress(self.path / "progress" / _name(image, sample))
+        for name in (*(f"{ROWS}/{image}.csv" for image in begun), *FILES, CONFIG):
             (self.path / name).unlink(missing_ok=True)
+        if (self.path / ROWS).is_dir() and not any((self.path / ROWS).iterdir()):
+            (self.path / ROWS).rmdir()
 
-    def _write(self, name: str, text: str) -> None:
-        write_atomically(self.path / name, text.encode())
+    def _files_of(self, image: str, samples: Sequence[str | None]) -> Iterator[Path]:
+        """All that may be there of an image, pictures on the way aside."""
+        yield from (self.path_of(folder, image) for folder in ("input", "label", "std"))
+        yield from (self.path_of("recon", image, sample) for sample in samples)
+        yield from (self._measurement_path(image), self._trajectory_path(image))
+
+    def _check_there(self) -> None:
+        if not (self.path / CONFIG).is_file():
+            raise StorageError(f"{self.path} is gone, or what was in it; the same command begins anew there")
 
     def path_of(self, folder: str, image: str, sample: str | None = None) -> Path:
         """Where an image lies in input/, recon/ or label/; recon/ has a file per `sample` if there are several."""
         return self.path / folder / f"{_name(image, sample)}.png"
 
-    def _recon_samples(self, image: str) -> list[str | None]:
-        samples = [row.sample for row in self.rows if row.image == image]
-        return [None] if len(samples) == 1 else samples
+    def rows_of(self, image: str) -> list[Row]:
+        """The rows of an image, none if it is not finished."""
+        return self.store.by_image.get(image, [])
 
     def finished(self, image: str) -> bool:
-        """Whether the image's rows are in and its files are there."""
-        own, samples = [row for row in self.rows if row.image == image], self._recon_samples(image)
-        files = [self.path_of("input", image), *(self.path_of("recon", image, sample) for sample in samples)]
-        files += [self.path_of("label", image)] * any(row.has_truth for row in own)
-        files += [self.path_of("std", image)] * (len(samples) > 1)
-        files += [self._trajectory_path(image)]
-        files += [self._measurement_path(image)] * self.keeps_measurements
-        return bool(own) and all(file.is_file() for file in files)
+        """Whether the image's rows are in and its files are there, and whole."""
+        own = self.rows_of(image)
+        several, ok = len(own) > 1, [row for row in own if row.ok]
+        if [row.sample for row in own] != _sample_names(self.config.get("num_samples", max(1, len(own) - 1))):
+            return False
+        pictures = [self.path_of("input", image)]
+        pictures += [self.path_of("recon", image, row.sample if several else None) for row in ok]
+        pictures += [self.path_of("label", image)] * own[0].has_truth
+        pictures += [self.path_of("std", image)] * (sum(row.sample != MEAN for row in ok) > 1)
+        return (all(map(is_whole_png, pictures)) and _ends_with_a_line(self._trajectory_path(image))
+                and (not self.keeps_measurements or _is_measurement(self._measurement_path(image))))
+
+    def collect(self) -> set[str]:
+        """The images whose rows are in, those of other processes included; metrics.csv is brought up to date."""
+        self.store = RowStore(self.path, self.store.images, self.store.leads)
+        if self.store.leads and self.store.by_image and (self.path / CONFIG).is_file():
+            with suppress(StorageError):
+                self.store.write()
+        return set(self.store.by_image)
+
+    def begin(self, image: str) -> None:
+        """Note that files of the image may be there from now on; StorageError if the folder is gone."""
+        self._check_there()
+        self.store.begin(image)
 
     def save(self, image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequence[Outcome],
              metrics: Metrics | None, alpha: Tensor | None = None) -> None:
@@ -162,18 +196,19 @@ class RunDirectory:
             alpha: the opacity (h, w) in [0, 1] that restorations are saved with; opaque when None.
         """
         rows = make_rows(image, label, lifted, outcomes, metrics)
-        for outcome in outcomes:
-            sample = outcome.sample if len(outcomes) > 1 else None
-            save_image(self.path_of("recon", image, sample), outcome.restored, alpha)
+        self._check_there()
+        for outcome, row in zip(outcomes, rows, strict=True):
+            if row.ok:
+                sample = outcome.sample if len(outcomes) > 1 else None
+                save_image(self.path_of("recon", image, sample), outcome.restored, alpha)
         save_image(self.path_of("input", image), lifted)
         if label is not None:
             save_image(self.path_of("label", image), label)
         if (std := standard_deviation(outcomes)) is not None:
             save_map(self.path_of("std", image), std.square().mean(dim=0).sqrt(),
-                     f"Standard deviation of {len(outcomes) - 1} samples on [0, 1]")
+                     f"Standard deviation of {sum(row.ok for row in rows) - 1} samples on [0, 1]")
         write_atomically(self._trajectory_path(image), trajectories_to_csv(outcomes).encode())
-        self.rows = [row for row in self.rows if row.image != image] + rows
-        self._write("metrics.csv", to_csv(self.rows))
+        self.store.add(rows)
 
     def save_measurement(self, image: str, stored: StoredMeasurement) -> None:
         """Save a measurement for other programs and for --load_measurements."""
@@ -187,26 +222,36 @@ class RunDirectory:
 
     def save_progress(self, image: str, sample: str | None, index: int, x: Tensor, x0_hat: Tensor) -> None:
         """Save the state after step `index` and the prediction of the clean image, (3, H, W) each."""
+        self._check_there()
         folder = self.path / "progress" / _name(image, sample)
         save_image(folder / f"x_{index:04d}.png", x)
         save_image(folder / f"x0_hat_{index:04d}.png", x0_hat)
 
+    def conclude(self, facts: dict[str, object]) -> None:
+        """Write all that is made from the rows; what `facts` says goes to summary.json, too."""
+        self._check_there()
+        self.store.write()
+        self.write_summary(facts)
+        self.write_grid()
+        self.store.conclude()
+
     def write_summary(self, facts: dict[str, object]) -> None:
         """Write summary.json: `facts`, then mean, standard deviation and count of every column of metrics.csv."""
         summary = {**facts, **summarise(self.rows)}
-        self._write("summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        write_atomically(self.path / "summary.json", text.encode())
 
     def write_grid(self) -> None:
         """Write grid.png: truth (if known), measurement, restoration of up to 8 images; of several samples the one of
         lowest distance, and their mean."""
-        images = list(dict.fromkeys(row.image for row in self.rows))[:GRID_ROWS]
-        table = {image: [row for row in self.rows if row.image == image] for image in images}
+        images = list(dict.fromkeys(row.image for row in self.rows if row.ok))[:GRID_ROWS]
+        table = {image: self.rows_of(image) for image in images}
         truths = all(own[0].has_truth for own in table.values())
         rows, captions, restored = [], [], ["Restoration"]
         for image, own in table.items():
-            best = [row for row in own if row.best == 1] or own[:1]
-            shown = best + [row for row in own if row.sample == MEAN]
-            if len(shown) > 1:
+            shown = ([row for row in own if row.best == 1] or [row for row in own if row.ok])[:1]
+            if len(own) > 1:
+                shown.append(own[-1])
                 restored = [f"Best fit of {len(own) - 1}", f"Mean of {len(own) - 1}"]
             files = [self.path_of("label", image)] * truths + [self.path_of("input", image)]
             files += [self.path_of("recon", image, row.sample if len(own) > 1 else None) for row in shown]
@@ -220,6 +265,31 @@ class RunDirectory:
 
 def _name(image: str, sample: str | None) -> str:
     return image if sample is None else f"{image}_{sample}"
+
+
+def _sample_names(count: int) -> list[str]:
+    """What an image's rows are called, in order."""
+    return [*map(str, range(count)), *[MEAN] * (count > 1)]
+
+
+def _delete_progress(folder: Path) -> None:
+    if folder.is_dir():
+        for file in folder.iterdir():
+            if PROGRESS_FILE.fullmatch(file.name):
+                file.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    return path.is_file() and path.read_bytes().endswith(b"\n")
+
+
+def _is_measurement(path: Path) -> bool:
+    try:
+        return bool(read_measurement(path))
+    except UserError:
+        return False
 
 
 def _caption(row: Row) -> str:
