@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed import DistError
 
 from data.dataloader import DATASETS, group_images
+from guided_diffusion.choices import list_choices, resolved_config
 from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gathering import Gatherer, likely_cause
 from guided_diffusion.gaussian_diffusion import create_sampler
@@ -27,7 +28,7 @@ from guided_diffusion.restoring import Plan, Report, Restorer, Task
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
-from util.command import Parser
+from util.command import Parser, positive
 from util.compute_metric import Metrics
 from util.config import Choice, Config, find_file, load_config
 from util.console import device_name, environment, log_table
@@ -71,14 +72,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--progress", type=positive, metavar="N", help="save the state after every N-th step to progress/")
     add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS's networks; nothing is fetched then")
     add("--overwrite", action="store_true", help="replace the results of an earlier run in the same folder")
+    add("--print_config", action="store_true", help="print the resolved configuration with the origin of each value")
+    add("--list", action="store_true", help="print operators, noises, methods, ... with their parameters and defaults")
     return parser.parse(argv)
-
-
-def positive(text: str) -> int:
-    """A whole number of 1 or more, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
-    return int(text)
 
 
 def build(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
@@ -274,9 +270,17 @@ def kept(run: RunDirectory, plan: Plan) -> str:
 
 def restore(args: argparse.Namespace, team: Team) -> int:
     """Do what the command line asks for and return the exit status."""
+    if args.list:
+        logger.info(list_choices())
+        return 0
     folder = MeasurementFolder(args.load_measurements) if args.load_measurements is not None else None
     config = load_config(args.model_config, args.diffusion_config, args.task_config, args.overrides, args.data,
                          folder and folder.settings)
+    if args.print_config:
+        logger.info(resolved_config(config, {
+            name: (vars(args)[name], f"--{name}" if name in args.given else "default")
+            for name in ("seed", "num_samples", "precision", "tile", "load_measurements")}))
+        return 0
     device = team.choose_device(args.gpu)
     task = build_task(config, args, folder)
     given = {"tile": args.tile, "load_measurements": args.load_measurements,

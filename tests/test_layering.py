@@ -34,6 +34,7 @@ RANKS = [                                           # the first pattern that fit
     ("util/yaml_text.py", 3), ("util/grid.py", 5), ("util/tune.py", 7), ("util/reproduce_table.py", 7),
     ("util/markup.py", 0), ("util/report_data.py", 3), ("util/report_figures.py", 4), ("util/report_tables.py", 4),
     ("util/report_page.py", 5), ("util/report.py", 6),
+    ("util/settings.py", 3), ("guided_diffusion/choices.py", 9),
     ("sample_condition.py", 10), ("guided_diffusion/train.py", 11),
 ]
 FORBIDDEN = [                                       # (importer, imported, why)

@@ -1,6 +1,7 @@
 """What the commands of this project share: how they read their arguments, and where they compute."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -15,8 +16,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Read the command line; UserError for a mistake in it."""
+        """Read the command line; UserError for a mistake in it. `given` holds the names of the options in it."""
         args, unknown = self.parse_known_args(argv)
+        words = {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+        args.given = {action.dest for action in self._actions if words.intersection(action.option_strings)}
         if unknown:
             word = unknown[0].partition("=")[0]
             options = [option for option in self._option_string_actions if option.startswith("--")]

@@ -6,7 +6,7 @@ sampler) are checked against its signature when it is built.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -19,6 +19,9 @@ SECTIONS = {                                        # the fixed keys; any other 
     ("conditioning",): ("method", "params"),
     ("measurement",): ("mask_opt", "noise", "observed", "operator"),
 }
+
+
+Key = tuple[str, ...]                               # where a value stands: ("measurement", "noise", "sigma")
 
 
 class ConfigLoader(yaml.SafeLoader):
@@ -68,7 +71,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is: the resolved content of the three files."""
+    """What a run is: the resolved content of the three files.
+
+    `origins` says where the values of `as_dict` come from, such as "configs/task.yaml: measurement.noise.sigma".
+    """
 
     model: dict[str, object]                        # parameters of `create_model`
     diffusion: dict[str, object]                    # parameters of `create_sampler`
@@ -76,6 +82,7 @@ class Config:
     data: Choice
     operator: Choice
     noise: Choice
+    origins: dict[Key, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def observed(self) -> bool:
@@ -99,6 +106,15 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def leaves(tree: dict[str, object], prefix: Key = ()) -> dict[Key, object]:
+    """The values of a tree by where they stand; an empty mapping is a value."""
+    found: dict[Key, object] = {}
+    for name, value in tree.items():
+        key = (*prefix, name)
+        found |= leaves(value, key) if isinstance(value, dict) and value else {key: value}
+    return found
 
 
 def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
@@ -172,16 +188,46 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
     _check_keys(task, ("conditioning", "data", "measurement"), str(task_config))
     tree = {**task, "model": read_yaml(model_config, "model configuration"),
             "diffusion": read_yaml(diffusion_config, "diffusion configuration")}
+    files = {"model": model_config, "diffusion": diffusion_config}
+    origins = {key: f"{files[key[0]]}: {'.'.join(key[1:])}" if key[0] in files else f"{task_config}: {'.'.join(key)}"
+               for key in leaves(tree)}
     if data is not None:
         tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": data}
+        _mark(origins, ("data",), tree["data"], "--data")
     if measurement is not None:
         tree["measurement"] = measurement
+        _mark(origins, ("measurement",), measurement, "--load_measurements")
     for override in overrides:
-        _apply(tree, override)
-    return _config(tree, str(task_config))
+        key, value = _apply(tree, override)
+        _mark(origins, key, value, f"--set {'.'.join(key)}")
+    return replace(_config(tree, str(task_config)), origins=_resolved(tree, origins))
 
 
-def _apply(tree: dict, override: str) -> None:
+def _mark(origins: dict[Key, str], key: Key, value: object, origin: str) -> None:
+    """Note that the value at `key`, and all below it, has another origin now."""
+    _forget(origins, key)
+    origins |= dict.fromkeys(leaves({key[-1]: value}, key[:-1]), origin)
+
+
+def _forget(origins: dict[Key, str], key: Key) -> None:
+    for known in [known for known in origins if known[:len(key)] == key or key[:len(known)] == known]:
+        del origins[known]
+
+
+def _resolved(tree: dict, origins: dict[Key, str]) -> dict[Key, str]:
+    """Origins by where `Config.as_dict` has the values: the operator owns the mask, the data whether it is observed."""
+    moved = {("measurement", "mask_opt"): ("measurement", "operator", "mask_opt"),
+             ("measurement", "observed"): ("data", "observed")}
+    found = {key: origin for key, origin in origins.items() if key[:2] not in moved}
+    for old, new in moved.items():
+        if tree["measurement"].get(old[1]):
+            _forget(found, new)
+            found |= {new + key[2:]: origin for key, origin in origins.items() if key[:2] == old}
+    return found
+
+
+def _apply(tree: dict, override: str) -> tuple[Key, object]:
+    """Apply "key.path=value" and return both."""
     path, equals, text = override.partition("=")
     keys = tuple(key.strip() for key in path.split("."))
     if not equals or not all(keys):
@@ -202,6 +248,7 @@ def _apply(tree: dict, override: str) -> None:
         if not isinstance(section, dict):
             raise UserError(f"--set {path}: {'.'.join(keys[:depth])} is {section!r}, which has no keys below it")
     section[keys[-1]] = value
+    return keys, value
 
 
 def _config(tree: dict, file: str) -> Config:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from util.errors import UserError, did_you_mean
 
+REQUIRED = inspect.Parameter.empty                  # stands for the default of a parameter that has none
+
 
 class Registry:
     """The named implementations of one kind of thing ("operator", "noise", "conditioning method", ...)."""
@@ -47,6 +49,17 @@ class Registry:
         return cls(**params)
 
 
+def defaults(function: Callable) -> dict[str, object]:
+    """Name -> default of every parameter; `REQUIRED` for those that must be given."""
+    return {p.name: p.default for p in inspect.signature(function).parameters.values()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def annotations(function: Callable) -> dict[str, object]:
+    """Name -> annotation of the parameters of a function or a class."""
+    return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+
+
 def check_arguments(function: Callable, params: dict, where: str) -> None:
     """Check `params` against the signature and annotations of `function`.
 
@@ -54,17 +67,15 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
         UserError: an unknown or missing key, or a value whose type does not fit its annotation; the message
             begins with `where` and names the key, what was found and what is accepted.
     """
-    signature = inspect.signature(function)
-    accepted = {p.name: p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    accepted = defaults(function)
     for key in params:
         if key not in accepted:
             choices = did_you_mean(key, accepted) if accepted else "it takes no parameters"
             raise UserError(f"{where}: unknown key '{key}'; {choices}")
-    for key, parameter in accepted.items():
-        if parameter.default is parameter.empty and key not in params:
+    for key, default in accepted.items():
+        if default is REQUIRED and key not in params:
             raise UserError(f"{where}: '{key}' is missing; it takes {', '.join(accepted)}")
-    owner = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(owner)
+    hints = annotations(function)
     for key, value in params.items():
         if key in hints and not fits(value, hints[key]):
             raise UserError(f"{where}: {key} is {value!r}, expected {describe(hints[key])}")

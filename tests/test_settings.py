@@ -1,0 +1,177 @@
+"""--print_config and --list: what a user reads there is what a run would do."""
+
+import re
+
+import pytest
+import yaml
+
+import sample_condition
+from data.dataloader import DATASETS
+from guided_diffusion.choices import METHODS, resolved_config
+from guided_diffusion.gaussian_diffusion import SAMPLERS
+from guided_diffusion.measurements import NOISES, OPERATORS
+from util.config import REPOSITORY, leaves, load_config, read_yaml
+from util.registry import REQUIRED, Registry, defaults
+from util.settings import annotated, catalogue, flow
+
+TASKS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").glob("*_config.yaml")
+               if "measurement" in read_yaml(path))
+LINE = re.compile(r"(?P<yaml>.*?\S)  +# (?P<origin>.*)")
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capsys):
+    """program(*arguments) -> (exit status, standard output, standard error), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def program(*arguments: str) -> tuple[int, str, str]:
+        status = sample_condition.main(arguments)
+        return status, *capsys.readouterr()
+    return program
+
+
+def origins(text: str) -> dict[tuple[str, ...], str]:
+    """Where each value of a printed configuration says that it comes from."""
+    found, path = {}, []
+    for line in text.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = yaml.safe_load(line.lstrip().partition(":")[0])
+        path = [*path[:depth], name]
+        if match := LINE.fullmatch(line):
+            found[tuple(path)] = match["origin"]
+    return found
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("files", ["", "demo_"])
+def test_every_value_is_where_its_origin_says(task, files):
+    model, diffusion = (f"configs/{files}{kind}_config.yaml" for kind in ("model", "diffusion"))
+    config = load_config(model, diffusion, task)
+    text = resolved_config(config, {})
+    tree, told = yaml.safe_load(text), origins(text)
+    assert set(told) == set(leaves(tree))
+    plain = leaves(config.as_dict())
+    assert {key: value for key, value in leaves(tree).items() if key in plain} == plain
+    for key, value in leaves(tree).items():
+        if told[key] == "default":
+            assert key not in plain or value == {}
+            continue
+        file, _, where = told[key].partition(": ")
+        found = read_yaml(file)
+        for name in where.split("."):
+            found = found[name]
+        assert (list(found) if isinstance(found, tuple) else found) == value
+
+
+def test_comments_are_aligned():
+    lines = resolved_config(load_config(*(f"configs/demo_{kind}_config.yaml" for kind in (
+        "model", "diffusion", "task"))), {}).splitlines()
+    assert len({line.index("#") for line in lines if "#" in line}) == 1
+    assert all(line.endswith(":") for line in lines if "#" not in line)
+
+
+def test_the_command_line_is_an_origin(program):
+    status, out, err = program(
+        "--print_config", "--data", "some folder", "--set", "measurement.noise={name: poisson, rate: 0.5}",
+        "--set", "measurement.mask_opt.mask_type=box", "--set", "diffusion.eta=0.5", "--set", "diffusion.eta=1e-3",
+        "--set", "measurement.observed=true", "--set", "data.image_size=null", "--seed", "0", "--tile=64")
+    assert (status, err) == (0, "")
+    tree, told = yaml.safe_load(out), origins(out)
+    assert tree["data"] == {"name": "folder", "root": "some folder", "image_size": None, "observed": True}
+    assert told["data", "name"] == told["data", "root"] == "--data"
+    assert told["data", "image_size"] == "--set data.image_size"
+    assert told["data", "observed"] == "--set measurement.observed"
+    assert tree["measurement"]["noise"] == {"name": "poisson", "rate": 0.5, "likelihood": "official"}
+    assert told["measurement", "noise", "rate"] == "--set measurement.noise"
+    assert told["measurement", "noise", "likelihood"] == "default"
+    assert ("measurement", "noise", "sigma") not in told
+    assert told["measurement", "operator", "mask_opt", "mask_type"] == "--set measurement.mask_opt.mask_type"
+    assert told["measurement", "operator", "mask_opt", "mask_prob_range"] == (
+        "configs/demo_task_config.yaml: measurement.mask_opt.mask_prob_range")
+    assert (tree["diffusion"]["eta"], told["diffusion", "eta"]) == (0.001, "--set diffusion.eta")
+    assert (tree["seed"], told["seed",]) == (0, "--seed")
+    assert (tree["tile"], told["tile",]) == (64, "--tile")
+    assert (tree["num_samples"], told["num_samples",]) == (1, "default")
+
+
+def test_nothing_is_run_or_written(program, tmp_path):
+    for option in ("--print_config", "--list"):
+        status, out, err = program(option, "--data", "nowhere", "--set", "model.model_path=nowhere.pt")
+        assert status == 0 and out and not err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["a # b", "a: b", "- a", "new\\nline", "\\u2028\\x85", "[1, {a: '#'}]", "'", "null",
+                                   "{a: {b: {}}}", "1e400", "'...'", "'---'", "&x [1]", "日本語", "\\ud83d\\ude00"])
+def test_odd_values_come_back(program, value):
+    override = f'data.root="{value}"' if "\\" in value else f"data.root={value}"
+    status, out, err = program("--print_config", "--data", "x\n- y: #", "--set", override)
+    if status == 2:                                                 # the type is wrong
+        assert len(err.splitlines()) == 1 and not out
+        return
+    expected = yaml.safe_load(f'"{value}"') if "\\" in value else yaml.safe_load(value)
+    assert yaml.safe_load(out)["data"]["root"] == expected
+
+
+def test_odd_names_of_files_stay_in_their_comment(program, tmp_path):
+    name = "task\n  evil: 1\u2028.yaml"
+    (tmp_path / name).write_text((REPOSITORY / "configs/demo_task_config.yaml").read_text())
+    status, out, _ = program("--print_config", "--task_config", name)
+    assert status == 0
+    assert yaml.safe_load(out)["conditioning"]["method"] == "dpps"
+    assert "evil" not in yaml.safe_load(out)["conditioning"]
+
+
+@pytest.mark.parametrize("override, words", [
+    ("conditioning.params.scael=1", "did you mean 'scale'"), ("measurement.operator.name=inpaint", "did you mean"),
+    ("model.num_heads=many", "an integer"), ("diffusion.stps=3", "did you mean 'steps'"),
+    ("measurement.noise={name: gaussian}", "'sigma' is missing"), ("data.name=flder", "did you mean 'folder'")])
+def test_a_mistake_is_named_instead(program, override, words):
+    status, out, err = program("--print_config", "--set", override)
+    assert status == 2 and not out
+    assert words in err and len(err.splitlines()) == 1
+
+
+def test_the_list_has_everything_with_parameters_defaults_and_words(program):
+    status, out, err = program("--list")
+    assert (status, err) == (0, "")
+    for registry in (OPERATORS, NOISES, METHODS, DATASETS):
+        for name in registry:
+            entry = re.search(rf"^  {re.escape(name)}: (\S.*)\n((?:      .*\n?)*)", out, re.MULTILINE)
+            assert entry, name
+            for key, default in defaults(registry[name]).items():
+                end = "; required" if default is REQUIRED else f"; default {flow(default)}"
+                line = rf"^      {key}\b.*(\n          .*)*{re.escape(end)}$"
+                assert re.search(line, entry[2], re.MULTILINE), (name, key)
+    for name in SAMPLERS:
+        assert re.search(rf"^  {name}: \S", out, re.MULTILINE)
+    assert "      timestep_respacing: " in out and "      num_channels: an integer; required" in out
+
+
+def test_every_registered_thing_has_its_own_words():
+    for registry in (OPERATORS, NOISES, METHODS, DATASETS, SAMPLERS):
+        for name in registry:
+            assert registry[name].__doc__, f"{registry.kind} '{name}' has no docstring"
+
+
+def test_a_list_is_made_of_signatures():
+    things = Registry("thing")
+
+    @things.register("lens")
+    class Lens:
+        """Bends light.
+
+        More of it.
+        """
+
+        def __init__(self, width: float, kinds: tuple[str, ...] = ("thin",)):
+            self.width, self.kinds = width, kinds
+
+    assert catalogue({"things": things, "bare": things}, names_only=["bare"]) == (
+        "things\n  lens: Bends light.\n      width: a finite number; required\n"
+        "      kinds: a list, each entry a string; default [thin]\n\nbare\n  lens: Bends light.")
+
+
+def test_long_values_do_not_push_all_comments_away():
+    text = annotated({"a": "x" * 200, "b": 1}, {("a",): "here", ("b",): "there"})
+    assert text.splitlines() == [f"a: {'x' * 200}  # here", "b: 1  # there"]
