@@ -13,9 +13,9 @@ from skimage.metrics import peak_signal_noise_ratio
 import sample_condition
 from data.dataloader import get_dataset
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, get_conditioning_method
-from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
 from guided_diffusion.solvers import ClassicalRestorer, Wiener
-from guided_diffusion.solvers.base import lifted
+from guided_diffusion.solvers.base import to_arrays
 from tests.helpers import OPERATOR_EXAMPLES
 from util.errors import UserError
 from util.img_utils import to_unit
@@ -36,6 +36,7 @@ MADE_FOR = [                                        # task, method, parameters, 
     ("denoising", "non_local_means", {"h": 0.02, "sigma": 0.02}, 1.5),
     ("sr", "total_variation", {"weight": 0.1}, 0.3),
     ("sr", "non_local_means", {"h": 0.05, "sigma": 0.05}, 0.3),
+    ("sr", "total_variation", {"weight": 0.2, "after": "pinv"}, 0.1),
     ("gauss", "wiener", {"balance": 0.1}, 1.0),
     ("gauss", "richardson_lucy", {"num_iter": 10}, 1.0),
     ("gauss", "total_variation", {"weight": 0.01, "after": "wiener", "after_params": {"balance": 0.05}}, 1.0),
@@ -82,10 +83,11 @@ def test_better_than_the_lifted_measurement(task, name, params, gain):
 
 
 def test_every_restorer_is_made_for_something():
-    assert {name for _, name, _, _ in MADE_FOR} | {"lift"} == set(METHODS)
+    assert {name for _, name, _, _ in MADE_FOR} | {"lift", "pinv"} == set(METHODS)
 
 
-@pytest.mark.parametrize(("task", "name", "params"), [case[:3] for case in MADE_FOR] + [("sr", "lift", {})])
+@pytest.mark.parametrize(("task", "name", "params"), [*(case[:3] for case in MADE_FOR), ("sr", "lift", {}),
+                                                      ("sr", "pinv", {})])
 def test_batch_equals_single_runs(task, name, params):
     names = ("coffee", "astronaut")
     _, measurement, _ = measure(task, names, size=48)
@@ -110,7 +112,13 @@ def test_lift_is_the_lifted_measurement_clipped():
     _, measurement, _ = measure("sr")
     torch.testing.assert_close(restore(measurement, "lift"), measurement.lift().clamp(-1, 1), atol=1e-6, rtol=0)
     loud = Measurement(measurement.operator, measurement.noiser, 9 * measurement.y)
-    assert restore(loud, "lift").abs().max() == 1 and np.abs(lifted(loud)).max() > 2
+    assert restore(loud, "lift").abs().max() == 1 and np.abs(to_arrays(loud.lift())).max() > 2
+
+
+def test_the_pseudo_inverse_reproduces_the_measurement():
+    _, measurement, _ = measure("sr", sigma=0.01)
+    quiet = Measurement(measurement.operator, measurement.noiser, 0.5 * measurement.y)          # far from the clipping
+    torch.testing.assert_close(quiet.operator(restore(quiet, "pinv")), quiet.y, atol=1e-4, rtol=0)
 
 
 def test_wiener_inverts_a_symmetric_blur_up_to_the_border():
@@ -176,6 +184,10 @@ def test_a_method_serves_an_operator_or_refuses_it_with_a_sentence(name, operato
     serves = {"wiener": ("gaussian_blur", "motion_blur"), "richardson_lucy": ("gaussian_blur", "motion_blur"),
               "biharmonic": ("inpainting",)}.get(name, tuple(OPERATOR_EXAMPLES))
     method = get_conditioning_method(name)
+    if name == "pinv" and not isinstance(built, LinearOperator):
+        with pytest.raises(UserError, match=f"'pinv' needs a linear operator, found '{operator}'"):
+            method.check(built)
+        return
     if operator not in serves:
         with pytest.raises(UserError, match=f"'{name}' needs .*found '{operator}'; use total_variation"):
             method.check(built)

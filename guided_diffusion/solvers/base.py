@@ -50,6 +50,6 @@ class ClassicalRestorer(Method):
         return x
 
 
-def lifted(measurement: Measurement) -> np.ndarray:
-    """The lifted measurements, (B, H, W, C) float64 on [0, 1], not clipped."""
-    return measurement.lift().detach().cpu().double().permute(0, 2, 3, 1).numpy() / 2 + 0.5
+def to_arrays(x: Tensor) -> np.ndarray:
+    """Images (B, C, H, W) on the scale [-1, 1] -> (B, H, W, C) float64 on [0, 1], not clipped."""
+    return x.detach().cpu().double().permute(0, 2, 3, 1).numpy() / 2 + 0.5

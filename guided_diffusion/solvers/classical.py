@@ -17,7 +17,7 @@ from guided_diffusion.measurements.base import Measurement, Noise, Operator
 from guided_diffusion.measurements.blur import Blur
 from guided_diffusion.measurements.inpainting import InpaintingOperator
 from guided_diffusion.method import CONDITIONING_METHODS, register_conditioning_method
-from guided_diffusion.solvers.base import ClassicalRestorer, lifted
+from guided_diffusion.solvers.base import ClassicalRestorer, to_arrays
 from util.errors import UserError
 
 
@@ -26,14 +26,24 @@ class Lift(ClassicalRestorer):
     """The measurement in image space, clipped: bicubic upsampling of super-resolution, y itself for most others."""
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
-        return lifted(measurement)
+        return to_arrays(measurement.lift())
+
+
+@register_conditioning_method("pinv")
+class PseudoInverse(ClassicalRestorer):
+    """A^+ y: sharper than the lifted measurement and noisier, so that a denoiser should follow, see `after`."""
+
+    needs_linear = True
+
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        return to_arrays(measurement.operator.pinv(measurement.y))
 
 
 class Denoiser(ClassicalRestorer):
     """A denoiser, applied to what another classical restorer makes of the measurement.
 
     Args:
-        after: that restorer: lift, wiener, richardson_lucy, biharmonic, ...
+        after: that restorer: lift, pinv, wiener, richardson_lucy, biharmonic, ...
         after_params: its parameters.
     """
 
@@ -119,7 +129,7 @@ class Deconvolution(ClassicalRestorer):
         # operators correlate; the point spread function of the convolution is the kernel turned by half a circle
         spreads = measurement.operator.kernel.cpu().numpy()[:, 0, ::-1, ::-1]                           # (B, k, k)
         return [np.stack([self.deconvolve(channel, spread) for channel in np.moveaxis(image, -1, 0)], axis=-1)
-                for image, spread in zip(lifted(measurement), spreads, strict=True)]
+                for image, spread in zip(to_arrays(measurement.lift()), spreads, strict=True)]
 
     @abstractmethod
     def deconvolve(self, y: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -194,7 +204,8 @@ class Biharmonic(ClassicalRestorer):
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         missing = measurement.operator.mask.cpu().numpy()[:, 0] == 0                                    # (B, H, W)
-        return [self.complete(image, holes) for image, holes in zip(lifted(measurement), missing, strict=True)]
+        images = to_arrays(measurement.lift())
+        return [self.complete(image, holes) for image, holes in zip(images, missing, strict=True)]
 
     def complete(self, image: np.ndarray, missing: np.ndarray) -> np.ndarray:
         """An image (H, W, C) on [0, 1] whose pixels `missing` (H, W) may hold anything -> (H, W, C)."""
