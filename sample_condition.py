@@ -194,6 +194,7 @@ def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirecto
     with monitor:
         for number in team.share(len(plan.groups)):
             restorer(plan.groups[number])
+        monitor.draw()
         reports = team.gather({"table": run.store.own_table(), "unreadable": restorer.unreadable,
                                "peak_memory_bytes": environment(device)["peak_memory_bytes"]}, monitor.refresh)
     return Report.of(reports)

@@ -78,7 +78,7 @@ class Monitor:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
-            self._draw()
+            self.draw()
         self.bar.close()
 
     def follow(self, batch: Batch, shape: tuple[int, ...], restore: Callable[["Monitor"], Tensor]) -> Tensor:
@@ -137,9 +137,10 @@ class Monitor:
         if time.perf_counter() - self.drawn > self.interval:
             if distance is not None and self.team.leads:
                 self.bar.set_postfix_str(f"distance {distance.nanmean().item():.3g}", refresh=False)
-            self._draw()
+            self.draw()
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        """Draw the bar, and let other processes know of the steps of this one."""
         done = self.team.add("steps", self.pending)
         self.bar.total = self.steps - self.team.add("skipped", 0)
         self.bar.update(done - self.bar.n)
