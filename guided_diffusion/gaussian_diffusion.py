@@ -45,6 +45,7 @@ class Step:
     x_t_coef: float
     timestep: int                                   # noise level of x_t among those of the training, the noisiest last
     num_train_steps: int
+    stride: float                                   # levels of the training per step of this process, 1 if it has all
     randomness: ImageRandomness
 
     def sample(self) -> Tensor:
@@ -117,7 +118,8 @@ class Sampler(ABC):
         x0_coef, x_t_coef = self.mean_coefficients(index)
         return Step(index, x_t, x0_hat, eps, mean.detach(), std,
                     float(self.schedule.alphas_cumprod[index]), float(self.schedule.alphas_cumprod_prev[index]),
-                    x0_coef, x_t_coef, int(self.schedule.timesteps[index]), self.schedule.num_train_steps, randomness)
+                    x0_coef, x_t_coef, int(self.schedule.timesteps[index]), self.schedule.num_train_steps,
+                    self.schedule.num_train_steps / self.num_steps, randomness)
 
     def p_sample_loop(self, model: Callable, x_start: Tensor, conditioning: Conditioning, randomness: ImageRandomness,
                       needs_grad: bool = False, callback: Callable | None = None) -> Tensor:

@@ -106,7 +106,7 @@ def guidance(step, measurement):
 @pytest.mark.parametrize("operator", OPERATOR_EXAMPLES)
 def test_dps_equation(operator):
     _, step, measurement = single_step(operator)
-    x, distance = get_conditioning_method("ps", scale=0.7).conditioning(step, measurement)
+    x, distance = get_conditioning_method("ps", scale=0.7, rescale=False).conditioning(step, measurement)
     expected = step.mean + step.std * fresh(step).randn_like(x) - 0.7 * guidance(step, measurement)
     torch.testing.assert_close(x, expected, atol=1e-9, rtol=0)
     torch.testing.assert_close(distance, (measurement.y - measurement.operator(step.x0_hat)).flatten(1).norm(dim=1))
@@ -118,7 +118,7 @@ def test_dps_equation(operator):
 def test_projection_equations(method, scale, operator):
     """x' - scale grad - A^+(A(x' - scale grad) - y_t), with the true pseudo-inverse."""
     _, step, measurement = single_step(operator)
-    conditioned = get_conditioning_method(method, **({"scale": scale} if scale else {}))
+    conditioned = get_conditioning_method(method, **({"scale": scale, "rescale": False} if scale else {}))
     x, _ = conditioned.conditioning(step, measurement)
     draws = fresh(step)
     before = step.mean + step.std * draws.randn_like(step.mean) - scale * guidance(step, measurement)
@@ -175,7 +175,7 @@ def test_ps_plus_without_perturbation_is_ps():
     _, step, measurement = single_step()
     plus = grad_and_value(step, measurement.distance)[0]
     _, step, _ = single_step()
-    method = get_conditioning_method("ps+", num_sampling=2, perturbation=0.0)
+    method = get_conditioning_method("ps+", num_sampling=2, perturbation=0.0, rescale=False)
     draw = torch.zeros_like(step.mean)
     quiet = step.__class__(**{**step.__dict__, "randomness": ReplayedRandomness([draw], [draw, draw])})
     x, _ = method.conditioning(quiet, measurement)
@@ -214,7 +214,8 @@ def brute_force(step, measurement, scale, n, target):
 @pytest.mark.parametrize("operator", OPERATOR_EXAMPLES)
 def test_dpps_keeps_the_best_candidate_of_each_image(operator, chunk, target):
     _, step, measurement = single_step(operator, index=2, names=NAMES)
-    method = get_conditioning_method("dpps", scale=0.4, max_candidates=20, adaptive=False, chunk=chunk, target=target)
+    method = get_conditioning_method("dpps", scale=0.4, rescale=False, max_candidates=20, adaptive=False, chunk=chunk,
+                                     target=target)
     x, _ = method.conditioning(step, measurement)
     expected, best = brute_force(step, measurement, 0.4, 20, target)
     assert len(set(best.tolist())) > 1
@@ -294,7 +295,7 @@ def test_dpps_start(aligned):
 def test_last_step_of_dpps_draws_nothing():
     _, step, measurement = single_step(index=0)
     step = step.__class__(**{**step.__dict__, "randomness": ReplayedRandomness([])})
-    x, _ = get_conditioning_method("dpps", scale=0.4).conditioning(step, measurement)
+    x, _ = get_conditioning_method("dpps", scale=0.4, rescale=False).conditioning(step, measurement)
     torch.testing.assert_close(x, step.mean - 0.4 * guidance(step, measurement), atol=1e-9, rtol=1e-9)
 
 

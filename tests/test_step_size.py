@@ -70,15 +70,16 @@ def test_schedules_decay_towards_the_clean_image(method, index, linear, exponent
 
 @pytest.mark.parametrize("schedule, last", [("linear", 1 / 1000), ("exponential", 0.9 ** 999)])
 @pytest.mark.parametrize("respacing", ["10", "ddim10", "5,5"])
-def test_fewer_steps_have_the_same_size_at_the_same_level(schedule, last, respacing):
+def test_fewer_steps_go_as_far_at_the_same_level(schedule, last, respacing):
     timesteps = create_sampler(timestep_respacing=respacing).schedule.timesteps
     measurement = measure()
     method = get_conditioning_method("ps", schedule=schedule, gamma=0.9)
     for index, t in enumerate(timesteps.tolist()):
         few, all_ = step_at(index, respacing), step_at(t)
         assert (few.timestep, few.num_train_steps) == (t, 1000)
-        assert method.step_size(few, measurement, None) == method.step_size(all_, measurement, None)
-    assert method.step_size(step_at(0, respacing), measurement, None) == pytest.approx(last)
+        assert method.step_size(few, measurement, None) == pytest.approx(
+            method.step_size(all_, measurement, None) * 1000 / len(timesteps))
+    assert method.step_size(step_at(0, respacing), measurement, None) == pytest.approx(last * 1000 / len(timesteps))
 
 
 @every_method
@@ -89,6 +90,27 @@ def test_power_two_is_the_squared_norm_of_equation_16(method):
     torch.testing.assert_close(                                         # rho = 1/sigma^2
         guidance(method, 300, measurement, scale=1.0, power=2.0, schedule="inverse_variance"),
         gradient(300, measurement, 2) / 0.1 ** 2, atol=1e-12, rtol=1e-9)
+
+
+@every_method
+def test_alpha_bar_is_a_gradient_step_on_the_clean_image(method):
+    """With u = x_t / sqrt(alpha_bar), the state moves by sqrt(alpha_bar) times scale grad_u d^2."""
+    measurement, step = measure(), step_at(300)
+    ab = step.alpha_bar
+    assert 0.1 < ab < 0.9
+    grad_u = gradient(300, measurement, 2) * ab ** 0.5
+    torch.testing.assert_close(guidance(method, 300, measurement, scale=0.2, power=2, schedule="alpha_bar"),
+                               ab ** 0.5 * 0.2 * grad_u, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["ps", "ps+", "mcg", "dpps"])
+@pytest.mark.parametrize("respacing, factor", [("1000", 1.0), ("250", 4.0), ("10", 100.0)])
+def test_scale_transfers_from_the_full_process_to_few_steps(method, respacing, factor):
+    measurement, step = measure(), step_at(4, respacing)
+    rescaled, official = (get_conditioning_method(method, scale=0.3, rescale=rescale) for rescale in (True, False))
+    distance = measurement.distance(step.x0_hat)
+    assert rescaled.step_size(step, measurement, distance) == pytest.approx(0.3 * factor)
+    assert official.step_size(step, measurement, distance) == 0.3
 
 
 def test_the_papers_step_is_twice_the_codes():

@@ -77,7 +77,10 @@ class Recording:
         eta = self.config["ddim_eta"]
         self.sampler = create_sampler(**{**self.config["diffusion"], "sampler": "ddpm" if eta is None else "ddim",
                                          "eta": eta or 0.0})
-        self.method = get_conditioning_method(self.config["method"], **self.config["params"])
+        self.params = dict(self.config["params"])
+        if "scale" in self.params:                      # the official steps do not grow where they are fewer
+            self.params["rescale"] = False
+        self.method = get_conditioning_method(self.config["method"], **self.params)
 
     def draws(self, *purposes: str) -> list[torch.Tensor]:
         """The recorded draws of these purposes, one tensor (1, ...) per draw."""
@@ -117,7 +120,7 @@ def test_every_step(name, golden):
 def test_dpps_candidates(name, chunk, golden):
     """Number of candidates, every candidate's distance and the choice, at all steps but the last."""
     recording = Recording(name, golden)
-    recording.method = get_conditioning_method("dpps", **recording.config["params"], chunk=chunk)
+    recording.method = get_conditioning_method("dpps", **recording.params, chunk=chunk)
     scores = []
 
     def recorded_residual(*arguments):

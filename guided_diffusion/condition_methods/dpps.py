@@ -38,15 +38,15 @@ class PosteriorProximalSampling(ConditioningMethod):
         proximal: select; otherwise take a single draw, as DPS does.
         target: what candidates are compared with, "eps" (the authors' code) or "mean".
         chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold. Changes no result.
-        schedule, power, gamma: f_t and what is differentiated, as in `ps`; see `StepSize`.
+        schedule, power, gamma, rescale: f_t, what is differentiated, and fewer steps, as in `ps`; see `StepSize`.
     """
 
     needs_grad = True
 
     def __init__(self, scale: float = 1.0, max_candidates: int = 50, aligned_init: bool = True, adaptive: bool = True,
                  proximal: bool = True, target: Literal["eps", "mean"] = "eps", chunk: int | None = None,
-                 schedule: StepSchedule = "constant", power: float = 1.0, gamma: float = 0.99):
-        self.step_size = StepSize(self.name, scale, schedule, power, gamma)
+                 schedule: StepSchedule = "constant", power: float = 1.0, gamma: float = 0.99, rescale: bool = True):
+        self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale)
         self.max_candidates = max_candidates
         self.aligned_init, self.adaptive, self.proximal = aligned_init, adaptive, proximal
         self.target, self.chunk = target, chunk

@@ -8,6 +8,7 @@ from guided_diffusion.condition_methods.base import (
     grad_and_value,
     register_conditioning_method,
 )
+from guided_diffusion.condition_methods.step_size import StepSize
 from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import Measurement
 
@@ -23,16 +24,16 @@ class ManifoldConstraintGradient(ConditioningMethod):
 
     Args:
         scale: step size of the gradient of the norm (not of its square), 0 or more.
+        rescale: as in `ps`.
     """
 
     needs_grad = True
     needs_linear = True
 
-    def __init__(self, scale: float = 1.0):
-        self.scale = scale
-        self.require(scale >= 0, "scale", "0 or more")
+    def __init__(self, scale: float = 1.0, rescale: bool = True):
+        self.step_size = StepSize(self.name, scale, rescale=rescale)
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         grad, distance = grad_and_value(step, measurement.distance)
-        x = step.sample() - self.scale * grad
+        x = step.sample() - self.step_size(step, measurement, distance) * grad
         return measurement.operator.project(x, diffused_measurement(step, measurement.y)), distance

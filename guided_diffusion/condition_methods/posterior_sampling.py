@@ -20,17 +20,19 @@ class PosteriorSampling(ConditioningMethod):
 
     Args:
         scale: step size, 0 or more.
-        schedule: how it changes along the sampling, f_t: constant, linear, exponential or inverse_variance; see
-            `StepSize`.
+        schedule: how it changes along the sampling, f_t: constant, linear, exponential, inverse_variance or alpha_bar;
+            see `StepSize`.
         power: what is differentiated: 1 for the norm (the authors' code), 2 for its square (eq. 16).
         gamma: the factor per noise level of the exponential schedule.
+        rescale: `scale` is that of the full process, and fewer steps are larger; false for the authors' code, where
+            they are not.
     """
 
     needs_grad = True
 
     def __init__(self, scale: float = 1.0, schedule: StepSchedule = "constant", power: float = 1.0,
-                 gamma: float = 0.99):
-        self.step_size = StepSize(self.name, scale, schedule, power, gamma)
+                 gamma: float = 0.99, rescale: bool = True):
+        self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale)
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
@@ -56,13 +58,15 @@ class PosteriorSamplingPlus(ConditioningMethod):
         num_sampling: K, 1 or more.
         perturbation: width of the perturbation on the image scale of [-1, 1], 0 or more.
         centred: v_k uniform on [-1/2, 1/2) instead of the authors' [0, 1).
+        rescale: as in `ps`.
     """
 
     needs_grad = True
 
-    def __init__(self, scale: float = 1.0, num_sampling: int = 5, perturbation: float = 0.05, centred: bool = False):
-        self.scale, self.num_sampling, self.perturbation, self.centred = scale, num_sampling, perturbation, centred
-        self.require(scale >= 0, "scale", "0 or more")
+    def __init__(self, scale: float = 1.0, num_sampling: int = 5, perturbation: float = 0.05, centred: bool = False,
+                 rescale: bool = True):
+        self.step_size = StepSize(self.name, scale, rescale=rescale)
+        self.num_sampling, self.perturbation, self.centred = num_sampling, perturbation, centred
         self.require(num_sampling >= 1, "num_sampling", "1 or more")
         self.require(perturbation >= 0, "perturbation", "0 or more")
 
@@ -74,4 +78,4 @@ class PosteriorSamplingPlus(ConditioningMethod):
             return sum(measurement.distance(x0_hat + self.perturbation * v) for v in draws) / self.num_sampling
 
         grad, distance = grad_and_value(step, perturbed_distance)
-        return step.sample() - self.scale * grad, distance
+        return step.sample() - self.step_size(step, measurement, distance) * grad, distance

@@ -1,4 +1,5 @@
-"""How far DPS and DPPS follow the gradient of the measurement distance: the step sizes of DPS, appendix C."""
+"""How far a method follows the gradient of the measurement distance: the step sizes of DPS, appendix C, and fewer steps.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,23 +11,32 @@ from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import Measurement, Noise
 from util.errors import UserError
 
-StepSchedule = Literal["constant", "linear", "exponential", "inverse_variance"]
+StepSchedule = Literal["constant", "linear", "exponential", "inverse_variance", "alpha_bar"]
 
 
 @dataclass(frozen=True)
 class StepSize:
-    """The guidance zeta_t grad_{x_t} d^power with zeta_t = scale f_t, d the measurement distance of each image.
+    """The guidance zeta_t grad_{x_t} d^power with zeta_t = scale f_t N/n, d the measurement distance of each image.
 
         schedule           f_t                          DPS, appendix C.3 and table 5
         constant           1                            "constant"
         linear             1 - i/N                      "linear decay"
         exponential        gamma^i                      "exponential decay", gamma = 0.99
         inverse_variance   1 / sigma^2                  eq. 16, with power 2
+        alpha_bar          alpha_bar_t                  ours, with power 2
 
     i = N - 1 - t counts the noise levels passed since the noisiest one, t = N - 1, of the N = 1000 that the network was
     trained with, so steps decay towards the clean image: 1 at first, 1/N or gamma^(N - 1) = 4e-5 at last. (In the
-    paper's Algorithm 1 the letter i runs down from N - 1; its decay is meant along the sampling.) f depends on the
-    level and not on the number of steps taken before: a respaced process has the same step size at the same level.
+    paper's Algorithm 1 the letter i runs down from N - 1; its decay is meant along the sampling.)
+
+    A respaced process takes n of the N steps. Guidance is a drift next to that of the prior, which a step of n carries
+    N/n times as far; so must the guidance be carried, or few steps end far from y. `scale` is thus that of the full
+    process for every n. `rescale: false` leaves N/n out, as the authors' code does.
+
+    alpha_bar with power 2 is a step on the clean image: in u = x_t / sqrt(alpha_bar_t), which has its scale, the
+    guidance is scale sqrt(alpha_bar_t) grad_u d^2, a gradient step on u, brought back to the scale of x_t. Other than
+    that of the norm it shrinks with the residual, so images of any contrast agree with y alike; and other than the
+    constant one with power 2 it does not grow by 1/alpha_bar_t where there is much noise, so it is stable for few steps.
 
     sigma^2 is the noise model's variance on the scale of y, where it differs between entries its mean over the observed
     ones. With power 2 the gradient is that of the squared norm, 2 d grad d, and zeta' of the paper, which divides
@@ -38,6 +48,7 @@ class StepSize:
         scale: 0 or more.
         power: positive.
         gamma: of the exponential schedule, above 0 and at most 1.
+        rescale: whether a process of fewer steps takes larger ones, N/n.
 
     Raises:
         UserError: a value out of its range.
@@ -45,9 +56,10 @@ class StepSize:
 
     method: str
     scale: float
-    schedule: StepSchedule
-    power: float
-    gamma: float
+    schedule: StepSchedule = "constant"
+    power: float = 1.0
+    gamma: float = 0.99
+    rescale: bool = True
 
     def __post_init__(self):
         self._require(self.scale >= 0, "scale", "0 or more")
@@ -67,7 +79,7 @@ class StepSize:
     def __call__(self, step: Step, measurement: Measurement, distance: Tensor) -> float | Tensor:
         """What the gradient of d (`distance`, (B,)) is multiplied with: zeta_t power d^(power - 1), a number or
         (B, 1, 1, 1)."""
-        size = self.scale * self._factor(step, measurement)
+        size = self.scale * self._factor(step, measurement) * (step.stride if self.rescale else 1.0)
         if self.power != 1:
             size = size * self.power * distance.clamp_min(torch.finfo(distance.dtype).tiny) ** (self.power - 1)
         return size.view(-1, 1, 1, 1) if isinstance(size, Tensor) else size
@@ -79,5 +91,5 @@ class StepSize:
             observed = measurement.operator.observed(measurement.y)
             return observed.flatten(1).sum(1) / (observed * variance).flatten(1).sum(1)
         passed = step.num_train_steps - 1 - step.timestep
-        return {"constant": 1.0, "linear": 1 - passed / step.num_train_steps, "exponential": self.gamma ** passed
-                }[self.schedule]
+        return {"constant": 1.0, "linear": 1 - passed / step.num_train_steps, "exponential": self.gamma ** passed,
+                "alpha_bar": step.alpha_bar}[self.schedule]
