@@ -143,12 +143,16 @@ class HybridLoss(nn.Module):
 
     def forward(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Clean crops (B, 3, s, s), steps (B,), N(0, I) like x0 -> mean loss, mean squared error of eps (scalars)."""
+        squares, bits = self.terms(model, x0, index, noise)
+        simple = squares.mean()
+        return simple + self.vlb_weight * self.schedule.num_steps * bits.mean(), simple.detach()
+
+    def terms(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The same -> each image's mean squared error of eps, (B,), and term of the bound, bits per dimension, (B,)."""
         at = self.schedule.at
         x_t = at("sqrt_alphas_cumprod", index, x0) * x0 + at("sqrt_one_minus_alphas_cumprod", index, x0) * noise
         eps, variance = model(x_t, index).chunk(2, dim=1)
-        simple = (eps - noise).square().mean()
-        bits = self._bits(x0, x_t, index, eps.detach(), variance)
-        return simple + self.vlb_weight * self.schedule.num_steps * bits.mean(), simple.detach()
+        return (eps - noise).square().flatten(1).mean(1), self._bits(x0, x_t, index, eps.detach(), variance)
 
     def _bits(self, x0: Tensor, x_t: Tensor, index: Tensor, eps: Tensor, variance: Tensor) -> Tensor:
         """One term of the variational bound for each image, in bits per dimension: (B,)."""

@@ -35,7 +35,7 @@ RANKS = [                                           # the first pattern that fit
     ("util/markup.py", 0), ("util/report_data.py", 3), ("util/report_figures.py", 4), ("util/report_tables.py", 4),
     ("util/report_page.py", 5), ("util/report.py", 6),
     ("util/settings.py", 3), ("guided_diffusion/choices.py", 9),
-    ("sample_condition.py", 10), ("guided_diffusion/train.py", 11),
+    ("sample_condition.py", 10), ("guided_diffusion/train.py", 11), ("guided_diffusion/validate.py", 13),
 ]
 FORBIDDEN = [                                       # (importer, imported, why)
     ("util/*", "guided_diffusion/*", "util knows nothing of diffusion"),
