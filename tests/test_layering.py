@@ -12,6 +12,7 @@ PACKAGES = ("data", "guided_diffusion", "util")
 RANKS = [                                           # the first pattern that fits
     ("util/__init__.py", 0), ("data/__init__.py", 0), ("guided_diffusion/__init__.py", 0),
     ("util/errors.py", 0), ("util/logger.py", 0),
+    ("util/safe_yaml.py", 1),
     ("util/registry.py", 1), ("util/checkpoint.py", 1), ("util/command.py", 1), ("util/img_utils.py", 1),
     ("util/statistics.py", 1), ("util/weights.py", 1),
     ("util/arrays.py", 2), ("util/config.py", 2), ("util/image_pairs.py", 2), ("util/kernels.py", 2),

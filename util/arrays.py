@@ -6,6 +6,9 @@ import numpy as np
 from PIL import Image
 
 from util.errors import UserError
+from util.img_utils import FORMATS
+
+LARGEST_PICTURE = 2 ** 26                           # pixels
 
 
 def read_array(file: str, what: str) -> np.ndarray:
@@ -26,8 +29,10 @@ def read_array(file: str, what: str) -> np.ndarray:
             if array.dtype.kind not in "bufi":
                 raise ValueError(f"it holds {array.dtype} values, not real numbers")
             return array
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > LARGEST_PICTURE:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
             grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
             return np.asarray(image if grey else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise UserError(f"{what} '{file}' cannot be read ({error}); save it as a PNG or by numpy.save") from None

@@ -4,15 +4,15 @@ Only the structure is checked here; the parameters of a named thing (operator, n
 sampler) are checked against its signature when it is built.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from util.errors import UserError, did_you_mean
+from util.safe_yaml import ConfigLoader as ConfigLoader
+from util.safe_yaml import parse_yaml
 
+LARGEST_FILE = 2 ** 20                              # bytes of a YAML file
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECTIONS = {                                        # the fixed keys; any other section holds free parameters
     (): ("conditioning", "data", "diffusion", "measurement", "model"),
@@ -22,43 +22,6 @@ SECTIONS = {                                        # the fixed keys; any other 
 
 
 Key = tuple[str, ...]                               # where a value stands: ("measurement", "noise", "sigma")
-
-
-class ConfigLoader(yaml.SafeLoader):
-    """Plain YAML, plus the one Python tag in DPS's files (`!!python/tuple`), numbers such as 1e-3, and no key twice."""
-
-
-def _construct_mapping(loader: ConfigLoader, node: yaml.MappingNode) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(
-                problem=f"key {key!r} is no text; put it in quotes", problem_mark=key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                problem=f"key '{key}' stands twice in one section; keep one", problem_mark=key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-def _construct_unknown(loader: ConfigLoader, node: yaml.Node) -> None:
-    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-    raise yaml.constructor.ConstructorError(
-        problem=f"tag {tag} is refused, nothing was run; use plain YAML (or !!python/tuple)",
-        problem_mark=node.start_mark)
-
-
-ConfigLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-ConfigLoader.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
-ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple",
-                             lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
-ConfigLoader.add_constructor(None, _construct_unknown)
-ConfigLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"))
 
 
 @dataclass(frozen=True)
@@ -146,7 +109,9 @@ def read_yaml(path: str | Path, what: str = "configuration") -> dict[str, object
     """
     file = find_file(path, what)
     try:
-        tree = _parse(file.read_text(encoding="utf-8-sig"))
+        if (size := file.stat().st_size) > LARGEST_FILE:
+            raise UserError(f"{what} {path} has {size} bytes, expected at most {LARGEST_FILE}; is it the right file?")
+        tree = parse_yaml(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -154,21 +119,6 @@ def read_yaml(path: str | Path, what: str = "configuration") -> dict[str, object
     except ValueError as error:
         raise UserError(f"{what} {path}, {error}") from None
     return _mapping(tree, f"{path}: the top level")
-
-
-def _parse(text: str) -> object:
-    """YAML text -> value; ValueError "line 3: what is wrong"."""
-    try:
-        return yaml.load(text, Loader=ConfigLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise ValueError(f"line {mark.line + 1}: {error.problem or error.context}" if mark else str(error)) from None
-    except yaml.reader.ReaderError as error:
-        raise ValueError(f"position {error.position}: {error.reason}") from None
-    except RecursionError:
-        raise ValueError("line 1: nested too deeply") from None
-    except ValueError as error:                     # such as the date 2024-13-01
-        raise ValueError(f"some value: {error}") from None
 
 
 def load_config(model_config: str | Path, diffusion_config: str | Path, task_config: str | Path,
@@ -233,7 +183,7 @@ def _apply(tree: dict, override: str) -> tuple[Key, object]:
     if not equals or not all(keys):
         raise UserError(f"--set {override}: expected key.path=value, such as conditioning.params.scale=0.4")
     try:
-        value = _parse(text)
+        value = parse_yaml(text)
     except ValueError as error:
         raise UserError(f"--set {override}: {error}") from None
     for depth, key in enumerate(keys):

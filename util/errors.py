@@ -19,6 +19,11 @@ class StorageError(UserError):
     """
 
 
+def printable(text: object) -> str:
+    """Text fit for one line of a terminal: line breaks and control characters as \\n, \\x1b, ..."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def did_you_mean(word: object, choices: Iterable[str]) -> str:
     """Return "did you mean 'x'? choose from a, b, c" for a word that is none of `choices`."""
     choices = sorted(choices)

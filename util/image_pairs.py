@@ -24,6 +24,11 @@ class Pair:
     label: Path
 
 
+def is_file_name(text: str) -> bool:
+    """Whether a text may name a file in a folder, and none elsewhere."""
+    return text not in ("", ".", "..") and not any(mark in text for mark in "/\\\0")
+
+
 def pair_folders(restored: str | Path, labels: str | Path) -> tuple[list[Pair], list[str]]:
     """Pair the images of two folders by file name, the suffix aside (and subfolders included).
 
@@ -134,7 +139,7 @@ def read_table(folder: str | Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        if any(None in row or None in row.values() or Path(row["image"]).name != row["image"]
+        if any(None in row or None in row.values() or not is_file_name(row["image"])
                or not re.fullmatch(rf"\d+|{MEAN}", row["sample"]) for row in rows):
             raise ValueError
     except (OSError, KeyError, ValueError, csv.Error):

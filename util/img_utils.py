@@ -16,9 +16,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from util.errors import StorageError, UserError
+from util.errors import StorageError, UserError, printable
 
 PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")    # Pillow would run other programs for some others
+LARGEST_FILE = 2 ** 30                              # bytes
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ORIENTATION_TAG, TIFF_DEPTH_TAG = 0x0112, 258
 GRID_CELL = 256                                     # pixels of a picture in a grid: small ones are enlarged to about
@@ -126,6 +128,8 @@ def load_alpha(path: Path) -> Tensor | None:
 def _read(path: Path, decode: Callable[[bytes], Tensor | None]) -> Tensor | None:
     """decode(content of the file), with one UserError for whatever goes wrong."""
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError(f"the file has more than {LARGEST_FILE} bytes")
         content = path.read_bytes()
         if not content:
             raise ValueError("the file is empty")
@@ -136,11 +140,11 @@ def _read(path: Path, decode: Callable[[bytes], Tensor | None]) -> Tensor | None
     except Exception as error:      # decoders raise a dozen types for damaged files; none of them means success
         reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
         reason = "not an image, or a damaged one" if reason.startswith("cannot identify") else reason
-        raise UserError(f"cannot read image {path}: {reason[:120]}") from None
+        raise UserError(f"cannot read image {printable(path)}: {reason[:120]}") from None
 
 
 def _decode(content: bytes, crop: bool) -> Tensor:
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)           # loading a TIFF file forgets it
         image.load()
         if (levels := _deep_colour(content, image)) is not None:
@@ -164,7 +168,7 @@ def _decode(content: bytes, crop: bool) -> Tensor:
 
 
 def _decode_alpha(content: bytes) -> Tensor | None:
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if "A" not in image.getbands() and "transparency" not in image.info or image.mode.startswith("I"):
             return None
         alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))

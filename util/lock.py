@@ -17,6 +17,7 @@ except ImportError:                                 # not a POSIX system: what t
     fcntl = None
 
 LOCK_NAME = "run.lock"
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)             # a symbolic link in place of the lock is an error
 BEAT_SECONDS = 30                                   # between two signs of life, the file's time of modification
 VISIBLE_SECONDS = 90                                # until other machines see a file on a network disk, at most
 SILENCE_SECONDS = 120                               # after which a run on another machine is taken for dead
@@ -68,7 +69,7 @@ class FolderLock:
     def _open(self) -> int:
         """A descriptor of the locked file; its former holder may delete the file just before it is locked."""
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
             try:
                 self._acquire(file)
                 if self.path.exists() and os.path.samestat(os.fstat(file), self.path.stat()):

@@ -2,17 +2,21 @@
 progress bar."""
 
 import logging
+import re
 import sys
 
 from tqdm import tqdm
 
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")     # all but \n
+
 
 class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        text = UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), record.getMessage())
         if record.levelno < logging.WARNING:
-            tqdm.write(record.getMessage(), file=sys.stdout)
+            tqdm.write(text, file=sys.stdout)
         else:
-            tqdm.write(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+            tqdm.write(f"{record.levelname.lower()}: {text}", file=sys.stderr)
 
 
 def get_logger() -> logging.Logger:

@@ -13,14 +13,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 
-from util.errors import UserError
+from util.errors import UserError, printable
 from util.img_utils import write_atomically
 
 SUFFIX = ".npz"
+LARGEST_CONTENT = 2 ** 31                           # bytes of a file, unpacked
+LONGEST_NAME = 180                                  # bytes, as results have names that are longer
 FIELDS = ("y", "operator", "noise", "image_shape", "seed", "observed")
 
 
@@ -58,6 +61,9 @@ def read_measurement(path: Path) -> StoredMeasurement:
         UserError: the file is missing, damaged, or lacks one of the fields or has it in another form.
     """
     try:
+        with ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST_CONTENT:
+                raise ValueError(f"it unpacks to more than {LARGEST_CONTENT} bytes")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         y, shape = arrays["y"], arrays["image_shape"]
@@ -72,8 +78,9 @@ def read_measurement(path: Path) -> StoredMeasurement:
                                  _mapping(arrays, "noise"), int(arrays["seed"]), bool(arrays["observed"]), drawn)
     except KeyError as error:
         raise UserError(f"measurement {path} has no {error}; it needs {', '.join(FIELDS)}") from None
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile, AttributeError, MemoryError, RuntimeError,
+            ZlibError) as error:
+        reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"measurement {path} cannot be read: {reason[:160]}; --save_measurements writes such "
                         "files") from None
 
@@ -105,6 +112,10 @@ class MeasurementFolder:
             inside = self.folder / "measurements"
             hint = f"did you mean {inside}?" if inside.is_dir() else "--save_measurements writes them"
             raise UserError(f"--load_measurements {folder}: the folder holds no {SUFFIX} files; {hint}")
+        for name in self.names:
+            if len(name.encode(errors="replace")) > LONGEST_NAME or not name.isprintable() or name.startswith("."):
+                raise UserError(f"--load_measurements {folder}: '{printable(name)[:60]}' is no name for results; "
+                                f"rename the file, with at most {LONGEST_NAME} bytes and no control characters")
         self.settings = self.read(self.names[0]).settings
         for name in self.names[1:]:
             if self.read(name).settings != self.settings:

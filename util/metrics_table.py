@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from util.compute_metric import Metrics, Scores
+from util.image_pairs import is_file_name
 from util.img_utils import to_unit
 from util.statistics import Summary, describe
 
@@ -55,8 +55,10 @@ class Row:
     @classmethod
     def parse(cls, cells: dict[str, str]) -> "Row":
         """Read a line; ValueError or KeyError if it is not one of ours."""
-        if None in cells or None in cells.values() or Path(cells["image"]).name != cells["image"]:
+        if None in cells or None in cells.values() or not is_file_name(cells["image"]):
             raise ValueError(f"{cells['image']} is no image name, or has no whole line")
+        if not re.fullmatch(rf"\d{{1,9}}|{MEAN}", cells["sample"]):
+            raise ValueError(f"{cells['sample']} is no sample")
         if not re.fullmatch(rf"{OK}|diverged at step \d+", cells["status"]):
             raise ValueError(f"{cells['status']} is no status")
         return cls(cells["image"], cells["sample"], *(float(cells[column] or "nan") for column in NUMBERS),

@@ -12,6 +12,7 @@ import numpy as np
 
 from util.config import read_yaml
 from util.errors import UserError
+from util.image_pairs import is_file_name
 from util.logger import get_logger
 
 MEAN = "mean"                                       # the sample that is the mean of an image's posterior samples
@@ -116,17 +117,12 @@ def _read_rows(path: Path) -> list[Cells]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        if any(None in row or None in row.values() or not _is_name(row["image"]) or not _is_name(row["sample"])
+        if any(None in row or None in row.values() or not is_file_name(row["image"]) or not is_file_name(row["sample"])
                for row in rows):
             raise ValueError
     except (OSError, KeyError, ValueError, csv.Error):
         raise UserError(f"{path} is not the table of a run; move it away, or run with --overwrite") from None
     return rows
-
-
-def _is_name(text: str) -> bool:
-    """Whether a file name may begin with this text."""
-    return text not in ("", ".", "..") and not any(mark in text for mark in "/\\\0")
 
 
 def _read_facts(path: Path) -> dict[str, object]:

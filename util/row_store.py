@@ -86,6 +86,8 @@ class RowStore:
         file = self.folder / ROWS / f"{image}.csv"
         try:
             file.parent.mkdir(exist_ok=True)
+            if file.is_symlink():
+                file.unlink()
             file.touch()
         except OSError as error:
             raise StorageError(f"cannot write {file}: {error.strerror or error}") from None

@@ -87,6 +87,7 @@ class RunDirectory:
 
     def _open(self, overwrite: bool) -> None:
         try:
+            self._check_no_links()
             for folder in FOLDERS:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             for file in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp"), *self.path.glob("progress/*/.*.tmp")):
@@ -97,6 +98,14 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror or error}; "
                             "choose another folder with --save_dir") from None
+
+    def _check_no_links(self) -> None:
+        """UserError if a folder in here is a symbolic link: nothing is written or deleted elsewhere."""
+        for pattern in ("*", "progress/*"):
+            for path in self.path.glob(pattern):
+                if path.is_symlink() and path.is_dir():
+                    raise UserError(f"{path} is a symbolic link to another folder, which a run does not write to; "
+                                    "remove it, or choose another folder with --save_dir")
 
     def _bind(self) -> None:
         """Write config.yaml, after a comparison with the one that the results here were made with."""

@@ -1,0 +1,90 @@
+"""YAML that runs nothing and stays small: the reader of all configuration files."""
+
+import re
+
+import yaml
+
+MOST_VALUES = 100_000                               # in a file, aliases written out, or as many hundred characters
+MOST_LEVELS = 50
+UNFINISHED = -1, -1
+
+
+class ConfigLoader(yaml.SafeLoader):
+    """Plain YAML, plus the one Python tag in DPS's files (`!!python/tuple`), numbers such as 1e-3, and no key twice.
+
+    A text that is huge once its aliases are written out, or is nested too deeply, is a YAMLError.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The root of the text, checked before anything is constructed from it."""
+        try:
+            node = super().get_single_node()
+            if node is not None:
+                _measure(node, {})
+        except RecursionError:
+            raise yaml.constructor.ConstructorError(problem="nested too deeply", problem_mark=self.get_mark()) from None
+        return node
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values `node` holds with its aliases written out, and in how many levels; YAMLError for too many."""
+    if known.get(id(node)) == UNFINISHED:
+        raise yaml.constructor.ConstructorError(problem="recursive: it holds itself", problem_mark=node.start_mark)
+    if id(node) not in known:
+        known[id(node)] = UNFINISHED
+        children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else (
+            node.value if isinstance(node, yaml.SequenceNode) else [])
+        sizes = [_measure(child, known) for child in children]
+        own = 1 + len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 1
+        known[id(node)] = own + sum(count for count, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
+        for found, most, what in zip(known[id(node)], (MOST_VALUES, MOST_LEVELS), ("values", "levels"), strict=True):
+            if found > most:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"it holds more than {most} {what}, aliases written out", problem_mark=node.start_mark)
+    return known[id(node)]
+
+
+def _construct_mapping(loader: ConfigLoader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(
+                problem=f"key {key!r} is no text; put it in quotes", problem_mark=key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                problem=f"key '{key}' stands twice in one section; keep one", problem_mark=key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+def _construct_unknown(loader: ConfigLoader, node: yaml.Node) -> None:
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    raise yaml.constructor.ConstructorError(
+        problem=f"tag {tag} is refused, nothing was run; use plain YAML (or !!python/tuple)",
+        problem_mark=node.start_mark)
+
+
+ConfigLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+ConfigLoader.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
+ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple",
+                             lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
+ConfigLoader.add_constructor(None, _construct_unknown)
+ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"))
+
+
+def parse_yaml(text: str) -> object:
+    """YAML text -> value; ValueError "line 3: what is wrong"."""
+    try:
+        return yaml.load(text, Loader=ConfigLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ValueError(f"line {mark.line + 1}: {error.problem or error.context}" if mark else error.problem) from None
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"position {error.position}: {error.reason}") from None
+    except ValueError as error:                     # such as the date 2024-13-01
+        raise ValueError(f"some value: {error}") from None
