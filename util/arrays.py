@@ -1,5 +1,6 @@
 """Masks and kernels from files."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,14 @@ def read_array(file: str, what: str) -> np.ndarray:
             if array.dtype.kind not in "bufi":
                 raise ValueError(f"it holds {array.dtype} values, not real numbers")
             return array
-        with Image.open(path, formats=FORMATS) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+        with image:
             if image.width * image.height > LARGEST_PICTURE:
                 raise ValueError(f"it has {image.width} x {image.height} pixels")
             grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
             return np.asarray(image if grey else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError,
+            Image.DecompressionBombWarning) as error:
         raise UserError(f"{what} '{file}' cannot be read ({error}); save it as a PNG or by numpy.save") from None

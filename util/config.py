@@ -12,7 +12,7 @@ from util.errors import UserError, did_you_mean
 from util.safe_yaml import ConfigLoader as ConfigLoader
 from util.safe_yaml import parse_yaml
 
-LARGEST_FILE = 2 ** 20                              # bytes of a YAML file
+LARGEST_FILE = 2 ** 18                              # bytes of a YAML file
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECTIONS = {                                        # the fixed keys; any other section holds free parameters
     (): ("conditioning", "data", "diffusion", "measurement", "model"),
