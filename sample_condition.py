@@ -6,12 +6,16 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from shlex import quote
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)    # while the imports take their time, an interrupt just ends them
 
 import torch
 from torch import nn

@@ -8,13 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.test_cli import arguments, prior, run, save_image, workplace  # noqa: F401
+from tests.test_cli import arguments, prior, run, save_image, workplace
 from tests.test_resume import FOLDER, contents
 from util.config import REPOSITORY
-from util.distributed import ENVIRONMENT, Team, device_of
+from util.distributed import Team, device_of
 from util.errors import UserError
+from util.lock import hold
+from util.logger import get_logger
 
+FIXTURES = (prior, run, workplace)
 IMAGES = 5
 OPTIONS = ["--data", "photos", "--batch_size", "1"]
 
@@ -78,3 +82,66 @@ def test_several_processes_leave_what_one_does_and_survive_the_death_of_one(run,
     assert done
     assert run(*OPTIONS, *slow[:2], "--save_dir", "single")[0] == 1
     assert contents(photos / "two" / FOLDER) == contents(photos / "single" / FOLDER)
+
+
+def test_a_process_alone_is_a_team():
+    with Team() as team:
+        assert (team.rank, team.size, team.leads) == (0, 1, True)
+        assert list(team.share(3)) == [0, 1, 2]
+        assert team.first("word") and not team.first("word") and team.first("other")
+        team.publish("key", "text")
+        assert team.receive("key") == "text"
+        assert team.gather({"a": 1}, lambda: None) == [{"a": 1}]
+        assert team.choose_device(None).type in ("cpu", "cuda")
+
+
+def test_work_goes_to_whoever_is_free():
+    """Two members of a team that share a store: one takes two pieces, the other the rest, none both."""
+    first, second = Team(), Team()
+    second.store = first.store
+    quick, slow = first.share(5), second.share(5)
+    assert [next(slow), next(quick), next(quick), next(quick), next(slow)] == [0, 1, 2, 3, 4]
+    assert list(quick) == list(slow) == []
+
+
+def test_the_log_of_other_processes_keeps_to_warnings_and_names_the_rank(capsys):
+    first, second = Team(), Team()
+    second.store, second.rank = first.store, 1
+    said = {}
+    for team in (first, second):
+        get_logger().addFilter(team._keep)
+        get_logger().info("hello")
+        get_logger().warning("both see this")
+        get_logger().warning(f"only {team.rank}")
+        get_logger().removeFilter(team._keep)
+        said[team.rank] = capsys.readouterr()
+    assert said[0].out == "hello\n" and said[1].out == ""
+    assert said[0].err == "warning: both see this\nwarning: only 0\n"
+    assert said[1].err == "warning: rank 1: only 1\n"
+
+
+def test_a_gpu_cannot_be_chosen_for_all_processes():
+    team = Team()
+    team.device = torch.device("cpu")
+    assert team.choose_device(None) == torch.device("cpu")
+    with pytest.raises(UserError, match="--gpu 0.*CUDA_VISIBLE_DEVICES"):
+        team.choose_device(0)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_of(1) == torch.device("cuda:1")
+    with pytest.raises(UserError, match="2 GPUs.*--nproc_per_node=2"):
+        device_of(2)
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("util.lock.VISIBLE_SECONDS", 0.3)
+    first, second = Team(), Team()
+    second.store, second.rank = first.store, 1
+    with hold(tmp_path / "a", first):
+        with hold(tmp_path / "a", second):
+            pass
+        with pytest.raises(UserError, match="same folder on all machines.*shared disk"), hold(tmp_path / "b", second):
+            pass

@@ -1,22 +1,29 @@
 """A run that is killed at any moment, and continued, leaves what an uninterrupted one leaves."""
 
 import csv
+import errno
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from tests.test_cli import arguments, prior, run, save_image, workplace  # noqa: F401
+from tests.test_cli import arguments, prior, run, save_image, workplace
 from util.checkpoint import fingerprint
 from util.config import REPOSITORY
+from util.errors import UserError
 from util.img_utils import write_atomically
+from util.lock import SILENCE_SECONDS, FolderLock
 from util.run_dir import TEMPORARY_FILE
 
+FIXTURES = (prior, run, workplace)
 FOLDER = "super_resolution/dpps"
 KILLS = 20
 DRIVER = """
@@ -90,3 +97,167 @@ def test_runs_killed_at_twenty_moments_end_like_one_that_was_not(prior, workplac
         killed = contents(workplace / f"killed{kill}" / FOLDER)
         assert killed.keys() == whole.keys()
         assert killed == whole, [name for name in whole if whole[name] != killed[name]]
+
+
+def break_file(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "truncated": content[:-5], "half": content[:len(content) // 2],
+                      "damaged": content[:-30] + bytes(255 - byte for byte in content[-30:-29]) + content[-29:]}[how])
+
+
+@pytest.mark.parametrize("file, how", [
+    ("recon/chelsea_1.png", "empty"), ("recon/chelsea_1.png", "truncated"), ("recon/chelsea_mean.png", "half"),
+    ("recon/chelsea_0.png", "damaged"), ("input/chelsea.png", "damaged"), ("label/chelsea.png", "truncated"),
+    ("std/chelsea.png", "half"), ("measurements/chelsea.npz", "empty"), ("measurements/chelsea.npz", "truncated"),
+    ("measurements/chelsea.npz", "damaged"), ("trajectories/chelsea.csv", "empty"),
+])
+def test_an_image_with_a_damaged_file_is_done_again(run, file, how):
+    options = ["--num_samples", "2", "--save_measurements", "--set", "diffusion.timestep_respacing=1"]
+    assert run(*options)[0] == 0
+    whole = contents(Path("results") / FOLDER)
+    break_file(Path("results") / FOLDER / file, how)
+    status, out, _ = run(*options)
+    assert status == 0 and "2 finished before" in out
+    assert contents(Path("results") / FOLDER) == whole
+
+
+@pytest.mark.parametrize("cut", [1, 30, 4000])
+def test_a_table_with_a_torn_line_loses_that_line_only(run, cut):
+    assert run()[0] == 0
+    whole, table = contents(Path("results") / FOLDER), Path("results") / FOLDER / "metrics.csv"
+    table.write_bytes(table.read_bytes()[:-cut])
+    status, out, _ = run()
+    assert status == 0
+    assert "2 finished before" in out or cut > 1000
+    assert contents(Path("results") / FOLDER) == whole
+
+
+def test_a_limit_that_grows_keeps_what_is_there_in_the_order_of_the_data(run):
+    assert run("--limit", "2", "--batch_size", "1")[0] == 0
+    (Path("results") / FOLDER / "recon" / "astronaut.png").unlink()
+    status, out, _ = run("--batch_size", "1")
+    assert status == 0 and "1 finished before" in out
+    assert run("--save_dir", "whole", "--batch_size", "1")[0] == 0
+    assert contents(Path("results") / FOLDER) == contents(Path("whole") / FOLDER)
+
+
+def test_a_run_killed_before_its_summary_writes_it(run):
+    assert run("--limit", "1")[0] == 0
+    assert run()[0] == 0
+    folder = Path("results") / FOLDER
+    whole = contents(folder)
+    (folder / "rows").mkdir()                       # as long as it is there, summary and grid may be of other rows
+    (folder / "summary.json").write_text("{}")
+    assert run()[0] == 0
+    assert contents(folder) == whole
+
+
+def test_another_run_in_the_folder_says_so_and_leaves(run, workplace):
+    with FolderLock(workplace / "results" / FOLDER):
+        status, out, err = run("--overwrite")
+        assert status == 2 and out == "" and len(err.splitlines()) == 1
+        assert f"process {os.getpid()} on {socket.gethostname()}" in err and "another run is at work" in err
+        assert [f.name for f in (workplace / "results").rglob("*") if f.is_file()] == ["run.lock"]
+    assert run()[0] == 0
+    assert not (workplace / "results" / FOLDER / "run.lock").exists()
+
+
+def test_a_lock_of_a_dead_process_holds_nobody_up(tmp_path):
+    (tmp_path / "run.lock").write_text(f"{os.getpid()} {socket.gethostname()}\n")       # its number is in use again
+    with FolderLock(tmp_path):
+        assert (tmp_path / "run.lock").read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_another_machine_is_trusted_until_it_falls_silent(tmp_path):
+    lock = tmp_path / "run.lock"
+    lock.write_text("123 elsewhere\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"process 123 on elsewhere.*delete .*run.lock"):
+            FolderLock(tmp_path).__enter__()
+    long_ago = time.time() - SILENCE_SECONDS - 1
+    os.utime(lock, (long_ago, long_ago))
+    with FolderLock(tmp_path):
+        assert str(os.getpid()) in lock.read_text()
+
+
+def test_without_locks_of_the_file_system_the_process_decides(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("util.lock.fcntl.flock", refuse)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for pid, free in ((os.getppid(), False), (dead.pid, True)):
+        (tmp_path / "run.lock").write_text(f"{pid} {socket.gethostname()}\n")
+        if free:
+            with FolderLock(tmp_path):
+                pass
+        else:
+            with pytest.raises(UserError, match=f"process {pid}"):
+                FolderLock(tmp_path).__enter__()
+
+
+def test_temporaries_of_a_killed_run_are_removed_and_only_those(run, workplace, monkeypatch):
+    assert run()[0] == 0
+    folder = workplace / "results" / FOLDER
+    names = []
+    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: names.append(self))
+    for place in (folder, folder / "recon", folder / "progress" / "coffee"):
+        for name in ("a.png", "metrics.csv", "config.yaml"):
+            write_atomically(place / name, b"x")
+    monkeypatch.undo()
+    assert len(names) == 9 and all(TEMPORARY_FILE.fullmatch(name.name) for name in names)
+    mine = [folder / ".notes.tmp", folder / "recon" / ".a.png.tmp", folder / "a.png.12.tmp"]
+    for file in (*mine, *names):
+        file.write_text("x")
+    os.chdir(workplace)
+    assert run()[0] == 0
+    assert all(file.exists() for file in mine) and not any(name.exists() for name in names)
+
+
+def test_another_network_under_the_same_name_is_noticed(run, prior, workplace):
+    model = yaml.safe_load((prior / "model.yaml").read_text())
+    weights = torch.load(model["model_path"], weights_only=True)
+    torch.save(weights, workplace / "mine.pt")
+    options = ["--set", f"model.model_path={workplace / 'mine.pt'}", "--limit", "1"]
+    assert run(*options)[0] == 0
+    assert run(*options)[0] == 0
+    torch.save({name: value * 1.001 for name, value in weights.items()}, workplace / "mine.pt")
+    status, _, err = run(*options)
+    assert status == 2 and "checkpoint (" in err and fingerprint(workplace / "mine.pt") in err
+
+
+def test_all_that_differs_is_listed(run):
+    assert run("--limit", "1")[0] == 0
+    changes = {"measurement.noise.sigma": (0.05, 0.1), "conditioning.params.scale": (1.0, 2.0),
+               "diffusion.timestep_respacing": (3, 4), "measurement.operator.scale_factor": (4, 2)}
+    status, _, err = run("--seed", "7", "--num_samples", "2",
+                         *(part for key, (_, new) in changes.items() for part in ("--set", f"{key}={new}")))
+    assert status == 2
+    for key, (old, new) in {**changes, "seed": (0, 7), "num_samples": (1, 2)}.items():
+        assert f"{key} ({old} there, {new} now)" in err
+
+
+def test_overwriting_deletes_what_killed_runs_and_other_commands_wrote(run, workplace):
+    assert run("--progress", "1", "--num_samples", "2", "--save_measurements")[0] == 0
+    folder = workplace / "results" / FOLDER
+    (folder / "rows").mkdir()
+    (folder / "rows" / "begun.csv").touch()
+    written = ["recon/begun_0.png", "input/begun.png", "progress/begun_1/x_0002.png", "scores.json", "scores.csv",
+               "trajectories/begun.csv"]
+    kept = ["notes.txt", "recon/mine.png", "progress/begun_1/mine.png", "label/astronaut_0.png"]
+    for name in (*written, *kept):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    assert run("--overwrite", "--limit", "1")[0] == 0
+    files = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
+    assert files == {*kept, "metrics.csv", "summary.json", "config.yaml", "grid.png", "trajectories/astronaut.csv",
+                     *(f"{place}/astronaut.png" for place in ("input", "label", "recon"))}
+
+
+def test_results_without_their_configuration_are_not_continued(run):
+    assert run("--limit", "1")[0] == 0
+    (Path("results") / FOLDER / "config.yaml").unlink()
+    status, _, err = run("--limit", "1")
+    assert status == 2 and "config.yaml is missing" in err and "--overwrite" in err
