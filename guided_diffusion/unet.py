@@ -232,9 +232,10 @@ class UNetModel(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Noisy images (B, 3, H, W), their timesteps (B,) and labels (B,) -> (B, out_channels, H, W)."""
-        with torch.autocast(x.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            h = self._forward(x, timesteps, y)
-        return h if self.autocast_dtype is None else h.float()
+        if self.autocast_dtype is None:
+            return self._forward(x, timesteps, y)
+        with torch.autocast(x.device.type, dtype=self.autocast_dtype):
+            return self._forward(x, timesteps, y).float()
 
     def _forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
