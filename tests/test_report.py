@@ -410,6 +410,7 @@ def test_ticks_are_few_and_begin_at_or_below_the_lowest_value(low, high):
     ticks = round_numbers(low, high)
     assert 1 <= len(ticks) <= 7
     assert ticks == sorted(set(ticks)) and ticks[0] <= low and ticks[-1] <= high
+    assert ticks[0] > 0.7 * low or high / low > 10                  # a narrow range is not lost in a wide axis
 
 
 def test_markup_escapes_whatever_is_not_markup():

@@ -24,6 +24,7 @@ LARGEST_SIDE = 1024                                 # pixels of a picture in the
 EMBEDDED = 48 * 2 ** 20                             # bytes of pictures inside the page; further ones lie beside it
 CROP = 0.25                                         # of the shorter side
 PLOT = (720, 300, 56, 12, 16, 40)                   # width, height, margins left, right, top, bottom
+FACTORS = ((1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9), (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,))
 COLOURS = 8                                         # of lines, in report.css
 
 Crop = tuple[float, float, float]                   # left / width, top / height, side / shorter side
@@ -149,8 +150,8 @@ def plot(curves: Mapping[str, Curve], colours: Mapping[str, int], label: str) ->
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """At most seven numbers 1, 2 or 5 times a power of ten: the last one up to `low`, and those up to `high`."""
-    for factors in ((1, 2, 5), (1,)):
+    """At most seven round numbers, as fine as that allows: the last one up to `low`, and those up to `high`."""
+    for factors in FACTORS:
         found = [float(f"{m}e{e}") for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
                  for m in factors]
         found = [max(n for n in found if n <= low), *(n for n in found if low < n <= high)]
