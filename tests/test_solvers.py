@@ -42,6 +42,8 @@ MADE_FOR = [                                        # task, method, parameters, 
     ("gauss", "total_variation", {"weight": 0.01, "after": "wiener", "after_params": {"balance": 0.05}}, 1.0),
     ("motion", "wiener", {"balance": 0.3}, 0.3),
     ("motion", "richardson_lucy", {"num_iter": 10}, 1.0),
+    ("motion", "tikhonov", {"balance": 0.03}, 2.0),
+    ("gauss", "tikhonov", {"balance": 0.03}, 1.0),
     ("box", "biharmonic", {}, 1.8),
     ("box", "biharmonic", {"tv_weight": 0.01}, 2.1),
     ("random", "biharmonic", {}, 8.0),
@@ -121,6 +123,18 @@ def test_the_pseudo_inverse_reproduces_the_measurement():
     torch.testing.assert_close(quiet.operator(restore(quiet, "pinv")), quiet.y, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("task", ["motion", "sr", "random"])
+def test_tikhonov_minimises_what_it_says(task):
+    """At the minimum A^T (A x - y) + balance D^T D x = 0; the last term by differences with zero flux at the border."""
+    _, measurement, _ = measure(task, ("chelsea",), size=48)
+    quiet = Measurement(measurement.operator, measurement.noiser, 0.3 * measurement.y)          # far from the clipping
+    x = restore(quiet, "tikhonov", balance=0.05)
+    across, down = (torch.nn.functional.pad(x.diff(dim=dim), pad) for dim, pad in [(-1, (1, 1)), (-2, (0, 0, 1, 1))])
+    penalty = -across.diff(dim=-1) - down.diff(dim=-2)
+    gradient = quiet.operator.transpose(quiet.operator(x) - quiet.y) + 0.05 * penalty
+    assert gradient.norm() < 2e-4 * quiet.operator.transpose(quiet.y).norm()
+
+
 def test_wiener_inverts_a_symmetric_blur_up_to_the_border():
     """On the periodic extension by reflection the blur is a circular convolution, so nothing is lost at the border."""
     operator = get_operator("gaussian_blur", kernel_size=9, intensity=0.8)
@@ -184,8 +198,8 @@ def test_a_method_serves_an_operator_or_refuses_it_with_a_sentence(name, operato
     serves = {"wiener": ("gaussian_blur", "motion_blur"), "richardson_lucy": ("gaussian_blur", "motion_blur"),
               "biharmonic": ("inpainting",)}.get(name, tuple(OPERATOR_EXAMPLES))
     method = get_conditioning_method(name)
-    if name == "pinv" and not isinstance(built, LinearOperator):
-        with pytest.raises(UserError, match=f"'pinv' needs a linear operator, found '{operator}'"):
+    if name in ("pinv", "tikhonov") and not isinstance(built, LinearOperator):
+        with pytest.raises(UserError, match=f"'{name}' needs a linear operator, found '{operator}'"):
             method.check(built)
         return
     if operator not in serves:
@@ -210,6 +224,7 @@ def test_a_method_serves_an_operator_or_refuses_it_with_a_sentence(name, operato
     ("non_local_means", {"patch_size": 0}, "patch_size is 0"),
     ("non_local_means", {"patch_distance": 0}, "patch_distance is 0"),
     ("wiener", {"balance": 0}, "balance is 0, expected more than 0"),
+    ("tikhonov", {"balance": 0}, "balance is 0, expected more than 0"),
     ("richardson_lucy", {"num_iter": 0}, "num_iter is 0, expected 1 or more"),
     ("biharmonic", {"tv_weight": -0.1}, "tv_weight is -0.1"),
     ("lift", {"scale": 1.0}, "takes no parameters"),

@@ -8,6 +8,7 @@ from guided_diffusion.solvers.classical import (
     NonLocalMeans,
     PseudoInverse,
     RichardsonLucy,
+    Tikhonov,
     TotalVariation,
     Wiener,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "NonLocalMeans",
     "PseudoInverse",
     "RichardsonLucy",
+    "Tikhonov",
     "TotalVariation",
     "Wiener",
 ]

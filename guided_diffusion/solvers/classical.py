@@ -1,10 +1,11 @@
-"""Classical baselines, each an algorithm of scikit-image: no prior, no training, nothing random."""
+"""Classical baselines, by scikit-image or conjugate gradients: no prior, no training, nothing random."""
 
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from skimage.restoration import (
     denoise_nl_means,
     denoise_tv_chambolle,
@@ -12,8 +13,9 @@ from skimage.restoration import (
     richardson_lucy,
     wiener,
 )
+from torch import Tensor
 
-from guided_diffusion.measurements.base import Measurement, Noise, Operator
+from guided_diffusion.measurements.base import LinearOperator, Measurement, Noise, Operator
 from guided_diffusion.measurements.blur import Blur
 from guided_diffusion.measurements.inpainting import InpaintingOperator
 from guided_diffusion.method import CONDITIONING_METHODS, register_conditioning_method
@@ -39,11 +41,47 @@ class PseudoInverse(ClassicalRestorer):
         return to_arrays(measurement.operator.pinv(measurement.y))
 
 
+class Penalised(LinearOperator):
+    """x -> (A x, sqrt(balance) D x), D the differences of neighbouring pixels: (B, C, H, W) -> (B, m)."""
+
+    def __init__(self, operator: LinearOperator, balance: float):
+        super().__init__()
+        self.operator, self.weight, self.image_shape = operator, math.sqrt(balance), operator.image_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.operator(x), self.weight * x.diff(dim=-1), self.weight * x.diff(dim=-2)
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+@register_conditioning_method("tikhonov")
+class Tikhonov(ClassicalRestorer):
+    """argmin_x ||y - A x||^2 + balance ||D x||^2, D the differences of neighbouring pixels, by conjugate gradients.
+
+    Tikhonov & Arsenin (1977), "Solutions of ill-posed problems". It is the Wiener filter of `wiener` for any linear
+    operator with any border.
+
+    Args:
+        balance: noise over signal, above 0; larger is smoother.
+    """
+
+    needs_linear = True
+
+    def __init__(self, balance: float = 0.03):
+        self.balance = balance
+        self.require(balance > 0, "balance", "more than 0")
+
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        penalised = Penalised(measurement.operator, self.balance)
+        nothing = penalised(measurement.y.new_zeros(measurement.image_shape))
+        y = measurement.y.flatten(1)
+        return to_arrays(penalised.pinv(torch.cat([y, nothing[:, y.shape[1]:]], dim=1), rcond=1e-4))
+
+
 class Denoiser(ClassicalRestorer):
     """A denoiser, applied to what another classical restorer makes of the measurement.
 
     Args:
-        after: that restorer: lift, pinv, wiener, richardson_lucy, biharmonic, ...
+        after: that restorer: lift, pinv, tikhonov, wiener, richardson_lucy, biharmonic, ...
         after_params: its parameters.
     """
 
