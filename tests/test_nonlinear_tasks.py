@@ -13,8 +13,8 @@ from tests.test_cli import prior, run, workplace
 from tests.test_nonlinear_blur import checkpoint, official_shapes, weights
 from util.compute_metric import Scores, psnr, ssim
 from util.config import REPOSITORY
-from util.img_utils import load_image
 from util.console import log_table
+from util.img_utils import load_image
 from util.run_dir import Outcome, RunDirectory
 
 FIXTURES = (prior, run, workplace, checkpoint, official_shapes, weights)

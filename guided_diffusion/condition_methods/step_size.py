@@ -1,5 +1,4 @@
-"""How far a method follows the gradient of the measurement distance: the step sizes of DPS, appendix C, and fewer steps.
-"""
+"""How far a method follows the gradient of the measurement distance: the step sizes of DPS, appendix C, and ours."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +35,7 @@ class StepSize:
     alpha_bar with power 2 is a step on the clean image: in u = x_t / sqrt(alpha_bar_t), which has its scale, the
     guidance is scale sqrt(alpha_bar_t) grad_u d^2, a gradient step on u, brought back to the scale of x_t. Other than
     that of the norm it shrinks with the residual, so images of any contrast agree with y alike; and other than the
-    constant one with power 2 it does not grow by 1/alpha_bar_t where there is much noise, so it is stable for few steps.
+    constant one with power 2 it does not grow by 1/alpha_bar_t where there is much noise, so few steps are stable.
 
     sigma^2 is the noise model's variance on the scale of y, where it differs between entries its mean over the observed
     ones. With power 2 the gradient is that of the squared norm, 2 d grad d, and zeta' of the paper, which divides
