@@ -40,7 +40,6 @@ class FolderLock:
     def __init__(self, folder: Path):
         self.path = folder / LOCK_NAME
         self.released = threading.Event()
-
         self.owner = f"{os.getpid()} {socket.gethostname()}"
 
     def __enter__(self) -> "FolderLock":
