@@ -32,7 +32,7 @@ from guided_diffusion.restoring import Plan, Report, Restorer, Task
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
-from util.command import Parser, positive
+from util.command import PRECISIONS, Parser, positive
 from util.compute_metric import Metrics
 from util.config import Choice, Config, find_file, load_config
 from util.console import device_name, environment, log_table
@@ -47,7 +47,6 @@ from util.registry import Registry, check_arguments
 from util.run_dir import RunDirectory, run_path
 from util.signals import Terminated, catch_signals
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}     # of the network alone; everything else is float32
 DEFAULT_BATCH_PIXELS = 4 * 128 ** 2                 # images per batch by default: 4 of 128 x 128, 1 of 256 x 256
 
 logger = get_logger()

@@ -8,6 +8,8 @@ import torch
 
 from util.errors import UserError, did_you_mean
 
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}     # of the network alone; everything else is float32
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are `UserError`s, with the nearest spelling of unknown options."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.dataloader import DATASETS
-from util.command import Parser, natural, positive
+from util.command import PRECISIONS, Parser, natural, positive
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
@@ -37,6 +37,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_dir", help="where results go; default ./results/tables/<name of the table>")
     add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
     add("--batch_size", type=positive, metavar="N", help="images restored together")
+    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the network; default %(default)s")
     add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
     add("--gpu", type=natural, metavar="N", help="index of the GPU")
     add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; nothing is fetched then")
@@ -51,7 +52,7 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
     """A job per run of the table, under `folder`; UserError where a configuration or the images cannot be had."""
     spec = table.spec
     options = Options(args.data or spec.data, args.seed, args.limit or spec.limit, spec.num_samples, args.batch_size,
-                      args.gpu, args.nproc, args.overwrite, args.weights_dir)
+                      args.gpu, args.nproc, args.overwrite, args.weights_dir, args.precision)
     WeightStore(args.weights_dir)                   # complains about a folder that is not there
     jobs = []
     for run in table.runs:

@@ -206,8 +206,8 @@ def _circumstances(table: PaperTable, entries: Sequence[Entry]) -> str:
         text += (f"\nSeed {options.seed}; images: {options.data or 'as each task file says'}, "
                  f"{max(len(job.names) for job in jobs)} asked for; samples per image: {options.num_samples}"
                  f"{' (the one of lowest measurement error counts)' * (options.num_samples > 1)}; "
-                 f"prior: {jobs[0].run.model_config} ({model.get('model_path')}); device: {', '.join(device)}.\n\nRuns:"
-                 "\n\n" + "".join(f"- {_settings(table, job)}\n" for job in jobs))
+                 f"prior: {jobs[0].run.model_config} ({model.get('model_path')}), network in {options.precision}; "
+                 f"device: {', '.join(device)}.\n\nRuns:\n\n" + "".join(f"- {_settings(table, job)}\n" for job in jobs))
     return text
 
 

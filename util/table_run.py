@@ -36,6 +36,7 @@ class Options:
     nproc: int = 1
     overwrite: bool = False
     weights_dir: str | None = None
+    precision: str = "fp32"
 
     def arguments(self) -> list[str]:
         """The options of `sample_condition.py`."""
@@ -43,7 +44,7 @@ class Options:
                  "weights_dir": self.weights_dir}
         parts = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
         return [*parts, "--seed", str(self.seed), "--num_samples", str(self.num_samples),
-                *["--overwrite"] * self.overwrite]
+                "--precision", self.precision, *["--overwrite"] * self.overwrite]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from data.dataloader import DATASETS
-from util.command import Parser, natural, positive
+from util.command import PRECISIONS, Parser, natural, positive
 from util.config import ConfigLoader, find_file, read_yaml
 from util.errors import UserError
 from util.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid, result_of
@@ -57,6 +57,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_dir", metavar="FOLDER", help="where the runs go; default ./results/tune/<name of the task file>")
     add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
     add("--batch_size", type=positive, metavar="N", help="images restored together")
+    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the network; default %(default)s")
     add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
     add("--gpu", type=natural, metavar="N", help="index of the GPU")
     add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
@@ -74,7 +75,7 @@ def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[
         config = run.load(args.data)
         images = DATASETS.build(config.data.name, **config.data.params)
         options = Options(args.data, args.seed, args.limit, args.samples, args.batch_size, args.gpu, args.nproc,
-                          weights_dir=args.weights_dir)
+                          weights_dir=args.weights_dir, precision=args.precision)
         job = Job(run, config, images.names[:args.limit], folder / point.name, options)
         jobs.append(job.replacing() if args.overwrite else job)
     return jobs
