@@ -42,6 +42,7 @@ CASES = {                                       # id -> (name, parameters), size
     "extreme": (inpainting("extreme"), [(16, 16), (13, 17)]),
     "gaussian_fft": (("gaussian_blur", {"kernel_size": 9, "intensity": 1.0, "convolution": "fft"}),
                      [(16, 16), (13, 17)]),
+    "gaussian_matrices": (("gaussian_blur", {"kernel_size": 9, "intensity": 1.0}), [(16, 16), (13, 17)]),
     "gaussian_direct": (("gaussian_blur", {"kernel_size": 5, "intensity": 3.0, "convolution": "direct"}),
                         [(16, 16), (3, 8)]),
     "motion_fft": (("motion_blur", {"kernel_size": 9, "intensity": 0.5, "convolution": "fft"}), [(16, 16), (13, 17)]),
@@ -144,6 +145,18 @@ def test_fft_equals_direct_convolution(name, size):
     assert direct.direct and not fft.direct
     torch.testing.assert_close(fft(x), direct(x), rtol=0, atol=1e-5)
     torch.testing.assert_close(fft.transpose(x), direct.transpose(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 61])
+def test_one_matrix_per_axis_equals_direct_convolution(kernel_size):
+    x = normal(3, 3, 64, 51)
+    direct, separable, tall = (
+        prepared("gaussian_blur", {"kernel_size": kernel_size, "intensity": 1.5, "convolution": method}, size)
+        for method, size in (("direct", (64, 51)), ("auto", (64, 51)), ("auto", (260, 51))))
+    assert separable.separable and not direct.separable and not tall.separable
+    torch.testing.assert_close(separable(x), direct(x), rtol=0, atol=1e-13)
+    torch.testing.assert_close(separable.transpose(x), direct.transpose(x), rtol=0, atol=1e-13)
+    torch.testing.assert_close(separable.forward_many(torch.stack([x, 2 * x]))[1], 2 * direct(x), rtol=0, atol=1e-13)
 
 
 def test_auto_takes_the_fft_for_all_but_small_kernels():

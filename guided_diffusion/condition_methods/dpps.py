@@ -14,6 +14,7 @@ from guided_diffusion.measurements.base import LinearOperator, Measurement, Nois
 from util.seeding import ImageRandomness
 
 CHUNK_ELEMENTS = 2 ** 25                            # of candidates scored at once: 128 MiB per float32 tensor
+CHUNK_ELEMENTS_ON_CPU = 2 ** 19                     # 2 MiB, which caches hold: larger chunks took longer
 
 
 @register_conditioning_method("dpps")
@@ -37,7 +38,8 @@ class PosteriorProximalSampling(ConditioningMethod):
         adaptive: n as above; otherwise n = max_candidates at every step.
         proximal: select; otherwise take a single draw, as DPS does.
         target: what candidates are compared with, "eps" (the authors' code) or "mean".
-        chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold. Changes no result.
+        chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold (on the CPU 2 MiB).
+            Changes no result.
         schedule, power, gamma, rescale: f_t, what is differentiated, and fewer steps, as in `ps`; see `StepSize`.
     """
 
@@ -87,7 +89,8 @@ class PosteriorProximalSampling(ConditioningMethod):
         if n == 1:
             return step.randomness.randn_like(mean)
         residual = self.residual(mean, step, measurement)
-        chunk = self.chunk or max(1, CHUNK_ELEMENTS // mean.numel())
+        elements = CHUNK_ELEMENTS_ON_CPU if mean.device.type == "cpu" else CHUNK_ELEMENTS
+        chunk = self.chunk or max(1, elements // mean.numel())
         best_z = torch.zeros_like(mean)
         best_score = mean.new_full((len(mean),), math.inf)
         for first in range(0, n, chunk):

@@ -40,6 +40,7 @@ class GoproBlurOperator(Operator):
         self.frames, self.kernel_size, self.intensity = frames, kernel_size, intensity
         self.radius = kernel_size // 2
         self.register_drawn("shifts", torch.float64)                                               # (B, M, 2)
+        self._paths: tuple[Tensor | None, list] = None, []      # shifts, and their values, read from the device once
 
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw a path per image of `shape` (B, C, H, W).
@@ -72,11 +73,18 @@ class GoproBlurOperator(Operator):
         """(n, B, C, H, W) -> the same shape."""
         light = ((x + 1) / 2).clamp_min(0) ** GAMMA
         light = F.pad(light.flatten(0, 1), (self.radius,) * 4, mode="reflect").unflatten(0, x.shape[:2])
-        paths = self.shifts.tolist()
         mean = torch.stack([sum(self._shift(image, *shift) for shift in path) / self.frames
-                            for image, path in zip(light.unbind(1), paths, strict=True)], dim=1)
+                            for image, path in zip(light.unbind(1), self._shift_values(), strict=True)], dim=1)
         lit = mean > 0
         return 2 * torch.where(lit, torch.where(lit, mean, 1) ** (1 / GAMMA), 0) - 1
+
+    def _shift_values(self) -> list[list[list[float]]]:
+        """The shifts as numbers, kept until others are drawn."""
+        shifts, values = self._paths
+        if shifts is not self.shifts:
+            values = self.shifts.tolist()
+            self._paths = self.shifts, values
+        return values
 
     def _shift(self, padded: Tensor, down: float, right: float) -> Tensor:
         """The image inside `padded` (n, C, H + 2 r, W + 2 r), seen from a camera moved by this much: (n, C, H, W)."""

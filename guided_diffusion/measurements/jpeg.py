@@ -90,7 +90,7 @@ class JPEGOperator(Operator):
         means = wide.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).mean(dim=(-3, -1))
         ties = 1e-3 * (torch.arange(means.shape[-1], device=chroma.device) % 2 - 0.5)   # down in even columns, else up
         small = self._code(round_through(means + ties), self.chroma_table)[..., :-(-w // 2)]
-        return round_through(apply_matrices(small, *(doubling(n).to(small) for n in small.shape[-2:])))[..., :h, :w]
+        return round_through(apply_matrices(small, *(doubling(n, small) for n in small.shape[-2:])))[..., :h, :w]
 
     def _code(self, plane: Tensor, table: Tensor) -> Tensor:
         """Quantise the DCT of a plane (..., H, W) of values 0 to 255 and decode it: -> the same shape."""
@@ -123,10 +123,10 @@ def extend(x: Tensor, h: int, w: int) -> Tensor:
     return x.index_select(-2, rows).index_select(-1, columns)
 
 
-def doubling(n: int) -> Tensor:
+def doubling(n: int, like: Tensor) -> Tensor:
     """The matrix (2 n, n) of linear interpolation to twice the samples: 3/4 of the nearest, 1/4 of the next one."""
-    i = torch.arange(2 * n)
+    i = torch.arange(2 * n, device=like.device)
     near = i // 2
     far = (near + 2 * (i % 2) - 1).clamp(0, n - 1)
-    eye = torch.eye(n, dtype=torch.float64)
+    eye = torch.eye(n, dtype=like.dtype, device=like.device)
     return 0.75 * eye[near] + 0.25 * eye[far]

@@ -1,0 +1,166 @@
+"""What keeps sampling fast: no step waits for the device, and a step keeps only what its gradient needs.
+
+The loop runs on the meta device, where tensors have no values: whatever asks for one raises, and a copy between it and
+the CPU, which would make a GPU and its host wait for each other, is seen by a dispatch mode.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from guided_diffusion.condition_methods import CONDITIONING_METHODS, ConditioningMethod, get_conditioning_method
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from guided_diffusion.tiling import PaddedPrior
+from guided_diffusion.unet import create_model
+from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
+from util.seeding import ImageRandomness
+
+SHAPE = (2, 3, 16, 16)
+METHODS = [name for name in CONDITIONING_METHODS if issubclass(CONDITIONING_METHODS[name], ConditioningMethod)]
+PROJECTING = [name for name in METHODS if CONDITIONING_METHODS[name].needs_linear]
+CLOSED_FORMS = ("noise", "super_resolution", "inpainting", "colorization", "sr_average")    # of the pseudo-inverse
+
+
+class Strict(TorchDispatchMode):
+    """Raises where tensors go from one device to another."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        tensors = [a for a in args if isinstance(a, Tensor) and a.dim()]
+        if isinstance(out, Tensor) and any(t.device != out.device for t in tensors):
+            raise RuntimeError(f"{function} takes {[t.device.type for t in tensors]} to {out.device.type}")
+        return out
+
+
+class NoValues:
+    """ImageRandomness's interface, on the device of what asks."""
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    rand_like = randn_like
+
+
+class Prior(nn.Conv2d):
+    """The smallest network with variance channels."""
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x_t)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return Prior(3, 6, 1, device="meta").requires_grad_(False)
+
+
+def restore_on_meta(prior, method, operator_name: str, noise_name: str, sampler_options: dict) -> Tensor:
+    operator = get_operator(operator_name, **OPERATOR_EXAMPLES[operator_name])
+    measured = Measurement.simulate(operator, get_noise(noise_name, **NOISE_EXAMPLES[noise_name]), torch.zeros(SHAPE),
+                                    ImageRandomness(0, ["a", "b"]))
+    measurement = Measurement(operator.to("meta"), measured.noiser, measured.y.to("meta"))
+    sampler = create_sampler(timestep_respacing=4, **sampler_options)
+    x_start = method.start(sampler, measurement, NoValues())
+    with Strict():
+        return sampler.p_sample_loop(prior, x_start, lambda step: method.conditioning(step, measurement), NoValues(),
+                                     needs_grad=method.needs_grad)
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATOR_EXAMPLES.keys() - {"gopro_blur"}))
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_waits_for_the_device(prior, method, operator):
+    if method in PROJECTING and operator not in CLOSED_FORMS:
+        pytest.skip("the pseudo-inverse is iterative, or no exact one exists")
+    restored = restore_on_meta(prior, get_conditioning_method(method), operator, "gaussian", {})
+    assert restored.shape == SHAPE
+
+
+def test_drawn_paths_are_read_from_the_device_once(monkeypatch):
+    operator = get_operator("gopro_blur", **OPERATOR_EXAMPLES["gopro_blur"])
+    operator.prepare(SHAPE, ImageRandomness(0, ["a", "b"]))
+    first = operator(torch.zeros(SHAPE))
+    shifts = operator.shifts
+    monkeypatch.setattr(Tensor, "tolist", lambda self: pytest.fail("the paths are read again"))
+    torch.testing.assert_close(operator(torch.zeros(SHAPE)), first)
+    monkeypatch.undo()
+    operator.prepare(SHAPE, ImageRandomness(1, ["a", "b"]))
+    assert operator.shifts is not shifts and operator._shift_values() == operator.shifts.tolist()
+
+
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_the_network_does_not_wait_for_the_device(scale_shift):
+    with torch.device("meta"):
+        network = create_model(16, 32, 1, channel_mult="1,2", attention_resolutions="8", num_head_channels=32,
+                               use_scale_shift_norm=scale_shift, resblock_updown=scale_shift, learn_sigma=True)
+    network.requires_grad_(False)
+    restore_on_meta(network, get_conditioning_method("ps"), "inpainting", "gaussian", {})
+    restore_on_meta(PaddedPrior(network, network.multiple), get_conditioning_method("ps"), "inpainting", "gaussian", {})
+
+
+@pytest.mark.parametrize("noise", NOISE_EXAMPLES)
+def test_no_noise_model_waits_for_the_device(prior, noise):
+    restore_on_meta(prior, get_conditioning_method("ps"), "inpainting", noise, {})
+
+
+@pytest.mark.parametrize("options", [
+    {"sampler": "ddim", "eta": 0.5}, {"model_var_type": "learned"}, {"rescale_timesteps": True},
+    {"dynamic_threshold": True}, {"model_mean_type": "start_x"}])
+def test_no_sampler_waits_for_the_device(prior, options):
+    restore_on_meta(prior, get_conditioning_method("dpps"), "inpainting", "gaussian", options)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "exponential", "inverse_variance", "alpha_bar"])
+def test_no_step_size_waits_for_the_device(prior, schedule):
+    restore_on_meta(prior, get_conditioning_method("ps", schedule=schedule, power=2.0), "inpainting", "gaussian", {})
+
+
+@pytest.mark.parametrize("wait", [
+    lambda distance: distance.sum().item(),
+    lambda distance: bool((distance > 0).all()),
+    lambda distance: distance[distance > 0],
+    lambda distance: distance.cpu(),
+    lambda distance: torch.ones(2).to(distance.device),
+])
+def test_waiting_is_noticed(prior, wait):
+    class Waiting(CONDITIONING_METHODS["vanilla"]):
+        def conditioning(self, step, measurement):
+            x, distance = super().conditioning(step, measurement)
+            wait(distance)
+            return x, distance
+
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        restore_on_meta(prior, Waiting(), "inpainting", "gaussian", {})
+
+
+def kept_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """What the gradient of the image keeps, besides the parameters."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x = torch.zeros(shape, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x, torch.zeros(shape[0]))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_32_images_of_the_ffhq_network_fit_80_gigabytes():
+    """Activations grow with pixels; float32 ones, twice what a network in bf16 keeps, are measured at 32 x 32."""
+    model = create_model(256, 128, 1, learn_sigma=True, attention_resolutions=16, num_head_channels=64,
+                         use_scale_shift_norm=True, resblock_updown=True).requires_grad_(False)
+    per_image = kept_bytes(model, (1, 3, 64, 64)) * 16
+    assert 32 * per_image / 2 + 4 * sum(p.numel() for p in model.parameters()) < 60e9
+
+
+def test_frozen_parameters_keep_less():
+    """The scaled and shifted norms need their input for the gradient of scale and shift alone."""
+    model = create_model(32, 32, 1, channel_mult="1,2", attention_resolutions="", num_head_channels=32,
+                         use_scale_shift_norm=True)
+    trained = kept_bytes(model.requires_grad_(True), (2, 3, 32, 32))
+    frozen = kept_bytes(model.requires_grad_(False), (2, 3, 32, 32))
+    assert frozen < 0.95 * trained
