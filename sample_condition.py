@@ -8,8 +8,8 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from shlex import quote
@@ -22,7 +22,9 @@ from torch import nn
 from torch.distributed import DistError
 
 from data.dataloader import DATASETS, group_images
+from guided_diffusion.batch_search import best_batch_size
 from guided_diffusion.choices import list_choices, resolved_config
+from guided_diffusion.compiled import compiled
 from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gathering import Gatherer, likely_cause
 from guided_diffusion.gaussian_diffusion import create_sampler
@@ -65,10 +67,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
         help="change a configuration value, such as conditioning.params.scale=0.4; repeatable")
     add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
-    add("--batch_size", type=positive, metavar="N", help="images restored together; default: by image size")
+    add("--batch_size", type=positive_or_auto, metavar="N", help="images restored together, or 'auto' for the number "
+        "that is fastest here; default: by image size")
     add("--num_samples", type=positive, default=1, metavar="N", help="posterior samples per image; default 1")
     add("--limit", type=positive, metavar="N", help="restore the first N images only")
     add("--precision", choices=PRECISIONS, default="fp32", help="number format of the network; default %(default)s")
+    add("--compile", action="store_true", help="compile the network by torch.compile, which takes minutes")
     add("--tile", type=positive, metavar="N", help="restore images larger than N x N in overlapping windows of N x N")
     add("--save_measurements", action="store_true", help="save the measurements, masks and kernels to measurements/")
     add("--load_measurements", metavar="FOLDER", help="restore exactly these saved measurements")
@@ -78,6 +82,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--print_config", action="store_true", help="print the resolved configuration with the origin of each value")
     add("--list", action="store_true", help="print operators, noises, methods, ... with their parameters and defaults")
     return parser.parse(argv)
+
+
+def positive_or_auto(text: str) -> int | str:
+    """A whole number of 1 or more, or "auto", for argparse."""
+    return text if text == "auto" else positive(text)
 
 
 def build(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
@@ -177,12 +186,10 @@ def default_entries(image_size: int | None) -> int:
     return 1 if image_size is None else max(1, DEFAULT_BATCH_PIXELS // image_size ** 2)
 
 
-def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirectory, plan: Plan, team: Team,
-           device: torch.device) -> Report:
+def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Module | None, run: RunDirectory, plan: Plan,
+           team: Team, device: torch.device) -> Report:
     """Restore this process's share of what is left, and return what all processes did once they are done."""
     source, method, num_samples = task.source, task.method, args.num_samples
-    task.operator.to(device)
-    prior = load_prior(config, source.image_size, args.tile, args.precision, device) if method.needs_prior else None
     settings = config.as_dict()["measurement"]
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
@@ -203,13 +210,24 @@ def sample(args: argparse.Namespace, config: Config, task: Task, run: RunDirecto
     return Report.of(reports)
 
 
-def make_plan(args: argparse.Namespace, task: Task, run: RunDirectory, team: Team) -> Plan:
-    """What is left to do, as the leading process sees it."""
+def make_plan(args: argparse.Namespace, task: Task, run: RunDirectory, team: Team,
+              search: Callable[[int], int]) -> Plan:
+    """What is left to do, as the leading process sees it.
+
+    Args:
+        search: search(entries) -> the fastest batch size for so many, where --batch_size auto asks for it.
+    """
     names, num_samples = task.source.names[:args.limit], args.num_samples
     if team.leads:
         team.publish("finished", json.dumps([name for name in names if run.finished(name)]))
     finished = frozenset(json.loads(team.receive("finished")))
-    batch_size = args.batch_size or num_samples * max(1, default_entries(task.source.image_size) // num_samples)
+    entries = args.batch_size or default_entries(task.source.image_size)
+    if args.batch_size == "auto":
+        if team.leads:
+            team.publish("batch_size", str(search(len(names) * num_samples)))
+        entries = int(team.receive("batch_size"))
+    given = isinstance(args.batch_size, int)
+    batch_size = entries if given else num_samples * max(1, entries // num_samples)
     groups = [group for group in group_images(len(names), batch_size, num_samples)
               if not all(names[index] in finished for index in group)]
     return Plan(names, finished, batch_size, groups)
@@ -248,10 +266,18 @@ def conclude(args: argparse.Namespace, task: Task, run: RunDirectory, plan: Plan
 def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirectory, team: Team,
             device: torch.device) -> int:
     """Restore all that is left and return the exit status, 130 when interrupted, 1 if the disk is full or gone."""
-    plan = make_plan(args, task, run, team)
+    task.operator.to(device)
+    size = task.source.image_size
+    load = cache(lambda: load_prior(config, size, args.tile, args.precision, device))
+    measurable = task.method.needs_prior and size is not None
+    plan = make_plan(args, task, run, team, lambda entries: (
+        best_batch_size(task, load(), size, device, entries) if measurable else default_entries(size)))
     announce(task, plan, team, device)
     try:
-        report = sample(args, config, task, run, plan, team, device) if plan.groups else Report()
+        prior = load() if task.method.needs_prior and plan.groups else None
+        if args.compile and prior is not None and measurable:
+            prior = compiled(prior, (plan.batch_size, 3, size, size), device)
+        report = sample(args, config, task, prior, run, plan, team, device) if plan.groups else Report()
         return conclude(args, task, run, plan, report, device) if team.leads else 0
     except KeyboardInterrupt as stop:
         if team.first("stopped"):

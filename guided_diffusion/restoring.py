@@ -102,7 +102,7 @@ class Restorer:
         task = self.task
         self.gatherer.begin(dict.fromkeys(name for batch in batches for name in batch.names))
         for batch in batches:
-            randomness = ImageRandomness(self.seed, batch.names, batch.samples)
+            randomness = ImageRandomness(self.seed, batch.names, batch.samples, device=self.device)
             measurement = task.source.measure(task.operator, task.noiser, batch, self.device, randomness)
             restore = partial(task.method.restore, self.prior, task.sampler, measurement, randomness)
             restored = self.monitor.follow(batch, measurement.image_shape, restore)

@@ -37,9 +37,10 @@ RANKS = [                                           # the first pattern that fit
     ("util/markup.py", 0), ("util/report_data.py", 3), ("util/report_figures.py", 4), ("util/report_tables.py", 4),
     ("util/report_page.py", 5), ("util/report.py", 6),
     ("util/settings.py", 3), ("guided_diffusion/choices.py", 9),
+    ("guided_diffusion/compiled.py", 2), ("guided_diffusion/batch_search.py", 10),
     ("util/benchmark_clock.py", 9), ("util/benchmark_runs.py", 10), ("util/benchmark_tables.py", 11),
     ("util/benchmark.py", 12),
-    ("sample_condition.py", 10), ("guided_diffusion/train.py", 11), ("guided_diffusion/validate.py", 13),
+    ("sample_condition.py", 11), ("guided_diffusion/train.py", 12), ("guided_diffusion/validate.py", 13),
 ]
 FORBIDDEN = [                                       # (importer, imported, why)
     ("util/*", "guided_diffusion/*", "util knows nothing of diffusion"),

@@ -8,7 +8,7 @@ import torch
 
 from util.errors import UserError, did_you_mean
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}     # of the network alone; everything else is float32
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}      # of the network; all else is float32
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,154 @@
+"""The options that make runs faster: --batch_size auto, --precision and --compile, and where noise is drawn."""
+
+import pytest
+import torch
+
+from guided_diffusion import batch_search, restoring
+from guided_diffusion.compiled import compiled
+from guided_diffusion.unet import create_model
+from tests.helpers import fill_network
+from tests.test_cli import MODEL, prior, rows, run, workplace  # noqa: F401
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("rates, most, best, tried", [
+    ({1: 1.0, 2: 1.8, 4: 3.0, 8: 3.01, 16: 9.0}, 100, 8, [1, 2, 4, 8]),         # stops where doubling gains too little
+    ({1: 1.0, 2: 0.9}, 100, 1, [1, 2]),
+    ({1: 1.0, 2: 1.5, 4: None}, 100, 2, [1, 2, 4]),                             # memory ends
+    ({1: None}, 100, 1, [1]),
+    ({1: 1.0, 2: 2.0, 3: 3.0}, 3, 3, [1, 2, 3]),                                # no more than there are images
+    ({1: 1.0}, 1, 1, [1]),
+])
+def test_batch_size_doubles_while_it_pays(rates, most, best, tried, monkeypatch, capsys):
+    seen = []
+
+    def rate(task, network, shape, device):
+        seen.append(shape[0])
+        return rates[shape[0]]
+
+    monkeypatch.setattr(batch_search, "_rate", rate)
+    assert batch_search.best_batch_size(None, None, 32, CPU, most) == best
+    assert seen == tried
+    assert f"--batch_size auto: {best} " in capsys.readouterr().out
+
+
+def test_auto_restores_the_same_images(run):  # noqa: F811
+    status, out, _ = run("--batch_size", "auto", "--limit", "2", "--save_dir", "auto")
+    assert status == 0
+    assert "--batch_size auto: " in out
+    assert run("--batch_size", "1", "--limit", "2", "--save_dir", "one")[0] == 0
+    ours, theirs = (rows(f"{folder}/super_resolution/dpps") for folder in ("auto", "one"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert float(a["psnr"]) == pytest.approx(float(b["psnr"]), abs=1e-3)
+    status, out, _ = run("--batch_size", "auto", "--limit", "2", "--save_dir", "auto")     # goes on where it was
+    assert status == 0
+    assert len(rows("auto/super_resolution/dpps")) == 2
+
+
+def test_search_when_memory_ends(run, monkeypatch):  # noqa: F811
+    original = batch_search._seconds_per_step
+
+    def limited(task, network, shape, device):
+        if shape[0] > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return original(task, network, shape, device)
+
+    monkeypatch.setattr(batch_search, "_seconds_per_step", limited)
+    status, out, _ = run("--batch_size", "auto", "--limit", "2")
+    assert status == 0
+    assert "--batch_size auto: 1 " in out
+    assert "then memory ends" in out
+
+
+@pytest.mark.parametrize("word", ["automatic", "0", "-1"])
+def test_batch_sizes_that_are_none(run, word):  # noqa: F811
+    status, _, err = run("--batch_size", word)
+    assert status == 2
+    assert word in err
+
+
+def network():
+    return fill_network(create_model(**MODEL), 0).requires_grad_(False)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
+    def failing(model, dynamic):
+        raise RuntimeError("\nno C++ compiler here\nand more")
+
+    monkeypatch.setattr(torch, "compile", failing)
+    model = network()
+    assert compiled(model, (1, 3, 32, 32), CPU) is model
+    assert "no C++ compiler here" in capsys.readouterr().err
+
+
+def test_a_failure_at_the_first_call_is_one_of_compiling(monkeypatch, capsys):
+    def call(x_t, t):
+        raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: gcc is gone")
+
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: call)
+    model = network()
+    assert compiled(model, (1, 3, 32, 32), CPU) is model
+    assert "gcc is gone" in capsys.readouterr().err
+
+
+def test_compiling_is_done_before_the_restoration(monkeypatch, capsys):
+    """A forward pass and a gradient in the shape of the batches; shapes are static."""
+    seen = []
+
+    class Compiled(torch.nn.Module):
+        def forward(self, x_t, t):
+            x_t.register_hook(lambda gradient: seen.append("gradient"))
+            seen.append(tuple(x_t.shape))
+            return 2 * x_t
+
+    def compile(model, dynamic):
+        assert dynamic is False
+        return Compiled()
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert isinstance(compiled(network(), (2, 3, 32, 32), CPU), Compiled)
+    assert seen == [(2, 3, 32, 32), "gradient"]
+    assert not capsys.readouterr().err
+
+
+def test_compile_option(run, monkeypatch):  # noqa: F811
+    asked = []
+
+    def compile(model, dynamic):
+        asked.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert run("--limit", "1", "--compile")[0] == 0
+    assert len(asked) == 1
+    assert len(rows()) == 1
+
+
+def test_half_precision_changes_the_gradient_little():
+    """Relative to float32: float16 has 3 more bits than bfloat16, and the guidance does not underflow in it."""
+    model = network()
+    errors, gradients = {}, {}
+    for dtype in (None, torch.bfloat16, torch.float16):
+        model.autocast_dtype = dtype
+        x = torch.randn(1, 3, 32, 32, generator=torch.manual_seed(0)).requires_grad_()
+        gradients[dtype], = torch.autograd.grad(model(x, torch.tensor([500])).norm(), x)
+        errors[dtype] = ((gradients[dtype] - gradients[None]).norm() / gradients[None].norm()).item()
+    assert 0 < errors[torch.float16] < 0.01
+    assert errors[torch.float16] < errors[torch.bfloat16] < 0.05
+
+
+def test_sampling_noise_is_drawn_on_the_device_of_the_run(run, monkeypatch):  # noqa: F811
+    """Masks and measurement noise stay on the CPU, so that they are the same on every machine."""
+    made = []
+
+    class Watched(restoring.ImageRandomness):
+        def __init__(self, seed, names, samples=None, purpose="sampling", device="a default"):
+            made.append(device)
+            super().__init__(seed, names, samples, purpose, device)
+
+    monkeypatch.setattr(restoring, "ImageRandomness", Watched)
+    assert run("--limit", "1")[0] == 0
+    assert made == [CPU]
+    streams = restoring.ImageRandomness(0, ["a"], device=torch.device("meta"))
+    assert streams.for_purpose("operator").device == streams.for_purpose("noise").device == CPU
