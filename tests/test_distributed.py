@@ -24,7 +24,16 @@ OPTIONS = ["--data", "photos", "--batch_size", "1"]
 
 
 @pytest.fixture
-def photos(workplace):
+def one_thread():
+    """As torchrun starts its processes: sums are rounded differently on another number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def photos(workplace, one_thread):
     for i in range(IMAGES):
         save_image(workplace / "photos" / f"{i}.png", i)
     (workplace / "photos" / "broken.png").write_text("no image")

@@ -159,7 +159,7 @@ def test_the_best_of_four_by_measurement_error_is_the_image_up_to_an_ambiguity(s
     measurement = Measurement.simulate(
         get_operator("phase_retrieval", signal_range=signal_range), get_noise("gaussian", sigma=0.02),
         truth.repeat_interleave(samples, 0), randomness)
-    restored = get_conditioning_method("ps", scale=1.0).restore(
+    restored = get_conditioning_method("ps", scale=0.1).restore(
         MixturePrior(sampler.schedule, known, 0.1), sampler, measurement, randomness)
     distance = measurement.distance(restored).view(2, samples)
     aligned = torch.tensor([[max(psnr(image[k], truth[b]) for image in measurement.operator.ambiguities(restored))
