@@ -5,14 +5,12 @@
 """
 
 import argparse
-import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
-from shlex import quote
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)    # while the imports take their time, an interrupt just ends them
@@ -21,22 +19,22 @@ import torch
 from torch import nn
 from torch.distributed import DistError
 
-from data.dataloader import DATASETS, group_images
 from guided_diffusion.batch_search import best_batch_size
+from guided_diffusion.building import build_named, build_source, find_checkpoint, load_prior
 from guided_diffusion.choices import list_choices, resolved_config
 from guided_diffusion.compiled import compiled
 from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gathering import Gatherer, likely_cause
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS
-from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored, to_store
-from guided_diffusion.restoring import Plan, Report, Restorer, Task
-from guided_diffusion.tiling import PaddedPrior, TiledPrior
+from guided_diffusion.measurements.sources import to_store
+from guided_diffusion.planning import Plan, default_entries, make_plan
+from guided_diffusion.restoring import Report, Restorer, Task
 from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
 from util.command import PRECISIONS, Parser, positive
 from util.compute_metric import Metrics
-from util.config import Choice, Config, find_file, load_config
+from util.config import Config, load_config
 from util.console import device_name, environment, log_table
 from util.distributed import Team
 from util.errors import StorageError, UserError
@@ -45,11 +43,9 @@ from util.logger import get_logger
 from util.measurement_files import MeasurementFolder
 from util.memory import BatchSize
 from util.monitor import Monitor
-from util.registry import Registry, check_arguments
+from util.registry import check_arguments
 from util.run_dir import RunDirectory, run_path
 from util.signals import Terminated, catch_signals
-
-DEFAULT_BATCH_PIXELS = 4 * 128 ** 2                 # images per batch by default: 4 of 128 x 128, 1 of 256 x 256
 
 logger = get_logger()
 
@@ -89,41 +85,6 @@ def positive_or_auto(text: str) -> int | str:
     return text if text == "auto" else positive(text)
 
 
-def build(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
-    """Build a named thing of the configuration; `path` is where its name stands."""
-    try:
-        return registry.build(choice.name, **choice.params)
-    except UserError as error:
-        renamed = any(override.partition("=")[0].strip() == path for override in overrides)
-        if not renamed or choice.name not in registry or not choice.params:
-            raise
-        section = path.rpartition(".")[0]
-        remedies = [f"{section}.params={{}}" if section == "conditioning" else f"{section}={{name: {choice.name}}}"]
-        remedies += ["measurement.mask_opt=null"] if "mask_opt" in choice.params else []
-        raise UserError(f"{error}. The task file's parameters ({', '.join(choice.params)}) still apply; "
-                        f"drop them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
-
-
-def build_source(config: Config, args: argparse.Namespace, folder: MeasurementFolder | None) -> Source:
-    """Where the measurements come from: clean images, photographs that are already degraded, or `folder`."""
-    try:
-        dataset = build(DATASETS, config.data, "data.name", args.overrides)
-    except UserError as error:
-        if folder is None or args.data is not None:
-            raise
-        logger.warning(f"the measurements are restored without ground truth: {error}")
-        return Stored(folder)
-    if folder is not None:
-        return Stored(folder, None if dataset.observed else dataset)
-    usual_size = config.model["image_size"]
-    if usual_size < 1:
-        raise UserError(f"model config: image_size is {usual_size}, expected 1 or more")
-    if dataset.observed:
-        return Observed(dataset, usual_size)
-    dataset.image_size = dataset.image_size or usual_size
-    return Simulated(dataset)
-
-
 def build_task(config: Config, args: argparse.Namespace, folder: MeasurementFolder | None) -> Task:
     """Build all but the network, and check that the parts fit each other and the network.
 
@@ -137,53 +98,15 @@ def build_task(config: Config, args: argparse.Namespace, folder: MeasurementFold
     check_arguments(create_sampler, config.diffusion, "diffusion config")
     sampler = create_sampler(**config.diffusion)
     sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
-    operator = build(OPERATORS, config.operator, "measurement.operator.name", args.overrides)
-    noiser = build(NOISES, config.noise, "measurement.noise.name", args.overrides)
-    method = build(CONDITIONING_METHODS, config.conditioning, "conditioning.method", args.overrides)
+    operator = build_named(OPERATORS, config.operator, "measurement.operator.name", args.overrides)
+    noiser = build_named(NOISES, config.noise, "measurement.noise.name", args.overrides)
+    method = build_named(CONDITIONING_METHODS, config.conditioning, "conditioning.method", args.overrides)
     method.check(operator, noiser)
     if method.needs_prior:
         find_checkpoint(config)
-    source = build_source(config, args, folder)
+    source = build_source(config, folder, args.overrides, args.data is not None)
     source.check(operator, noiser)
     return Task(source, operator, noiser, sampler, method)
-
-
-def find_checkpoint(config: Config) -> str:
-    """The path of the network's checkpoint; UserError if none is named or there is no such file."""
-    remedy = "models/README.md says where each checkpoint comes from"
-    if not config.model.get("model_path"):
-        raise UserError(f"model config: model_path is missing; {remedy}")
-    return str(find_file(config.model["model_path"], "checkpoint", remedy))
-
-
-def load_prior(config: Config, image_size: int | None, tile: int | None, precision: str,
-               device: torch.device) -> nn.Module:
-    """The network with its checkpoint, frozen, on `device`: model(x_t, t).
-
-    Args:
-        image_size: side of all images; None for images of any size, which are padded where the network needs it.
-        tile: restore larger images in windows of this side.
-        precision: a key of `PRECISIONS`.
-
-    Raises:
-        UserError: the network or its checkpoint is wrong, or images or tiles do not fit the network.
-    """
-    model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
-    model.autocast_dtype = PRECISIONS[precision] or model.autocast_dtype
-    prior = model.eval().requires_grad_(False).to(device)
-    if tile is not None and tile % model.multiple:
-        raise UserError(f"--tile {tile}: the network takes multiples of {model.multiple}, such as "
-                        f"{max(1, round(tile / model.multiple)) * model.multiple}")
-    if image_size is not None:
-        model.check_image_size(image_size, image_size)
-    else:
-        prior = PaddedPrior(prior, model.multiple)
-    return prior if tile is None else TiledPrior(prior, tile)
-
-
-def default_entries(image_size: int | None) -> int:
-    """Entries per batch: by the images' size, and 1 where it may differ."""
-    return 1 if image_size is None else max(1, DEFAULT_BATCH_PIXELS // image_size ** 2)
 
 
 def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Module | None, run: RunDirectory, plan: Plan,
@@ -208,29 +131,6 @@ def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Modul
         reports = team.gather({"table": run.store.own_table(), "unreadable": restorer.unreadable,
                                "peak_memory_bytes": environment(device)["peak_memory_bytes"]}, monitor.refresh)
     return Report.of(reports)
-
-
-def make_plan(args: argparse.Namespace, task: Task, run: RunDirectory, team: Team,
-              search: Callable[[int], int]) -> Plan:
-    """What is left to do, as the leading process sees it.
-
-    Args:
-        search: search(entries) -> the fastest batch size for so many, where --batch_size auto asks for it.
-    """
-    names, num_samples = task.source.names[:args.limit], args.num_samples
-    if team.leads:
-        team.publish("finished", json.dumps([name for name in names if run.finished(name)]))
-    finished = frozenset(json.loads(team.receive("finished")))
-    entries = args.batch_size or default_entries(task.source.image_size)
-    if args.batch_size == "auto":
-        if team.leads:
-            team.publish("batch_size", str(search(len(names) * num_samples)))
-        entries = int(team.receive("batch_size"))
-    given = isinstance(args.batch_size, int)
-    batch_size = entries if given else num_samples * max(1, entries // num_samples)
-    groups = [group for group in group_images(len(names), batch_size, num_samples)
-              if not all(names[index] in finished for index in group)]
-    return Plan(names, finished, batch_size, groups)
 
 
 def announce(task: Task, plan: Plan, team: Team, device: torch.device) -> None:
@@ -270,8 +170,9 @@ def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirect
     size = task.source.image_size
     load = cache(lambda: load_prior(config, size, args.tile, args.precision, device))
     measurable = task.method.needs_prior and size is not None
-    plan = make_plan(args, task, run, team, lambda entries: (
-        best_batch_size(task, load(), size, device, entries) if measurable else default_entries(size)))
+    plan = make_plan(task.source.names[:args.limit], args.num_samples, args.batch_size, size, run, team,
+                     lambda entries: best_batch_size(task, load(), size, device, entries) if measurable
+                     else default_entries(size))
     announce(task, plan, team, device)
     try:
         prior = load() if task.method.needs_prior and plan.groups else None

@@ -31,23 +31,6 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be done.
-
-    Attributes:
-        names: of all images that are asked for.
-        finished: those that are, already.
-        batch_size: entries per batch.
-        groups: the numbers of images that are restored together, of groups that are not finished.
-    """
-
-    names: Sequence[str]
-    finished: frozenset[str]
-    batch_size: int
-    groups: Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
 class Report:
     """What all processes of a run did: their tables, how many images could not be read, and facts for summary.json."""
 

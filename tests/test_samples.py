@@ -57,7 +57,7 @@ def test_all_samples_run_together_unless_the_user_says_otherwise(run, monkeypatc
         return measurement.lift()
 
     monkeypatch.setattr(ConditioningMethod, "restore", restore)
-    monkeypatch.setattr("sample_condition.DEFAULT_BATCH_PIXELS", 4 * 32 ** 2)
+    monkeypatch.setattr("guided_diffusion.planning.DEFAULT_BATCH_PIXELS", 4 * 32 ** 2)
     status, _, err = run("--num_samples", num_samples, "--limit", "2", *more)
     assert status == 0, err
     assert seen == sizes

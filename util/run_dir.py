@@ -22,20 +22,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import yaml
 from torch import Tensor
 
 from util.compute_metric import Metrics
-from util.config import ConfigLoader
 from util.errors import StorageError, UserError
 from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, write_atomically
 from util.measurement_files import SUFFIX, StoredMeasurement, read_measurement, write_measurement
 from util.metrics_table import MEAN, Outcome, Row, make_rows, standard_deviation, summarise, trajectories_to_csv
 from util.row_store import ROWS, TABLE, RowStore, begun_images
+from util.run_config import CONFIG, RunConfig
 
 FOLDERS = ("input", "recon", "label", "progress")
 FILES = (TABLE, "summary.json", "grid.png", "scores.json", "scores.csv")    # the last two by `util.compute_metric`
-CONFIG = "config.yaml"
 PROGRESS_FILE = re.compile(r"(x|x0_hat)_\d{4,}\.png")
 TEMPORARY_FILE = re.compile(r"\..+\.(png|csv|json|yaml|npz)\.\d+\.tmp")    # as `write_atomically` names them
 GRID_ROWS = 8
@@ -67,12 +65,13 @@ class RunDirectory:
                  overwrite: bool = False, keeps_measurements: bool = False, images: Sequence[str] = (),
                  leads: bool = True):
         self.path = run_path(save_dir, operator, method)
-        self.config, self.keeps_measurements = config, keeps_measurements
+        self.config, self.num_samples = RunConfig(self.path, config), config.get("num_samples")
+        self.keeps_measurements = keeps_measurements
         if leads:
             self._open(overwrite)
         self.store = RowStore(self.path, images, leads)
         if leads:
-            self._bind()
+            self.config.bind(continues=bool(self.store.by_image))
 
     @property
     def rows(self) -> list[Row]:
@@ -107,37 +106,13 @@ class RunDirectory:
                     raise UserError(f"{path} is a symbolic link to another folder, which a run does not write to; "
                                     "remove it, or choose another folder with --save_dir")
 
-    def _bind(self) -> None:
-        """Write config.yaml, after a comparison with the one that the results here were made with."""
-        if self.store.by_image:
-            self._check_same_config()
-        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True, width=120)
-        write_atomically(self.path / CONFIG, text.encode())
-
-    def _read_config(self) -> dict[str, object]:
-        path = self.path / CONFIG
-        try:
-            return _flatten(yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader))
-        except (OSError, yaml.YAMLError, ValueError, AttributeError):
-            found = "is no configuration of ours" if path.exists() else "is missing, which tells how results were made"
-            raise UserError(f"{path} {found}; choose another folder with --save_dir, or replace the results with "
-                            "--overwrite") from None
-
-    def _check_same_config(self) -> None:
-        found, wanted = self._read_config(), _flatten(self.config)
-        keys = [key for key in wanted | found if wanted.get(key, "unset") != found.get(key, "unset")]
-        if keys:
-            changes = [f"{key} ({found.get(key, 'unset')} there, {wanted.get(key, 'unset')} now)" for key in keys]
-            raise UserError(f"{self.path} holds results of another configuration: {', '.join(changes)}; "
-                            "choose another folder with --save_dir, or replace them with --overwrite")
-
     def _delete_results(self) -> None:
         """Delete what a run wrote here, and nothing else; the configuration last."""
         begun, samples = set(begun_images(self.path)), {MEAN}
         with suppress(UserError):
             rows = RowStore(self.path).rows
             begun, samples = begun | {row.image for row in rows}, samples | {row.sample for row in rows}
-            samples |= set(_sample_names(int(self._read_config().get("num_samples", 1))))
+            samples |= set(_sample_names(self.config.read_num_samples()))
         for image in begun:
             for file in (*self._files_of(image, samples), *self._files_of(image, [None])):
                 file.unlink(missing_ok=True)
@@ -170,7 +145,7 @@ class RunDirectory:
         """Whether the image's rows are in and its files are there, and whole."""
         own = self.rows_of(image)
         several, ok = len(own) > 1, [row for row in own if row.ok]
-        if [row.sample for row in own] != _sample_names(self.config.get("num_samples", max(1, len(own) - 1))):
+        if [row.sample for row in own] != _sample_names(self.num_samples or max(1, len(own) - 1)):
             return False
         pictures = [self.path_of("input", image)]
         pictures += [self.path_of("recon", image, row.sample if several else None) for row in ok]
@@ -307,10 +282,3 @@ def _caption(row: Row) -> str:
     if math.isnan(row.psnr_aligned):
         return f"PSNR {row.psnr:.2f} dB"
     return f"PSNR {row.psnr:.2f} dB, aligned {row.psnr_aligned:.2f}"
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return flat

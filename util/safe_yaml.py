@@ -1,4 +1,4 @@
-"""YAML that runs nothing and stays small: the reader of all configuration files."""
+"""YAML that runs nothing and stays small: the reader of all configuration files, and a writer of the same values."""
 
 import re
 
@@ -7,6 +7,7 @@ import yaml
 MOST_VALUES = 100_000                               # in a file, aliases written out, or as many hundred characters
 MOST_LEVELS = 50
 UNFINISHED = -1, -1
+FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")      # YAML 1.2's 1e-3, too
 
 
 class ConfigLoader(yaml.SafeLoader):
@@ -72,9 +73,14 @@ ConfigLoader.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loade
 ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple",
                              lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
 ConfigLoader.add_constructor(None, _construct_unknown)
-ConfigLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"))
+
+
+class ConfigDumper(yaml.SafeDumper):
+    """Puts quotes around every text that `ConfigLoader` would take for something else."""
+
+
+ConfigLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+ConfigDumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str) -> object:
@@ -88,3 +94,18 @@ def parse_yaml(text: str) -> object:
         raise ValueError(f"position {error.position}: {error.reason}") from None
     except ValueError as error:                     # such as the date 2024-13-01
         raise ValueError(f"some value: {error}") from None
+
+
+def dump_yaml(value: object, width: float = 120, flow: bool = False) -> str:
+    """Plain values as YAML that `parse_yaml` reads as the same, all but printable characters as escapes.
+
+    Args:
+        width: columns after which lines are broken.
+        flow: as {a: 1} and [1, 2], not as lines.
+    """
+    for allow_unicode in (True, False):             # U+2028 and the like would end a line: then ASCII only
+        text = yaml.dump(value, Dumper=ConfigDumper, sort_keys=False, allow_unicode=allow_unicode, width=width,
+                         default_flow_style=flow)
+        if all(line.isprintable() for line in text.split("\n")):
+            break
+    return text

@@ -1,0 +1,104 @@
+"""From the configuration to the parts of a run: named things, the source of measurements, the network."""
+
+from collections.abc import Sequence
+from shlex import quote
+
+import torch
+from torch import nn
+
+from data.dataloader import DATASETS
+from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
+from guided_diffusion.tiling import PaddedPrior, TiledPrior
+from guided_diffusion.unet import create_model
+from util.command import PRECISIONS
+from util.config import Choice, Config, find_file
+from util.errors import UserError
+from util.logger import get_logger
+from util.measurement_files import MeasurementFolder
+from util.registry import Registry
+
+logger = get_logger()
+
+
+def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
+    """Build a named thing of the configuration.
+
+    Args:
+        path: where its name stands, such as "conditioning.method".
+        overrides: the changes of --set, for advice.
+
+    Raises:
+        UserError: there is no such thing, or its parameters are wrong.
+    """
+    try:
+        return registry.build(choice.name, **choice.params)
+    except UserError as error:
+        renamed = any(override.partition("=")[0].strip() == path for override in overrides)
+        if not renamed or choice.name not in registry or not choice.params:
+            raise
+        section = path.rpartition(".")[0]
+        remedies = [f"{section}.params={{}}" if section == "conditioning" else f"{section}={{name: {choice.name}}}"]
+        remedies += ["measurement.mask_opt=null"] if "mask_opt" in choice.params else []
+        raise UserError(f"{error}. The task file's parameters ({', '.join(choice.params)}) still apply; "
+                        f"drop them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
+
+
+def build_source(config: Config, folder: MeasurementFolder | None, overrides: Sequence[str], chosen: bool) -> Source:
+    """Where the measurements come from: clean images, photographs that are already degraded, or `folder`.
+
+    Args:
+        folder: saved measurements.
+        chosen: whether the command line names the images, so that they must be there.
+
+    Raises:
+        UserError: the images cannot be had.
+    """
+    try:
+        dataset = build_named(DATASETS, config.data, "data.name", overrides)
+    except UserError as error:
+        if folder is None or chosen:
+            raise
+        logger.warning(f"the measurements are restored without ground truth: {error}")
+        return Stored(folder)
+    if folder is not None:
+        return Stored(folder, None if dataset.observed else dataset)
+    usual_size = config.model["image_size"]
+    if usual_size < 1:
+        raise UserError(f"model config: image_size is {usual_size}, expected 1 or more")
+    if dataset.observed:
+        return Observed(dataset, usual_size)
+    dataset.image_size = dataset.image_size or usual_size
+    return Simulated(dataset)
+
+
+def find_checkpoint(config: Config) -> str:
+    """The path of the network's checkpoint; UserError if none is named or there is no such file."""
+    remedy = "models/README.md says where each checkpoint comes from"
+    if not config.model.get("model_path"):
+        raise UserError(f"model config: model_path is missing; {remedy}")
+    return str(find_file(config.model["model_path"], "checkpoint", remedy))
+
+
+def load_prior(config: Config, image_size: int | None, tile: int | None, precision: str,
+               device: torch.device) -> nn.Module:
+    """The network with its checkpoint, frozen, on `device`: model(x_t, t).
+
+    Args:
+        image_size: side of all images; None for images of any size, which are padded where the network needs it.
+        tile: restore larger images in windows of this side.
+        precision: a key of `PRECISIONS`.
+
+    Raises:
+        UserError: the network or its checkpoint is wrong, or images or tiles do not fit the network.
+    """
+    model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
+    model.autocast_dtype = PRECISIONS[precision] or model.autocast_dtype
+    prior = model.eval().requires_grad_(False).to(device)
+    if tile is not None and tile % model.multiple:
+        raise UserError(f"--tile {tile}: the network takes multiples of {model.multiple}, such as "
+                        f"{max(1, round(tile / model.multiple)) * model.multiple}")
+    if image_size is not None:
+        model.check_image_size(image_size, image_size)
+    else:
+        prior = PaddedPrior(prior, model.multiple)
+    return prior if tile is None else TiledPrior(prior, tile)

@@ -1,0 +1,70 @@
+"""What a run has to do: which images are left, and which of them are restored together."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from data.dataloader import group_images
+from util.distributed import Team
+from util.logger import get_logger
+from util.run_dir import RunDirectory
+
+DEFAULT_BATCH_PIXELS = 4 * 128 ** 2                 # images per batch by default: 4 of 128 x 128, 1 of 256 x 256
+
+logger = get_logger()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        names: of all images that are asked for.
+        finished: those that are, already.
+        batch_size: entries per batch.
+        groups: the numbers of images that are restored together, of groups that are not finished.
+    """
+
+    names: Sequence[str]
+    finished: frozenset[str]
+    batch_size: int
+    groups: Sequence[Sequence[int]]
+
+
+def default_entries(image_size: int | None) -> int:
+    """Entries per batch: by the images' size, and 1 where it may differ."""
+    return 1 if image_size is None else max(1, DEFAULT_BATCH_PIXELS // image_size ** 2)
+
+
+def make_plan(names: Sequence[str], num_samples: int, batch_size: int | str | None, image_size: int | None,
+              run: RunDirectory, team: Team, search: Callable[[int], int]) -> Plan:
+    """What is left to do, as the leading process sees it.
+
+    Args:
+        names: of all images that are asked for.
+        num_samples: posterior samples of each.
+        batch_size: entries per batch; "auto" to have them searched; None for the default.
+        image_size: side of all images; None where it may differ.
+        search: search(entries) -> the fastest batch size for so many.
+    """
+    if team.leads:
+        team.publish("finished", json.dumps([name for name in names if run.finished(name)]))
+    finished = frozenset(json.loads(team.receive("finished")))
+    if batch_size == "auto" and team.leads:
+        team.publish("batch_size", str(_fastest(run, partial(search, len(names) * num_samples))))
+    entries = int(team.receive("batch_size")) if batch_size == "auto" else batch_size or default_entries(image_size)
+    if not isinstance(batch_size, int):             # all samples of an image in one batch, if nobody says otherwise
+        entries = num_samples * max(1, entries // num_samples)
+    groups = [group for group in group_images(len(names), entries, num_samples)
+              if not all(names[index] in finished for index in group)]
+    return Plan(names, finished, entries, groups)
+
+
+def _fastest(run: RunDirectory, search: Callable[[], int]) -> int:
+    """The batch size that was chosen when the run began; results depend on it in their last digits."""
+    if run.config.batch_size is None:
+        run.config.keep_batch_size(search())
+    else:
+        logger.info(f"--batch_size auto: {run.config.batch_size}, as chosen when this run began")
+    return run.config.batch_size
