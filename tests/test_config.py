@@ -189,7 +189,7 @@ def test_mistakes_in_set_are_named(load, override, words):
     ("1: x\n", ["key 1"]),
     ("a: &x [*x]\n", ["line 1", "recursive"]),
     ("a: " + "[" * 5000, ["line 1"]),
-    ("a: 2024-13-45\n", ["month"]),
+    ("a: !!int ''\n", ["not of its type"]),
     ("a: \x00\n", ["position"]),
 ])
 def test_mistakes_in_a_file_are_named(load, task, words):

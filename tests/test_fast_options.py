@@ -1,8 +1,13 @@
 """The options that make runs faster: --batch_size auto, --precision and --compile, and where noise is drawn."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
+import sample_condition
 from guided_diffusion import batch_search, restoring
 from guided_diffusion.compiled import compiled
 from guided_diffusion.unet import create_model
@@ -152,3 +157,32 @@ def test_sampling_noise_is_drawn_on_the_device_of_the_run(run, monkeypatch):  # 
     assert made == [CPU]
     streams = restoring.ImageRandomness(0, ["a"], device=torch.device("meta"))
     assert streams.for_purpose("operator").device == streams.for_purpose("noise").device == CPU
+
+
+def config(folder: str) -> dict:
+    return yaml.safe_load(Path(f"{folder}/super_resolution/dpps/config.yaml").read_text())
+
+
+def test_a_continued_run_keeps_the_batch_size_that_was_chosen(run, monkeypatch):  # noqa: F811
+    """Timings differ from run to run; the batches, on which last digits depend, do not."""
+    asked = []
+
+    def search(best, *given):
+        asked.append(given[-1])
+        return best
+
+    monkeypatch.setattr(sample_condition, "best_batch_size", partial(search, 2))
+    assert run("--batch_size", "2", "--save_dir", "whole")[0] == 0
+    assert "batch_size" not in config("whole")
+    assert run("--batch_size", "auto", "--save_dir", "parts", "--limit", "1")[0] == 0
+    assert asked == [1] and config("parts")["batch_size"] == 2
+    monkeypatch.setattr(sample_condition, "best_batch_size", partial(search, 1))
+    status, out, _ = run("--batch_size", "auto", "--save_dir", "parts")
+    assert status == 0 and "--batch_size auto: 2, as chosen when this run began" in out
+    assert asked == [1]
+    for name in ("astronaut", "chelsea", "coffee"):
+        whole, parts = (Path(f"{folder}/super_resolution/dpps/recon/{name}.png") for folder in ("whole", "parts"))
+        assert whole.read_bytes() == parts.read_bytes()
+    assert run("--save_dir", "parts")[0] == 0 and config("parts")["batch_size"] == 2       # finished: nothing to lose
+    status, out, _ = run("--batch_size", "auto", "--save_dir", "parts", "--overwrite")
+    assert status == 0 and asked == [1, 3] and config("parts")["batch_size"] == 1

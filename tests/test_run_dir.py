@@ -238,3 +238,26 @@ def test_a_foreign_config_is_refused(tmp_path, text):
     (run.path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match="no configuration of ours"):
         open_run(tmp_path)
+
+
+@pytest.mark.parametrize("written, kept", [("3", 3), ("many", None), ("0", None), ("-1", None), ("true", None),
+                                           ("[2]", None), ("1.5", None), ("null", None)])
+def test_the_chosen_batch_size_is_kept_and_binds_nobody(tmp_path, written, kept):
+    run = open_run(tmp_path)
+    save(run)
+    run.config.keep_batch_size(7)
+    assert open_run(tmp_path).config.batch_size == 7
+    path = run.path / "config.yaml"
+    path.write_text(path.read_text().replace("batch_size: 7", f"batch_size: {written}"))
+    assert open_run(tmp_path).config.batch_size == kept
+    assert yaml.safe_load(path.read_text()).get("batch_size") == kept
+    assert open_run(tmp_path, overwrite=True).config.batch_size is None
+
+
+@pytest.mark.parametrize("written", ["many", "[1]", "-5", str(10 ** 30), "null"])
+def test_an_odd_number_of_samples_is_no_obstacle_to_overwriting(tmp_path, written):
+    run = open_run(tmp_path)
+    save(run)
+    (run.path / "config.yaml").write_text(f"num_samples: {written}\n")
+    assert not open_run(tmp_path, overwrite=True).rows
+    assert not (run.path / "recon" / "a.png").exists()

@@ -311,8 +311,27 @@ def test_overrides_go_into_the_task_where_they_belong(run):
     (["--weights_dir", "nowhere"], ["nowhere"]),
     (["--task_config", "none.yaml"], ["none.yaml not found"]),
     (["--taks_config", "none.yaml"], ["did you mean '--task_config'"]),
+    (["--task_config", "broken.yaml"], ["broken.yaml, line 3"]),
+    (["--task_config", "evil.yaml"], ["evil.yaml, line 1", "!!python/object/apply:os.mkdir is refused"]),
+    (["--task_config", "bomb.yaml"], ["bomb.yaml, line", "more than"]),
+    (["--task_config", "large.yaml"], ["large.yaml", "bytes, expected at most"]),
+    (["--task_config", "latin.yaml"], ["latin.yaml is no text file"]),
+    (["--model_config", "evil.yaml"], ["!!python/object/apply:os.mkdir is refused"]),
+    (["--set", "data.root=!!python/object/apply:os.mkdir [mark]"], ["--set", "is refused"]),
+    (["--set", "data.root=[1"], ["--set", "line 1"]),
+    (["--grid", "conditioning.method=!!python/object/apply:os.mkdir [mark]"], ["--grid", "is refused"]),
+    (["--grid", "conditioning.method=[1"], ["--grid", "line 1"]),
+    (["--grid", "conditioning.method=2024-01-01"], ["'2024-01-01'"]),
+    (["--grid", "conditioning.method=!!set {a}"], ["--grid", "is refused"]),
 ])
 def test_mistakes_end_with_status_2(run, options, words):
+    Path("broken.yaml").write_text("conditioning:\n  method: [lift\n")
+    Path("evil.yaml").write_text("conditioning: !!python/object/apply:os.mkdir [mark]\n")
+    Path("bomb.yaml").write_text("\n".join(["a0: [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]"
+                                                         for i in range(1, 9))]).replace("a0:", "a0: &a0"))
+    Path("large.yaml").write_bytes(b"# \n" * 2 ** 18)
+    Path("latin.yaml").write_bytes(b"conditioning: \xff\n")
     status, _, err = run(*options)
     assert status == 2 and "Traceback" not in err and not Path("tuned.yaml").exists()
+    assert not Path("mark").exists()
     assert all(word in err for word in words), err

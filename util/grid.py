@@ -8,10 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import yaml
-
-from util.config import SECTIONS, ConfigLoader
+from util.config import SECTIONS
 from util.errors import UserError, did_you_mean
+from util.safe_yaml import parse_yaml
 from util.statistics import Summary, describe
 from util.table_run import Job
 
@@ -66,9 +65,10 @@ def read_grid(options: Sequence[str]) -> dict[str, list[object]]:
         key, equals, text = option.partition("=")
         key = key.strip()
         try:
-            values = yaml.load(f"[{text}]", Loader=ConfigLoader)
-        except (yaml.YAMLError, ValueError):
-            values = []
+            values = parse_yaml(f"[{text}]")
+        except ValueError as error:
+            raise UserError(f"--grid {option}: {error}; expected key=values, such as "
+                            "conditioning.params.scale=0.1,0.3,1") from None
         if not equals or not key or not values:
             raise UserError(f"--grid {option}: expected key=values, such as conditioning.params.scale=0.1,0.3,1")
         _check_key(key, option)

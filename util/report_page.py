@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from torch import Tensor
 
 from util.markup import Markup, element, join
@@ -24,6 +23,7 @@ from util.report_figures import (
     telling_crop,
 )
 from util.report_tables import image_table, score_table
+from util.safe_yaml import dump_yaml
 
 FOLDER = Path(__file__).parent
 
@@ -218,7 +218,7 @@ def _configurations(runs: Sequence[Run]) -> list[Markup]:
     parts = [element("h3", {}, "Configuration")]
     for run in runs:
         circumstances = {name: value for name, value in run.facts.items() if not name.startswith("metrics")}
-        text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100) if run.config else "none\n"
+        text = dump_yaml(run.config, width=100) if run.config else "none\n"
         parts.append(element(
             "details", {}, element("summary", {}, f"{run.method}: configuration and circumstances"),
             element("p", {"class": "note"}, f"config.yaml of {run.path}"), element("pre", {}, text),

@@ -1,5 +1,6 @@
 """YAML that runs nothing and stays small: the reader of all configuration files, and a writer of the same values."""
 
+import math
 import re
 
 import yaml
@@ -11,7 +12,8 @@ FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+
 
 
 class ConfigLoader(yaml.SafeLoader):
-    """Plain YAML, plus the one Python tag in DPS's files (`!!python/tuple`), numbers such as 1e-3, and no key twice.
+    """Plain YAML of texts, numbers, lists and mappings: no key twice, no dates (2024-01-01 is a text), numbers such as
+    1e-3, and the one Python tag in DPS's files (`!!python/tuple`).
 
     A text that is huge once its aliases are written out, or is nested too deeply, is a YAMLError.
     """
@@ -72,13 +74,22 @@ ConfigLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 ConfigLoader.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
 ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple",
                              lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
-ConfigLoader.add_constructor(None, _construct_unknown)
+for _tag in (None, *(f"tag:yaml.org,2002:{name}" for name in ("binary", "omap", "pairs", "set", "timestamp"))):
+    ConfigLoader.add_constructor(_tag, _construct_unknown)
+ConfigLoader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
 
 class ConfigDumper(yaml.SafeDumper):
-    """Puts quotes around every text that `ConfigLoader` would take for something else."""
+    """Puts quotes around every text that `ConfigLoader` would take for something else, and keeps it on one line."""
 
 
+def _represent_text(dumper: ConfigDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+ConfigDumper.add_representer(str, _represent_text)
 ConfigLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 ConfigDumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
@@ -92,8 +103,8 @@ def parse_yaml(text: str) -> object:
         raise ValueError(f"line {mark.line + 1}: {error.problem or error.context}" if mark else error.problem) from None
     except yaml.reader.ReaderError as error:
         raise ValueError(f"position {error.position}: {error.reason}") from None
-    except ValueError as error:                     # such as the date 2024-13-01
-        raise ValueError(f"some value: {error}") from None
+    except (ValueError, LookupError, OverflowError) as error:       # such as !!int "", or a number of 5000 digits
+        raise ValueError(f"some value is not of its type ({error})") from None
 
 
 def dump_yaml(value: object, width: float = 120, flow: bool = False) -> str:
@@ -103,9 +114,14 @@ def dump_yaml(value: object, width: float = 120, flow: bool = False) -> str:
         width: columns after which lines are broken.
         flow: as {a: 1} and [1, 2], not as lines.
     """
-    for allow_unicode in (True, False):             # U+2028 and the like would end a line: then ASCII only
+    for allow_unicode in (True, False):
         text = yaml.dump(value, Dumper=ConfigDumper, sort_keys=False, allow_unicode=allow_unicode, width=width,
                          default_flow_style=flow)
         if all(line.isprintable() for line in text.split("\n")):
             break
     return text
+
+
+def flow(value: object) -> str:
+    """A value as one line of YAML: 0.3, dpps, [1, 2], {a: 1}."""
+    return dump_yaml(value, width=math.inf, flow=True).removesuffix("\n").removesuffix("\n...")

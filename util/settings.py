@@ -5,10 +5,9 @@ import inspect
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 
-import yaml
-
 from util.config import Config, Key, leaves
 from util.registry import REQUIRED, Registry, annotations, check_arguments, defaults, describe
+from util.safe_yaml import flow
 
 WIDTH = 110                                         # columns of the list
 FURTHEST_COMMENT = 60                               # column in which comments stand, unless a value needs more
@@ -53,16 +52,6 @@ def annotated(tree: dict[str, object], origins: Mapping[Key, str]) -> str:
         shown = key[:-1]
     column = max([len(text) for text, _ in lines if len(text) <= FURTHEST_COMMENT], default=0)
     return "\n".join(f"{text:{column}}  # {_printable(origin)}" if origin else text for text, origin in lines)
-
-
-def flow(value: object) -> str:
-    """A value as one line of YAML."""
-    for allow_unicode in (True, False):                             # separators such as U+2028 would end the line
-        text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=allow_unicode,
-                              sort_keys=False).removesuffix("\n").removesuffix("\n...")
-        if text.isprintable():
-            break
-    return text
 
 
 def _printable(text: str) -> str:

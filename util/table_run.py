@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
 from tqdm import tqdm
 
-from util.config import REPOSITORY, Config, ConfigLoader
+from util.config import REPOSITORY, Config
 from util.errors import UserError
 from util.logger import get_logger
 from util.paper_table import Run
+from util.safe_yaml import parse_yaml
 
 logger = get_logger()
 
@@ -117,9 +117,9 @@ class Job:
 
     def _same_settings(self) -> bool:
         try:
-            found = yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), Loader=ConfigLoader)
+            found = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
             return all(found[key] == value for key, value in self._settings().items())
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def _settings(self) -> dict[str, object]:

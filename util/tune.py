@@ -14,16 +14,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from data.dataloader import DATASETS
 from util.command import PRECISIONS, Parser, natural, positive
-from util.config import ConfigLoader, find_file, read_yaml
+from util.config import find_file, read_yaml
 from util.errors import UserError
 from util.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid, result_of
 from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.paper_table import Run
+from util.safe_yaml import parse_yaml
 from util.table_run import Job, Options, count, duration, execute
 from util.weights import WeightStore
 from util.yaml_text import set_values
@@ -86,7 +85,7 @@ def chosen_text(args: argparse.Namespace, best: Point, remark: str) -> str:
     changes = []
     for override in args.overrides:
         key, _, text = override.partition("=")
-        changes.append((key.strip(), yaml.load(text, Loader=ConfigLoader)))
+        changes.append((key.strip(), parse_yaml(text)))
     changes += best.settings
     paths = [(tuple(part.strip() for part in key.split(".")), value) for key, value in changes]
     text = find_file(args.task_config, "task configuration").read_text(encoding="utf-8-sig")

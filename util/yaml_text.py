@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from util.config import ConfigLoader
+from util.safe_yaml import ConfigLoader, dump_yaml, flow, parse_yaml
 
 Path = tuple[str, ...]
 
@@ -16,11 +16,10 @@ def set_values(text: str, changes: Sequence[tuple[Path, object]]) -> str:
     Where a change cannot be made in the text itself, the whole is written anew and loses its comments.
     """
     for path, value in changes:
-        wanted = yaml.load(text, Loader=ConfigLoader) or {}
+        wanted = parse_yaml(text) or {}
         assign(wanted, path, value)
         changed = _substitute(text, path, value)
-        text = changed if _reads_as(changed, wanted) else yaml.safe_dump(
-            json.loads(json.dumps(wanted)), sort_keys=False, allow_unicode=True, width=120)
+        text = changed if _reads_as(changed, wanted) else dump_yaml(json.loads(json.dumps(wanted)))
     return text
 
 
@@ -35,8 +34,8 @@ def assign(tree: dict, path: Path, value: object) -> None:
 
 def _reads_as(text: str, wanted: dict) -> bool:
     try:
-        return yaml.load(text, Loader=ConfigLoader) == wanted
-    except (yaml.YAMLError, ValueError):
+        return parse_yaml(text) == wanted
+    except ValueError:
         return False
 
 
@@ -56,14 +55,8 @@ def _substitute(text: str, path: Path, value: object) -> str:
     if not rest or not isinstance(node, yaml.MappingNode):
         old = text[start:end]
         blank = old[len(old.rstrip()):]             # the end of a block mapping is where the next key begins
-        return text[:start] + _flow({rest[0]: value} if rest else value) + blank + text[end:]
-    entry = f"{_flow(rest[0])}: {_flow(value)}"
+        return text[:start] + flow({rest[0]: value} if rest else value) + blank + text[end:]
+    entry = f"{flow(rest[0])}: {flow(value)}"
     if node.flow_style:
         return f"{text[:start]}{{{entry}{', ' * bool(node.value)}{text[start + 1:]}"
     return f"{text[:start]}{entry}\n{' ' * node.start_mark.column}{text[start:]}"
-
-
-def _flow(value: object) -> str:
-    """A value on one line: 0.3, dpps, [1, 2], {a: 1}."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10 ** 6, allow_unicode=True).removesuffix(
-        "\n").removesuffix("\n...")
