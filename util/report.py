@@ -16,6 +16,7 @@ from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.report_data import find_runs
 from util.report_figures import Pictures
+from util.report_files import PAGE
 from util.report_page import View, page
 
 logger = get_logger()
@@ -46,9 +47,9 @@ def _crop(text: str) -> tuple[int, int, int]:
 def write_report(args: argparse.Namespace) -> int:
     """Write the page; exit status 1 if pictures could not be read."""
     runs = find_runs(args.results)
-    out = Path(args.out).expanduser() if args.out is not None else Path(args.results).expanduser() / "report.html"
+    out = Path(args.out).expanduser() if args.out is not None else Path(args.results).expanduser() / PAGE
     if out.is_dir():
-        raise UserError(f"--out {args.out} is a folder, expected a file such as {out / 'report.html'}")
+        raise UserError(f"--out {args.out} is a folder, expected a file such as {out / PAGE}")
     pictures = Pictures(out)
     write_atomically(out, page(args.title, runs, pictures, View(args.images, args.crop)).encode())
     tasks = len({run.task for run in runs})

@@ -19,6 +19,7 @@ from util.img_utils import load_image, to_uint8, to_unit, write_atomically
 from util.logger import get_logger
 from util.markup import Markup, element, join
 from util.report_data import Curve
+from util.report_files import pictures_folder
 
 LARGEST_SIDE = 1024                                 # pixels of a picture in the report; larger ones are reduced
 EMBEDDED = 48 * 2 ** 20                             # bytes of pictures inside the page; further ones lie beside it
@@ -38,7 +39,7 @@ class Pictures:
     """
 
     def __init__(self, page: Path):
-        self.folder, self.embedded = page.with_name(f"{page.stem}_files"), 0
+        self.folder, self.embedded = pictures_folder(page), 0
         self.unreadable: set[Path] = set()
 
     def load(self, file: Path) -> Tensor | None:

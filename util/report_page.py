@@ -22,6 +22,7 @@ from util.report_figures import (
     plot,
     telling_crop,
 )
+from util.report_files import GENERATOR
 from util.report_tables import image_table, score_table
 from util.safe_yaml import dump_yaml
 
@@ -48,6 +49,7 @@ def page(title: str, runs: Sequence[Run], pictures: Pictures, view: View) -> str
     links = [element("a", {"href": f"#task-{i}"}, task_title(task)) for i, task in enumerate(tasks)]
     head = element(
         "head", {}, element("meta", {"charset": "utf-8"}),
+        element("meta", {"name": "generator", "content": GENERATOR}),
         element("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
         element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         element("title", {}, title), element("style", {}, Markup(style)))

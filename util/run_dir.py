@@ -29,13 +29,14 @@ from util.errors import StorageError, UserError
 from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, write_atomically
 from util.measurement_files import SUFFIX, StoredMeasurement, read_measurement, write_measurement
 from util.metrics_table import MEAN, Outcome, Row, make_rows, standard_deviation, summarise, trajectories_to_csv
+from util.report_files import delete_report
 from util.row_store import ROWS, TABLE, RowStore, begun_images
 from util.run_config import CONFIG, RunConfig
 
 FOLDERS = ("input", "recon", "label", "progress")
 FILES = (TABLE, "summary.json", "grid.png", "scores.json", "scores.csv")    # the last two by `util.compute_metric`
 PROGRESS_FILE = re.compile(r"(x|x0_hat)_\d{4,}\.png")
-TEMPORARY_FILE = re.compile(r"\..+\.(png|csv|json|yaml|npz)\.\d+\.tmp")    # as `write_atomically` names them
+TEMPORARY_FILE = re.compile(r"\..+\.(png|csv|json|yaml|npz|html)\.\d+\.tmp")    # as `write_atomically` names them
 GRID_ROWS = 8
 
 
@@ -107,7 +108,7 @@ class RunDirectory:
                                     "remove it, or choose another folder with --save_dir")
 
     def _delete_results(self) -> None:
-        """Delete what a run wrote here, and nothing else; the configuration last."""
+        """Delete what a run, `util.compute_metric` and `util.report` wrote here, and nothing else; config.yaml last."""
         begun, samples = set(begun_images(self.path)), {MEAN}
         with suppress(UserError):
             rows = RowStore(self.path).rows
@@ -118,6 +119,7 @@ class RunDirectory:
                 file.unlink(missing_ok=True)
             for sample in (None, *samples):
                 _delete_progress(self.path / "progress" / _name(image, sample))
+        delete_report(self.path)
         for name in (*(f"{ROWS}/{image}.csv" for image in begun), *FILES, CONFIG):
             (self.path / name).unlink(missing_ok=True)
         if (self.path / ROWS).is_dir() and not any((self.path / ROWS).iterdir()):
