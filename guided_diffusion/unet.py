@@ -268,6 +268,8 @@ def create_model(
         model_path: str | None = "", class_label: int | None = None) -> UNetModel:
     """Build the network that a model config describes, in evaluation mode, and load its checkpoint.
 
+    Its weights, and so what flows through it, are in channels_last, in which convolutions take less time.
+
     Args:
         image_size: side of the training images; with `channel_mult` empty it also chooses the level widths (64, 128,
             256 and 512).
@@ -311,7 +313,7 @@ def create_model(
         autocast_dtype=torch.float16 if use_fp16 else None)
     if model_path:
         load_state_dict(model, Path(model_path))
-    return model.eval()
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def _numbers(key: str, value: str | float | Sequence[float], kind: type) -> tuple:

@@ -119,15 +119,15 @@ def test_official_like_chooses_the_same_candidates(model):
 
 def test_settings_are_put_back(model):
     flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    with network_of(model, Setting("x", "bf16", as_official=True, tf32=True, channels_last=True)) as network:
+    with network_of(model, Setting("x", "bf16", as_official=True, tf32=True)) as network:
         assert network.autocast_dtype == torch.bfloat16
         assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
         assert all(p.requires_grad for p in network.parameters())
-        assert network.out[2].weight.is_contiguous(memory_format=torch.channels_last)
+        assert network.out[2].weight.is_contiguous()
     assert model.autocast_dtype is None
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == flags
     assert not any(p.requires_grad for p in model.parameters())
-    assert model.out[2].weight.is_contiguous()
+    assert model.out[2].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_mean_number_of_candidates_is_that_of_the_full_process():

@@ -49,7 +49,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sizes", type=numbers, default=(64, 128, 256), metavar="N,N", help="of the growth with pixels; "
         "default 64,128,256")
     add("--only_table", action="store_true", help="leave out how cost grows, and the comparison of DPPS with DPS")
-    add("--channels_last", action="store_true", help="`fast` with the network in channels_last; default on a GPU")
+    add("--contiguous", action="store_true", help="`fast` without channels_last, to see what that is worth")
     add("--compile", action="store_true", help="`fast` with the network compiled by torch.compile")
     add("--processor_time", action="store_true", help="on a CPU that is shared: processor time instead of wall time")
     add("--out", default="benchmark.json", metavar="FILE", help="all figures as JSON; default %(default)s")
@@ -101,8 +101,8 @@ def load_network(path: str, device: torch.device) -> tuple[UNetModel, bool]:
 def fast_setting(args: argparse.Namespace, device: torch.device, peaks: dict[str, float]) -> Setting:
     """What this program does at its best on this device."""
     precision = args.precision or max(peaks, key=peaks.get)
-    on_gpu = device.type == "cuda"
-    return Setting("fast", precision, tf32=on_gpu, channels_last=args.channels_last or on_gpu, compile=args.compile)
+    return Setting("fast", precision, tf32=device.type == "cuda", channels_last=not args.contiguous,
+                   compile=args.compile)
 
 
 def table_cases(args: argparse.Namespace, settings: dict[str, Setting], size: int) -> list[Case]:

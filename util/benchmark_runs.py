@@ -51,7 +51,7 @@ class Setting:
         as_official: keep the graph of the parameters, blur by direct convolution, wait for the device at every step,
             and send candidates one by one through the whole operator.
         tf32: let a GPU round the factors of float32 products to TF32.
-        channels_last: memory format of the network's weights, and so of what flows through it.
+        channels_last: memory format of the network's weights, and so of what flows through it; otherwise contiguous.
         compile: by `torch.compile`.
     """
 
@@ -132,7 +132,7 @@ def measure_task(case: Case, clock: StepClock, device: torch.device) -> tuple[Ti
 
 @contextmanager
 def network_of(model: nn.Module, setting: Setting) -> Iterator[nn.Module]:
-    """The network under a setting; precision and format are put back afterwards."""
+    """The network under a setting; precision, and its weights in channels_last, are put back afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = model.autocast_dtype, matmul.allow_tf32, cudnn.allow_tf32
     model.autocast_dtype, matmul.allow_tf32, cudnn.allow_tf32 = DTYPES[setting.precision], setting.tf32, setting.tf32
@@ -142,7 +142,7 @@ def network_of(model: nn.Module, setting: Setting) -> Iterator[nn.Module]:
         yield torch.compile(model, dynamic=False) if setting.compile else model
     finally:
         model.autocast_dtype, matmul.allow_tf32, cudnn.allow_tf32 = before
-        model.requires_grad_(False).to(memory_format=torch.contiguous_format)
+        model.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def run_case(model: nn.Module, case: Case, levels: int, clock: StepClock) -> list[dict[str, float]]:
