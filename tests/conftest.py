@@ -1,4 +1,4 @@
-"""What several test files share: the golden reference numbers."""
+"""What several test files share: one thread, and the golden reference numbers."""
 
 import os
 from collections.abc import Callable
@@ -6,6 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+os.environ["OMP_NUM_THREADS"] = "1"                 # of the programs that tests start
+torch.set_num_threads(1)                            # networks of a few pixels: threads would wait for each other
 
 SHIPPED = Path(__file__).parent / "golden"
 BESIDE_CHECKOUT = Path(__file__).parents[2] / "shared" / "golden"

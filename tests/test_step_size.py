@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from guided_diffusion.analytic_prior import GaussianPrior
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.condition_methods.base import grad_and_value
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import NOISES, Measurement, get_noise, get_operator
+from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -111,6 +113,53 @@ def test_scale_transfers_from_the_full_process_to_few_steps(method, respacing, f
     distance = measurement.distance(step.x0_hat)
     assert rescaled.step_size(step, measurement, distance) == pytest.approx(0.3 * factor)
     assert official.step_size(step, measurement, distance) == 0.3
+
+
+@pytest.mark.parametrize("name", sorted(OPERATOR_EXAMPLES.keys() - {"hdr", "jpeg", "phase_retrieval", "gopro_blur"}))
+@pytest.mark.parametrize("noise", ["gaussian", "poisson"])
+def test_the_curvature_is_the_largest_eigenvalue_of_the_distances_hessian(name, noise):
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
+    measurement = Measurement.simulate(get_operator(name, **OPERATOR_EXAMPLES[name]).double(),
+                                       get_noise(noise, **NOISE_EXAMPLES[noise]), x, ImageRandomness(0, ["a"]))
+    hessian = torch.func.hessian(lambda x: measurement.distance(x).square().sum() / 2)(x)
+    largest = torch.linalg.eigvalsh(hessian.reshape(x.numel(), x.numel()))[-1]
+    assert 0.9 * largest < measurement.curvature.item() < largest * (1 + 1e-9)
+
+
+def test_nonlinear_operators_have_no_known_curvature():
+    measurement = Measurement.simulate(get_operator("hdr"), get_noise("gaussian", sigma=0.1), image(),
+                                       ImageRandomness(0, NAMES))
+    assert measurement.curvature.tolist() == [0, 0]
+    method = get_conditioning_method("ps", scale=0.3, power=2, schedule="alpha_bar")
+    step = step_at(4, "10")
+    assert method.step_size(step, measurement, torch.ones(2)).flatten().tolist() == pytest.approx(
+        [0.3 * 100 * 2 * step.alpha_bar] * 2)
+
+
+@pytest.mark.parametrize("scale, carried", [(0.003, 0.3), (0.02, 0.95), (1.5, 1.5)])
+def test_a_step_on_the_clean_image_is_not_carried_beyond_what_is_stable(scale, carried):
+    """||A|| is 1 for inpainting; a scale that is larger by itself is the user's, and stays."""
+    measurement, step = measure(operator="inpainting"), step_at(4, "10")
+    size = get_conditioning_method("ps", scale=scale, power=2, schedule="alpha_bar").step_size
+    assert size(step, measurement, torch.ones(2)).shape == (2, 1, 1, 1)
+    torch.testing.assert_close(size(step, measurement, torch.ones(2)).flatten().double(),
+                               torch.full((2,), 2 * carried * step.alpha_bar, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", ["ps", "dpps"])
+def test_few_steps_with_the_scale_of_many_do_not_blow_up(method):
+    sampler = create_sampler(sampler="ddim", eta=1.0, model_var_type="fixed_small", timestep_respacing=10)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.3
+    randomness = ImageRandomness(0, NAMES)
+    measurement = Measurement.simulate(get_operator("gaussian_blur", kernel_size=9, intensity=1.0),
+                                       get_noise("gaussian", sigma=0.05), x, randomness)
+
+    def chi_square(**params):
+        guide = get_conditioning_method(method, power=2, schedule="alpha_bar", **params)
+        prior = GaussianPrior(sampler.schedule, 0.09)
+        return measurement.chi_square(guide.restore(prior, sampler, measurement, randomness))
+    assert (chi_square(scale=0.045) < 2).all()
+    assert (chi_square(scale=4.5, rescale=False) > 10).all()            # N/n of it, and no limit
 
 
 def test_the_papers_step_is_twice_the_codes():

@@ -10,6 +10,8 @@ from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import Measurement, Noise
 from util.errors import UserError
 
+STABLE = 0.95                                       # of the step length at which gradient descent on d^2 diverges
+
 StepSchedule = Literal["constant", "linear", "exponential", "inverse_variance", "alpha_bar"]
 
 
@@ -31,6 +33,10 @@ class StepSize:
     A respaced process takes n of the N steps. Guidance is a drift next to that of the prior, which a step of n carries
     N/n times as far; so must the guidance be carried, or few steps end far from y. `scale` is thus that of the full
     process for every n. `rescale: false` leaves N/n out, as the authors' code does.
+
+    A step on the clean image (alpha_bar, below) must not be carried beyond the length where descent along the gradient
+    of d^2 ends and swings of growing size begin, 1/||A||^2: N/n enlarges `scale` to 0.95/||A||^2 at most. That is of
+    weight for 20 steps; it never makes a step smaller than `scale`. Nonlinear operators have no such limit here.
 
     alpha_bar with power 2 is a step on the clean image: in u = x_t / sqrt(alpha_bar_t), which has its scale, the
     guidance is scale sqrt(alpha_bar_t) grad_u d^2, a gradient step on u, brought back to the scale of x_t. Other than
@@ -78,10 +84,18 @@ class StepSize:
     def __call__(self, step: Step, measurement: Measurement, distance: Tensor) -> float | Tensor:
         """What the gradient of d (`distance`, (B,)) is multiplied with: zeta_t power d^(power - 1), a number or
         (B, 1, 1, 1)."""
-        size = self.scale * self._factor(step, measurement) * (step.stride if self.rescale else 1.0)
+        size = self.scale * self._factor(step, measurement) * self._carried(step, measurement)
         if self.power != 1:
             size = size * self.power * distance.clamp_min(torch.finfo(distance.dtype).tiny) ** (self.power - 1)
         return size.view(-1, 1, 1, 1) if isinstance(size, Tensor) else size
+
+    def _carried(self, step: Step, measurement: Measurement) -> float | Tensor:
+        """N/n, a number, or (B,) where it is kept within what is stable."""
+        if not self.rescale or step.stride == 1 or self.scale == 0:
+            return 1.0
+        if self.schedule != "alpha_bar" or self.power != 2:
+            return step.stride
+        return (STABLE / (self.scale * measurement.curvature)).clamp(1, step.stride)
 
     def _factor(self, step: Step, measurement: Measurement) -> float | Tensor:
         """f_t, a number or (B,)."""

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -156,13 +157,10 @@ class LinearOperator(Operator):
 
     def _largest_gain(self, y: Tensor) -> Tensor:
         """The largest singular value of A for each image, (B,), from below by eight power iterations."""
-        size = math.prod(self.image_shape[1:])
-        wave = torch.sin(12.9898 * torch.arange(size, dtype=torch.float64)) + 1         # has a part in every pattern
-        v = wave.to(y).view(1, *self.image_shape[1:]).expand(len(y), -1, -1, -1)
+        v = _start(self.image_shape, y)
         for _ in range(8):
-            v = v / _column(_dot(v, v).sqrt().clamp_min(torch.finfo(y.dtype).tiny), v)
-            v = self.transpose(self(v))
-        return _dot(v, v) ** 0.25
+            v = self.transpose(self(v / _column(_norm(v), v)))
+        return _norm(v).sqrt()
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The closest image to `x` (B, C, H, W) that has the measurement `y`: x - A^+(A x - y)."""
@@ -172,6 +170,17 @@ class LinearOperator(Operator):
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of each image, (B, ...) and (B, ...) -> (B,)."""
     return (a * b).flatten(1).sum(1)
+
+
+def _norm(a: Tensor) -> Tensor:
+    """The Euclidean norm of each image, (B, ...) -> (B,), above 0."""
+    return _dot(a, a).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
+
+
+def _start(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Where power iterations start, (B, C, H, W) in the dtype of `like`: a wave that has a part in every pattern."""
+    wave = torch.sin(12.9898 * torch.arange(math.prod(shape[1:]), dtype=torch.float64, device=like.device)) + 1
+    return wave.to(like).view(1, *shape[1:]).expand(shape)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
@@ -259,6 +268,21 @@ class Measurement:
     def distance(self, x0: Tensor) -> Tensor:
         """The data misfit of images `x0` (B, C, H, W) -> (B,)."""
         return self.noiser.distance(self.y, self.operator(x0))
+
+    @cached_property
+    def curvature(self) -> Tensor:
+        """The largest curvature of d^2 / 2, d the `distance` of each image, (B,): ||A||^2 where d is Euclidean.
+
+        From below, by eight power iterations on differences of gradients; 0, for not known, where A is not linear.
+        """
+        if not isinstance(self.operator, LinearOperator):
+            return torch.zeros(len(self.y), device=self.y.device)
+        v = _start(self.image_shape, self.y)
+        gradient = torch.func.grad(lambda x: self.distance(x).square().sum() / 2)
+        flat = gradient(torch.zeros_like(v))
+        for _ in range(8):
+            v = gradient(v / _column(_norm(v), v)) - flat
+        return _norm(v)
 
     def chi_square(self, x0: Tensor) -> Tensor:
         """||y - A(x0)||^2 / (m sigma^2) of each image, over its m observed entries: (B, C, H, W) -> (B,).
