@@ -33,7 +33,7 @@ from guided_diffusion.restoring import Report, Restorer, Task
 from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
 from util.command import PRECISIONS, Parser, positive
-from util.compute_metric import Metrics
+from util.compute_metric import Metrics, log_distances
 from util.config import Config, load_config
 from util.console import device_name, environment, log_table
 from util.distributed import Team
@@ -45,6 +45,7 @@ from util.memory import BatchSize
 from util.monitor import Monitor
 from util.registry import check_arguments
 from util.run_dir import RunDirectory, run_path
+from util.set_scores import score_sets
 from util.signals import Terminated, catch_signals
 
 logger = get_logger()
@@ -73,7 +74,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_measurements", action="store_true", help="save the measurements, masks and kernels to measurements/")
     add("--load_measurements", metavar="FOLDER", help="restore exactly these saved measurements")
     add("--progress", type=positive, metavar="N", help="save the state after every N-th step to progress/")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS's networks; nothing is fetched then")
+    add("--fid", action="store_true", help="at the end, FID and KID of the saved images against the true ones")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS, FID and KID; nothing is fetched then")
     add("--overwrite", action="store_true", help="replace the results of an earlier run in the same folder")
     add("--print_config", action="store_true", help="print the resolved configuration with the origin of each value")
     add("--list", action="store_true", help="print operators, noises, methods, ... with their parameters and defaults")
@@ -109,8 +111,18 @@ def build_task(config: Config, args: argparse.Namespace, folder: MeasurementFold
     return Task(source, operator, noiser, sampler, method)
 
 
-def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Module | None, run: RunDirectory, plan: Plan,
-           team: Team, device: torch.device) -> Report:
+def load_metrics(args: argparse.Namespace, task: Task, plan: Plan, device: torch.device) -> Metrics | None:
+    """What judges the images, with the networks that are needed; None where nobody knows the truth."""
+    if not task.source.knows_truth:
+        if args.fid:
+            logger.warning("left out: FID and KID, as there are no true images to compare with")
+        return None
+    networks = [*["lpips_vgg", "lpips_alex"] * bool(plan.groups), *["inception"] * args.fid]
+    return Metrics(device, args.weights_dir, networks)
+
+
+def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Module | None, metrics: Metrics | None,
+           run: RunDirectory, plan: Plan, team: Team, device: torch.device) -> Report:
     """Restore this process's share of what is left, and return what all processes did once they are done."""
     source, method, num_samples = task.source, task.method, args.num_samples
     settings = config.as_dict()["measurement"]
@@ -118,7 +130,6 @@ def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Modul
                     observed=config.observed) if args.save_measurements else None
     explain = partial(likely_cause, has_scale="scale" in signature(type(method)).parameters,
                       half_precision=PRECISIONS[args.precision] is not None or config.model.get("use_fp16", False))
-    metrics = Metrics(device, args.weights_dir) if source.knows_truth else None
     gatherer = Gatherer(run, source, metrics, num_samples, plan.finished, explain, store)
     monitor = Monitor(prior, run, team, sum(map(len, plan.groups)), num_samples, method.num_steps(task.sampler),
                       args.progress)
@@ -130,7 +141,10 @@ def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Modul
         monitor.draw()
         reports = team.gather({"table": run.store.own_table(), "unreadable": restorer.unreadable,
                                "peak_memory_bytes": environment(device)["peak_memory_bytes"]}, monitor.refresh)
-    return Report.of(reports)
+    report = Report.of(reports)
+    for table in report.tables if team.leads else ():
+        run.store.merge(table)
+    return report
 
 
 def announce(task: Task, plan: Plan, team: Team, device: torch.device) -> None:
@@ -145,14 +159,15 @@ def announce(task: Task, plan: Plan, team: Team, device: torch.device) -> None:
 
 
 def conclude(args: argparse.Namespace, task: Task, run: RunDirectory, plan: Plan, report: Report,
-             device: torch.device) -> int:
+             set_scores: dict[str, dict[str, object]], device: torch.device) -> int:
     """Write what is made from all images, show the table, and return the exit status."""
-    for table in report.tables:
-        run.store.merge(table)
     if not run.concluded:
         run.conclude({"operator": task.operator.name, "method": task.method.name, "seed": args.seed,
-                      "lpips_network": "vgg", **environment(device), **report.facts})
+                      "lpips_network": "vgg", **environment(device), **report.facts, **set_scores})
+    elif set_scores:
+        run.add_to_summary(set_scores)
     log_table(run, plan.names)
+    log_distances(set_scores)
     logger.info(f"\nresults in {run.path} (grid.png: "
                 f"{'ground truth | ' * task.source.knows_truth}measurement | restoration)")
     diverged = sum(any(not row.ok for row in run.rows_of(name)) for name in plan.names)
@@ -178,8 +193,10 @@ def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirect
         prior = load() if task.method.needs_prior and plan.groups else None
         if args.compile and prior is not None and measurable:
             prior = compiled(prior, (plan.batch_size, 3, size, size), device)
-        report = sample(args, config, task, prior, run, plan, team, device) if plan.groups else Report()
-        return conclude(args, task, run, plan, report, device) if team.leads else 0
+        metrics = load_metrics(args, task, plan, device)
+        report = sample(args, config, task, prior, metrics, run, plan, team, device) if plan.groups else Report()
+        set_scores = score_sets(run, metrics, team, plan.names, args.num_samples) if args.fid and metrics else {}
+        return conclude(args, task, run, plan, report, set_scores, device) if team.leads else 0
     except KeyboardInterrupt as stop:
         if team.first("stopped"):
             told = isinstance(stop, Terminated)

@@ -16,6 +16,7 @@ from util.arrays import read_array
 from util.errors import UserError, did_you_mean
 from util.img_utils import IMAGE_SUFFIXES, load_alpha, load_image
 from util.registry import Registry
+from util.user_path import user_path
 
 DATASETS = Registry("dataset")
 register_dataset = DATASETS.register
@@ -89,7 +90,7 @@ class ImageFolder(ImageDataset):
     """
 
     def __init__(self, root: str, image_size: int | None = None, observed: bool = False):
-        folder = Path(root).expanduser()
+        folder = user_path(root)
         suffixes = IMAGE_SUFFIXES + (ARRAY_SUFFIX,) * observed
         wanted = f"expected a folder with images ({', '.join(s[1:] for s in suffixes)})"
         remedy = "give one with --data FOLDER, or take scikit-image's photographs with --data skimage"

@@ -33,6 +33,7 @@ from util.logger import get_logger
 from util.registry import check_arguments
 from util.seeding import ImageRandomness
 from util.statistics import Summary, describe
+from util.user_path import user_path
 
 SIGMAS = (0.05, 0.1, 0.2, 0.5)                      # of the noise, on images in [-1, 1]
 BINS = 10                                           # of the timesteps, besides t = 0
@@ -276,7 +277,7 @@ def validate(args: argparse.Namespace) -> None:
     table = denoising(prior, crops, reference, args.seed)
     remark = (f"{Path(path).name} on {len(crops.names)} centre crops of {args.crop} x {args.crop} pixels, seed "
               f"{args.seed}; 95 % intervals over images")
-    text, folder = markdown(levels, table, remark), Path(args.out).expanduser()
+    text, folder = markdown(levels, table, remark), user_path(args.out)
     result = {"checkpoint": str(path), "images": list(crops.names), "crop": args.crop, "seed": args.seed,
               "draws": args.draws, "loss": [asdict(level) for level in levels], "denoising_psnr": table}
     write_atomically(folder / "validation.md", text.encode())

@@ -298,6 +298,9 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "data.name=imagnet"], ["'imagnet'", "did you mean 'imagenet'"]),
     (["--set", "data=!!python/object/apply:os.mkdir [mark]"], ["refused"]),
     (["--save_dir", "file"], ["cannot write to file", "--save_dir"]),
+    *(([option, path], ["is no path", word]) for path, word in (("\0", "null"), ("x" * 5000, "too long"),
+                                                                ("~nobody/x", "home"), ("x/" * 3000, "too long"))
+      for option in ("--save_dir", "--data", "--task_config", "--load_measurements")),
 ])
 def test_mistakes_end_with_status_2_and_a_line_that_helps(run, options, words):
     Path("file").write_text("in the way")

@@ -1,26 +1,46 @@
 """Runs of several processes, started by torchrun as a user does: gloo on the CPU."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+import sample_condition
 from tests.test_cli import arguments, prior, run, save_image, workplace
 from tests.test_resume import FOLDER, contents
+from tests.test_set_scores import ChannelMeans
+from util import compute_metric
 from util.config import REPOSITORY
 from util.distributed import Team, device_of
 from util.errors import UserError
 from util.lock import hold
 from util.logger import get_logger
+from util.perceptual import load_networks
 
 FIXTURES = (prior, run, workplace)
 IMAGES = 5
 OPTIONS = ["--data", "photos", "--batch_size", "1"]
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+import sample_condition
+from tests.test_distributed import load_small_networks
+from util import compute_metric
+compute_metric.load_networks = load_small_networks
+sys.exit(sample_condition.main())
+"""
+
+
+def load_small_networks(names: Sequence[str], *more: object) -> dict[str, torch.nn.Module]:
+    """A small network in place of Inception."""
+    return {**load_networks([name for name in names if name != "inception"], *more), "inception": ChannelMeans()}
 
 
 @pytest.fixture
@@ -40,10 +60,11 @@ def photos(workplace, one_thread):
     return workplace
 
 
-def torchrun(processes: int, prior: Path, *more: str) -> subprocess.Popen:
+def torchrun(processes: int, prior: Path, *more: str, script: Path = REPOSITORY / "sample_condition.py"
+             ) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-         str(REPOSITORY / "sample_condition.py"), *arguments(prior, *OPTIONS, *more)],
+         str(script), *arguments(prior, *OPTIONS, *more)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -60,13 +81,16 @@ def ranks_of(torchrun: subprocess.Popen) -> dict[int, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_several_processes_leave_what_one_does_and_survive_the_death_of_one(run, prior, photos):
-    assert run(*OPTIONS, "--save_dir", "one")[0] == 1
+def test_several_processes_leave_what_one_does_and_survive_the_death_of_one(run, prior, photos, monkeypatch):
+    monkeypatch.setattr(compute_metric, "load_networks", load_small_networks)
+    assert run(*OPTIONS, "--fid", "--save_dir", "one")[0] == 1
     expected = contents(photos / "one" / FOLDER)
-    process = torchrun(3, prior, "--save_dir", "three")
+    (photos / "driver.py").write_text(DRIVER)
+    process = torchrun(3, prior, "--fid", "--save_dir", "three", script=photos / "driver.py")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert contents(photos / "three" / FOLDER) == expected
+    assert json.loads(expected["summary.json"])["fid"]["value"] > 0 and out.count("FID") == out.count("KID") == 1
     assert out.count(f"{IMAGES + 1} images of") == out.count("mean of 5") == 1           # one process speaks
     assert err.count("cannot read image") == err.count("left out: LPIPS") == 1
     assert "15/15" in err and "1 of 6 images could not be read" in err
@@ -101,6 +125,8 @@ def test_a_process_alone_is_a_team():
         team.publish("key", "text")
         assert team.receive("key") == "text"
         assert team.gather({"a": 1}, lambda: None) == [{"a": 1}]
+        assert team.gather({"b": 1}, lambda: None) == [{"b": 1}]
+        assert list(team.share(2, "other")) == [0, 1]
         assert team.choose_device(None).type in ("cpu", "cuda")
 
 
@@ -127,6 +153,24 @@ def test_the_log_of_other_processes_keeps_to_warnings_and_names_the_rank(capsys)
     assert said[0].out == "hello\n" and said[1].out == ""
     assert said[0].err == "warning: both see this\nwarning: only 0\n"
     assert said[1].err == "warning: rank 1: only 1\n"
+
+
+@pytest.mark.parametrize("option", ["--help", "--list", "--print_config"])
+def test_what_is_printed_is_printed_by_one_process(capsys, option):
+    first, second = Team(), Team()
+    second.store, second.rank = first.store, 1
+    said = []
+    for team in (first, second):
+        get_logger().addFilter(team._keep)
+        try:
+            status = sample_condition.restore(sample_condition.parse_arguments([option]), team)
+        except SystemExit as end:                   # as argparse ends after --help
+            status = end.code
+        get_logger().removeFilter(team._keep)
+        assert not status
+        said.append(capsys.readouterr())
+    assert len(said[0].out.splitlines()) > 20 and said[1].out == ""
+    assert said[0].err == said[1].err == ""
 
 
 def test_a_gpu_cannot_be_chosen_for_all_processes():

@@ -11,7 +11,7 @@ PACKAGES = ("data", "guided_diffusion", "util")
 
 RANKS = [                                           # the first pattern that fits
     ("util/__init__.py", 0), ("data/__init__.py", 0), ("guided_diffusion/__init__.py", 0),
-    ("util/errors.py", 0), ("util/logger.py", 0),
+    ("util/errors.py", 0), ("util/logger.py", 0), ("util/user_path.py", 0.5),
     ("util/safe_yaml.py", 1),
     ("util/registry.py", 1), ("util/checkpoint.py", 1), ("util/command.py", 1), ("util/img_utils.py", 1),
     ("util/statistics.py", 1), ("util/weights.py", 1),
@@ -28,7 +28,8 @@ RANKS = [                                           # the first pattern that fit
     ("util/run_dir.py", 6), ("util/monitor.py", 7),
     ("guided_diffusion/gaussian_diffusion.py", 4),
     ("guided_diffusion/measurements/__init__.py", 5), ("guided_diffusion/measurements/*.py", 4),
-    ("util/console.py", 7), ("guided_diffusion/gathering.py", 8), ("guided_diffusion/restoring.py", 9),
+    ("util/console.py", 7), ("util/set_scores.py", 7),
+    ("guided_diffusion/gathering.py", 8), ("guided_diffusion/restoring.py", 9),
     ("guided_diffusion/method.py", 5), ("guided_diffusion/solvers/base.py", 6),
     ("guided_diffusion/solvers/__init__.py", 8), ("guided_diffusion/solvers/*.py", 7),
     ("guided_diffusion/condition_methods/base.py", 6), ("guided_diffusion/condition_methods/step_size.py", 6),

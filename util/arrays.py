@@ -1,13 +1,13 @@
 """Masks and kernels from files."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from util.errors import UserError
 from util.img_utils import FORMATS
+from util.user_path import user_path
 
 LARGEST_PICTURE = 2 ** 26                           # pixels
 
@@ -21,7 +21,7 @@ def read_array(file: str, what: str) -> np.ndarray:
     Raises:
         UserError: the file is missing, or is neither an array of numbers nor an image.
     """
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         raise UserError(f"{what} '{file}' not found; give the path of an image or a .npy file")
     try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from util.errors import UserError, did_you_mean
+from util.logger import get_logger
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}      # of the network; all else is float32
 
@@ -16,6 +17,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see --help")
+
+    def print_help(self, file: object = None) -> None:
+        """Say what there is to choose from, once where there are several processes."""
+        get_logger().info(self.format_help().rstrip("\n"))
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Read the command line; UserError for a mistake in it. `given` holds the names of the options in it."""

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from util.img_utils import load_image, to_uint8, to_unit, write_atomically
 from util.logger import get_logger
 from util.perceptual import EXTRACTOR, LPIPS_MIN_SIDE, frechet_distance, kernel_distance, load_networks
 from util.statistics import describe
+from util.user_path import user_path
 from util.weights import WeightStore
 
 
@@ -116,7 +117,7 @@ class Comparison:
 
     rows: list[tuple[str, str, Scores]] = field(default_factory=list)               # image, sample, its scores
     real: dict[str, Tensor] = field(default_factory=dict)                           # image -> (D,)
-    restored: list[Tensor] = field(default_factory=list)
+    restored: dict[tuple[str, str], Tensor] = field(default_factory=dict)           # (image, sample) -> (D,)
     skipped: int = 0
 
     def add(self, pair: Pair, metrics: Metrics, per_image: bool) -> None:
@@ -129,7 +130,7 @@ class Comparison:
             self.rows.append((pair.image, pair.sample, metrics(restored, label)))
         features = metrics.features(restored) if pair.sample != MEAN else None
         if features is not None:
-            self.restored.append(features)
+            self.restored[pair.image, pair.sample] = features
             self.real[pair.image] = self.real[pair.image] if pair.image in self.real else metrics.features(label)
 
     def summary(self, names: Sequence[str]) -> dict[str, object]:
@@ -139,14 +140,15 @@ class Comparison:
                                       "metrics": _summarise(single, names)}
         if means:
             summary["metrics_of_sample_means"] = _summarise(means, names)
-        for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
-            if name in names:
-                real, restored = (torch.stack([*x]) if x else torch.empty(0, 0)
-                                  for x in (self.real.values(), self.restored))
-                value = distance(real, restored)
-                summary[name] = {"value": value if math.isfinite(value) else None, "extractor": EXTRACTOR,
-                                 "images": len(restored), "reference_images": len(real)}
-        return summary
+        return summary | self.distances(names)
+
+    def distances(self, names: Sequence[str]) -> dict[str, dict[str, object]]:
+        """FID and KID, where they are in `names`, with extractor and numbers of images; None without features."""
+        real, restored = (torch.stack([*x.values()]) if x else torch.empty(0, 0) for x in (self.real, self.restored))
+        values = {name: distance(real, restored) for name, distance in (("fid", frechet_distance),
+                                                                        ("kid", kernel_distance)) if name in names}
+        return {name: {"value": value if math.isfinite(value) else None, "extractor": EXTRACTOR,
+                       "images": len(restored), "reference_images": len(real)} for name, value in values.items()}
 
 
 def _summarise(rows: Sequence[tuple[str, str, Scores]], names: Sequence[str]) -> dict[str, object]:
@@ -155,10 +157,10 @@ def _summarise(rows: Sequence[tuple[str, str, Scores]], names: Sequence[str]) ->
             for name in PER_IMAGE if name in names}
 
 
-def compare(pairs: Sequence[Pair], metrics: Metrics, per_image: bool = True) -> Comparison:
+def compare(pairs: Iterable[Pair], metrics: Metrics, per_image: bool = True, progress: bool = True) -> Comparison:
     """Score pairs of files; those that cannot be scored are named in warnings, counted and passed over."""
     comparison = Comparison()
-    for pair in tqdm(pairs, desc="Scoring", leave=False, disable=not sys.stderr.isatty()):
+    for pair in tqdm(pairs, desc="Scoring", leave=False, disable=not (progress and sys.stderr.isatty())):
         try:
             comparison.add(pair, metrics, per_image)
         except UserError as error:
@@ -222,7 +224,7 @@ def score(args: Namespace) -> int:
     log_summary(summary)
     folder = args.save_dir or (args.restored if args.labels is None else None)
     if folder:
-        _save(Path(folder).expanduser(), comparison, summary)
+        _save(user_path(folder), comparison, summary)
     if comparison.skipped:
         get_logger().error(f"{comparison.skipped} of {len(pairs)} pairs could not be scored")
     return 1 if comparison.skipped or missing else 0
@@ -241,12 +243,18 @@ def log_summary(summary: dict) -> None:
             title, digits = TITLES[name]
             mean, std, *interval = (_text(value, digits) for value in (row["mean"], row["std"], *(row["ci95"] or ())))
             log(f"{title:14}{mean:>10}   {' to '.join(interval) or '-':21}{std:>9}{row['count']:>8}")
+    log_distances(summary)
+
+
+def log_distances(summary: dict) -> None:
+    """Log a line for FID and one for KID, where they are in `summary`, with numbers of images and extractor."""
     for name in ("fid", "kid"):
         if name in summary:
             title, digits = TITLES[name]
             of = summary[name]
             images = f"{of['images']} against {of['reference_images']} images, {of['extractor']}"
-            log(f"{title:14}{_text(of['value'], digits):>10}   {images if of['images'] else ''}".rstrip())
+            images += f", {of['left_out']} left out" if of.get("left_out") else ""
+            get_logger().info(f"{title:14}{_text(of['value'], digits):>10}   {images if of['images'] else ''}".rstrip())
 
 
 def _text(value: float | None, digits: int) -> str:

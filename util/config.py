@@ -11,6 +11,7 @@ from pathlib import Path
 from util.errors import UserError, did_you_mean
 from util.safe_yaml import ConfigLoader as ConfigLoader
 from util.safe_yaml import parse_yaml
+from util.user_path import user_path
 
 LARGEST_FILE = 2 ** 18                              # bytes of a YAML file
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -86,7 +87,7 @@ def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
     Raises:
         UserError: it is in neither; the message names the nearest file beside it, and the remedy.
     """
-    wanted = Path(path).expanduser()
+    wanted = user_path(path)
     candidates = (wanted, REPOSITORY / wanted)
     for candidate in candidates:
         if candidate.is_file():

@@ -37,6 +37,7 @@ class Team:
 
     def __init__(self):
         self.rank, self.size, self.device = 0, 1, None
+        self.gathered = 0                           # how often reports were
         self.store: dist.Store = dist.HashStore()
         self.launched = all(variable in os.environ for variable in ENVIRONMENT)
 
@@ -93,15 +94,20 @@ class Team:
             time.sleep(POLL_SECONDS)
         return self.store.get(key).decode()
 
-    def share(self, count: int) -> Iterator[int]:
-        """Those of the numbers 0 to count - 1 that fall to this process: each to the first that is free."""
-        while (number := self.add("taken", 1) - 1) < count:
+    def share(self, count: int, what: str = "taken") -> Iterator[int]:
+        """Those of the numbers 0 to count - 1 that fall to this process: each to the first that is free.
+
+        Args:
+            what: a name for what is shared out, once in a run.
+        """
+        while (number := self.add(what, 1) - 1) < count:
             yield number
 
     def gather(self, report: dict[str, object], while_waiting: Callable[[], None]) -> Sequence[dict[str, object]]:
         """The reports of all processes, by rank, once each has handed in its own."""
+        self.gathered += 1
         self.add("handed in", 1)
-        while self.add("handed in", 0) < self.size:     # as long as it takes: collective calls would time out
+        while self.add("handed in", 0) < self.size * self.gathered:     # for ever: collective calls would time out
             while_waiting()
             time.sleep(POLL_SECONDS)
         if self.size == 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from util.errors import UserError
 from util.img_utils import IMAGE_SUFFIXES
+from util.user_path import user_path
 
 MEAN = "mean"                                       # the sample that is the mean of an image's posterior samples
 SHOWN = 5                                           # names in a message
@@ -38,7 +39,7 @@ def pair_folders(restored: str | Path, labels: str | Path) -> tuple[list[Pair], 
     Raises:
         UserError: a folder is missing, cannot be read or holds no images, or no name is in both.
     """
-    folders = [Path(restored).expanduser(), Path(labels).expanduser()]
+    folders = [user_path(restored), user_path(labels)]
     files = [_images_below(folder) for folder in folders]
     stems = [Counter(_stem(file) for file in names) for names in files]
     shared = {stem for count in stems for stem in count if count[stem] > 1}     # these keep their suffix
@@ -89,7 +90,7 @@ def pair_results(folder: str | Path, rows: Sequence[dict[str, str]]) -> tuple[li
     Raises:
         UserError: as `pair_folders`.
     """
-    recon, label = Path(folder).expanduser() / "recon", Path(folder).expanduser() / "label"
+    recon, label = user_path(folder) / "recon", user_path(folder) / "label"
     if not recon.is_dir() or not label.is_dir():
         raise UserError(f"'{folder}' has no folders recon/ and label/, so it holds no results; name such a folder "
                         "(results/<operator>/<method>), or two folders of images")
@@ -133,7 +134,7 @@ def read_table(folder: str | Path) -> list[dict[str, str]]:
     Raises:
         UserError: it cannot be read, or is no table of images and samples.
     """
-    path = Path(folder).expanduser() / "metrics.csv"
+    path = user_path(folder) / "metrics.csv"
     if not path.is_file():
         return []
     try:

@@ -20,6 +20,7 @@ import numpy as np
 
 from util.errors import UserError, printable
 from util.img_utils import write_atomically
+from util.user_path import user_path
 
 SUFFIX = ".npz"
 LARGEST_CONTENT = 2 ** 31                           # bytes of a file, unpacked
@@ -104,7 +105,7 @@ class MeasurementFolder:
     """
 
     def __init__(self, folder: str):
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         if not self.folder.is_dir():
             raise UserError(f"--load_measurements {folder}: no such folder; expected one that --save_measurements made")
         self.names: Sequence[str] = sorted(path.stem for path in self.folder.glob(f"*{SUFFIX}"))

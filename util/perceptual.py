@@ -127,7 +127,8 @@ def frechet_distance(real: Tensor, restored: Tensor) -> float:
         return float("nan")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    return max(0.0, float(_compute(FrechetInceptionDistance(feature=_Given(real.shape[1])), real, restored)))
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
+    return max(0.0, float(_compute(metric, real, restored)))
 
 
 def kernel_distance(real: Tensor, restored: Tensor, seed: int = 0) -> float:
@@ -146,11 +147,13 @@ def kernel_distance(real: Tensor, restored: Tensor, seed: int = 0) -> float:
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
         warnings.simplefilter("ignore")             # that features are kept
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size,
+                                         sync_on_compute=False)
         return float(_compute(metric, real, restored)[0])
 
 
 def _compute(metric: nn.Module, real: Tensor, restored: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """The metric of all features; it must not gather those of other processes on its own (`sync_on_compute`)."""
     metric.update(real.cpu().double(), real=True)
     metric.update(restored.cpu().double(), real=False)
     return metric.compute()

@@ -8,7 +8,6 @@ for pictures past 48 MiB, which lie in a folder beside it.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from util.command import Parser, positive
 from util.errors import UserError
@@ -18,6 +17,7 @@ from util.report_data import find_runs
 from util.report_figures import Pictures
 from util.report_files import PAGE
 from util.report_page import View, page
+from util.user_path import user_path
 
 logger = get_logger()
 
@@ -47,7 +47,7 @@ def _crop(text: str) -> tuple[int, int, int]:
 def write_report(args: argparse.Namespace) -> int:
     """Write the page; exit status 1 if pictures could not be read."""
     runs = find_runs(args.results)
-    out = Path(args.out).expanduser() if args.out is not None else Path(args.results).expanduser() / PAGE
+    out = user_path(args.out) if args.out is not None else user_path(args.results) / PAGE
     if out.is_dir():
         raise UserError(f"--out {args.out} is a folder, expected a file such as {out / PAGE}")
     pictures = Pictures(out)

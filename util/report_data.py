@@ -14,6 +14,7 @@ from util.config import read_yaml
 from util.errors import UserError
 from util.image_pairs import is_file_name
 from util.logger import get_logger
+from util.user_path import user_path
 
 MEAN = "mean"                                       # the sample that is the mean of an image's posterior samples
 OK = ("", "ok")                                     # states of a row that needs no remark
@@ -87,7 +88,7 @@ def find_runs(results: str | Path) -> list[Run]:
     Raises:
         UserError: there is no such folder, it holds no run, or a file of a run cannot be read.
     """
-    folder = Path(results).expanduser()
+    folder = user_path(results)
     if not folder.is_dir():
         raise UserError(f"results folder '{results}' {'is a file' if folder.exists() else 'not found'}; expected the "
                         "folder that sample_condition.py wrote to (--save_dir)")

@@ -20,6 +20,7 @@ from util.paper_table import PaperTable, load_table
 from util.table_plots import draw
 from util.table_report import evaluate, markdown, to_csv
 from util.table_run import Job, Options, count, duration, evaluations, execute, images_left, seconds_per_evaluation
+from util.user_path import user_path
 from util.weights import WeightStore
 
 logger = get_logger()
@@ -113,7 +114,7 @@ def reproduce(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     table = load_table(args.table)
     table = table.select(args.methods.split(",") if args.methods is not None else None).extend(args.overrides)
-    folder = Path(args.save_dir or f"./results/tables/{table.name}").expanduser()
+    folder = user_path(args.save_dir or f"./results/tables/{table.name}")
     jobs = plan(table, args, folder)
     if args.dry_run:
         dry_run(table, jobs)

@@ -32,6 +32,7 @@ from util.metrics_table import MEAN, Outcome, Row, make_rows, standard_deviation
 from util.report_files import delete_report
 from util.row_store import ROWS, TABLE, RowStore, begun_images
 from util.run_config import CONFIG, RunConfig
+from util.user_path import user_path
 
 FOLDERS = ("input", "recon", "label", "progress")
 FILES = (TABLE, "summary.json", "grid.png", "scores.json", "scores.csv")    # the last two by `util.compute_metric`
@@ -42,7 +43,7 @@ GRID_ROWS = 8
 
 def run_path(save_dir: str | Path, operator: str, method: str) -> Path:
     """The folder of a run."""
-    return Path(save_dir).expanduser() / operator / method
+    return user_path(save_dir) / operator / method
 
 
 class RunDirectory:
@@ -226,6 +227,16 @@ class RunDirectory:
         summary = {**facts, **summarise(self.rows)}
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         write_atomically(self.path / "summary.json", text.encode())
+
+    def add_to_summary(self, more: dict[str, object]) -> None:
+        """Change summary.json by what was found out after the run had come to its end."""
+        path = self.path / "summary.json"
+        try:
+            summary = dict(json.loads(path.read_text(encoding="utf-8")))
+            text = json.dumps({**summary, **more}, indent=2, allow_nan=False) + "\n"
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"{path} is no summary of ours; delete it, and the same command writes it anew") from None
+        write_atomically(path, text.encode())
 
     def write_grid(self) -> None:
         """Write grid.png: truth (if known), measurement, restoration of up to 8 images; of several samples the one of

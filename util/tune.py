@@ -24,6 +24,7 @@ from util.logger import get_logger
 from util.paper_table import Run
 from util.safe_yaml import parse_yaml
 from util.table_run import Job, Options, count, duration, execute
+from util.user_path import user_path
 from util.weights import WeightStore
 from util.yaml_text import set_values
 
@@ -105,12 +106,12 @@ def tune(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     if args.of == "mean" and args.samples < 2:
         raise UserError(f"--of mean needs several samples, found --samples {args.samples}; use --samples 4, say")
-    out = Path(args.out).expanduser()
+    out = user_path(args.out)
     if out.exists() and not args.overwrite:
         raise UserError(f"--out {args.out} is there already; choose another name, or replace it with --overwrite")
     read_yaml(args.task_config, "task configuration")
     grid = read_grid(args.grid)
-    folder = Path(args.save_dir or f"./results/tune/{Path(args.task_config).stem}").expanduser()
+    folder = user_path(args.save_dir or f"./results/tune/{Path(args.task_config).stem}")
     jobs = plan(args, tried := points(grid), folder)
     logger.info(f"{count(len(jobs), 'point')} of {count(len(jobs[0].names), 'image')}, "
                 f"{sum(not job.to_do for job in jobs)} of them finished before")

@@ -14,6 +14,7 @@ import torch
 
 from util.errors import UserError
 from util.logger import get_logger
+from util.user_path import user_path
 
 NETWORK_TIMEOUT = 8.0                               # seconds without an answer after which the network counts as absent
 
@@ -62,7 +63,7 @@ class WeightStore:
     """
 
     def __init__(self, folder: str | Path | None = None):
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else user_path(folder)
         if self.folder is not None and not self.folder.is_dir():
             raise UserError(f"--weights_dir: folder '{folder}' not found; expected one that holds {VGG16.name}, "
                             f"{ALEXNET.name} and {INCEPTION.name}, or some of them")
