@@ -33,6 +33,7 @@ from util.benchmark_runs import (
     run_case,
     sampler_through,
 )
+from util.benchmark_tables import growth_row
 
 CPU = torch.device("cpu")
 OFFICIAL = Setting("official-like", as_official=True)
@@ -166,6 +167,11 @@ def test_result_takes_medians_of_repetitions_and_means_of_levels():
     assert result.phase(FORWARD) == 11
     assert result.step == 11.5
     assert result.selection_share == pytest.approx(0.5 / 11)
+    assert result.level_steps() == [2, 21]
+
+
+def test_growth_is_compared_with_linear_growth():
+    assert growth_row("images", 4, 0.3, 2, 0.2) == ["images", "4", "300.0", "x 2", "x 1.50", "0.75"]
 
 
 def test_what_does_not_fit_is_left_out(model, monkeypatch):
@@ -192,6 +198,9 @@ def test_command(tmp_path, capsys):
     assert status == 0
     assert "random weights" in shown
     assert "extrapolated" in shown
+    growth = [line.split() for line in shown.partition("Growth")[2].splitlines()[2:7]]
+    assert [line[:2] for line in growth] == [
+        ["images", "1"], ["images", "2"], ["steps", "1"], ["pixels", "256"], ["pixels", "1024"]]
     figures = json.loads(out.read_text())
     lines = {(r["setting"], r["method"], r["task"], r["size"], r["batch"]): r for r in figures["results"]}
     assert {key[:2] + key[4:] for key in lines if key[2] == "gaussian_blur"} == {

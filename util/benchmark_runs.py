@@ -87,6 +87,10 @@ class Result:
         return float(np.mean([median(values) for values in zip(
             *([level[name] for level in levels] for levels in self.levels), strict=True)]))
 
+    def level_steps(self) -> list[float]:
+        """Seconds of the whole batch's step at each visited noise level, the median over repetitions."""
+        return [median(sum(level.values()) for level in levels) for levels in zip(*self.levels, strict=True)]
+
     @property
     def step(self) -> float:
         """Seconds of a step of the whole batch."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from util.benchmark_clock import PHASES
@@ -54,10 +55,10 @@ class Report:
             f"images/s are extrapolated from it to {facts['sampling_steps']} steps")
 
     def show(self, results: Sequence[Result], growth: Sequence[Result], candidates: Sequence[Result]) -> None:
-        """The tables: where the time goes; how it grows with pixels; what candidates cost."""
+        """The tables: where the time goes; how it grows with images, steps and pixels; what candidates cost."""
         self._show_steps(results)
         if growth:
-            self._show_growth(growth)
+            self._show_growth(results, growth)
         if candidates:
             self._show_candidates(candidates)
 
@@ -77,18 +78,28 @@ class Report:
         log_table(["setting", "method", "images", *PHASES, "step", "per image", "images/s", "of floor", "peak GiB",
                    "x official"], rows)
 
-    def _show_growth(self, results: Sequence[Result]) -> None:
-        first = results[0]
-        log("\nGrowth with pixels (fast, ps, super_resolution, one image); linear growth is a constant last column")
-        log_table(["side", "step in ms", "pixels", "time", "us per pixel"],
-                  [[str(r.case.size), f"{1e3 * r.step:.1f}", f"x {(r.case.size / first.case.size) ** 2:.0f}",
-                    f"x {r.step / first.step:.2f}", f"{1e6 * r.step / r.case.size ** 2:.3f}"] for r in results])
+    def _show_growth(self, results: Sequence[Result], sides: Sequence[Result]) -> None:
+        """How the cost of `fast` with ps grows with images and steps, from the first table, and with pixels."""
+        batches = [r for r in results if r.case.setting.name == "fast" and r.case.method == "ps"]
+        log("\nGrowth (fast, ps, in ms): a last column of 1 is linear growth")
+        rows = [growth_row("images", r.case.batch, r.step, batches[0].case.batch, batches[0].step) for r in batches]
+        if batches:
+            times = list(accumulate(batches[0].level_steps()))
+            rows += [growth_row("steps", n, seconds, 1, times[0]) for n, seconds in enumerate(times, 1)]
+        rows += [growth_row("pixels", r.case.size ** 2, r.step, sides[0].case.size ** 2, sides[0].step) for r in sides]
+        log_table(["of", "number", "time", "number", "time", "to linear"], rows)
 
     def _show_candidates(self, results: Sequence[Result]) -> None:
         log("\nWhat up to 50 candidates of dpps cost in a step (fast, one image), over the rest of the same step")
         log_table(["operator", "step in ms", "candidate selection", "over the rest"],
                   [[r.case.task, f"{1e3 * r.step:.1f}", f"{1e3 * r.phase('candidate selection'):.1f}",
                     f"+ {r.selection_share:.1%}"] for r in results])
+
+
+def growth_row(what: str, number: int, seconds: float, first_number: int, first_seconds: float) -> list[str]:
+    """A line of the table of growth: so much of something, its time, and both over those of the first line."""
+    more, longer = number / first_number, seconds / first_seconds
+    return [what, str(number), f"{1e3 * seconds:.1f}", f"x {more:g}", f"x {longer:.2f}", f"{longer / more:.2f}"]
 
 
 def log_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
