@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 from dataclasses import dataclass
 
 import pytest
@@ -30,6 +31,8 @@ from util.benchmark_runs import (
     measure,
     measure_task,
     network_of,
+    peak_memory,
+    reset_peak_memory,
     run_case,
     sampler_through,
 )
@@ -185,6 +188,17 @@ def test_what_does_not_fit_is_left_out(model, monkeypatch):
     results = measure(model, cases, 1, 2, lambda: StepClock(CPU), lambda case: None)
     assert [r.case.batch for r in results] == [1]
     assert len(results[0].levels) == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back when asked to")
+def test_peak_memory_is_not_that_of_an_earlier_run():
+    pieces = [torch.ones(2 ** 12) for _ in range(2 ** 14)]          # 256 MiB in pieces that the allocator keeps
+    reset_peak_memory(CPU)
+    before, last = peak_memory(CPU), pieces[-1:]
+    del pieces
+    reset_peak_memory(CPU)
+    assert len(last) == 1
+    assert peak_memory(CPU) < before - 2 ** 27
 
 
 def test_command(tmp_path, capsys):
