@@ -22,6 +22,7 @@ DATASETS = Registry("dataset")
 register_dataset = DATASETS.register
 
 ARRAY_SUFFIX = ".npy"
+LARGEST_SIDE = 2 ** 13                              # pixels
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 
 
@@ -37,8 +38,8 @@ class ImageDataset(Dataset):
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str], image_size: int | None = None,
                  observed: bool = False):
-        if image_size is not None and image_size < 1:
-            raise UserError(f"data: image_size is {image_size}, expected 1 or more")
+        if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+            raise UserError(f"data: image_size is {image_size}, expected 1 to {LARGEST_SIDE}")
         if observed and image_size is not None:
             raise UserError(f"data: image_size is {image_size}, but observed measurements keep their own size; "
                             "leave image_size out")

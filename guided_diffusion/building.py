@@ -6,7 +6,7 @@ from shlex import quote
 import torch
 from torch import nn
 
-from data.dataloader import DATASETS
+from data.dataloader import DATASETS, LARGEST_SIDE
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
@@ -63,8 +63,8 @@ def build_source(config: Config, folder: MeasurementFolder | None, overrides: Se
     if folder is not None:
         return Stored(folder, None if dataset.observed else dataset)
     usual_size = config.model["image_size"]
-    if usual_size < 1:
-        raise UserError(f"model config: image_size is {usual_size}, expected 1 or more")
+    if not 1 <= usual_size <= LARGEST_SIDE:
+        raise UserError(f"model config: image_size is {usual_size}, expected 1 to {LARGEST_SIDE}")
     if dataset.observed:
         return Observed(dataset, usual_size)
     dataset.image_size = dataset.image_size or usual_size

@@ -12,6 +12,7 @@ from torch import Tensor
 from util.errors import UserError, did_you_mean
 
 NOISE_SCHEDULES = ("linear", "cosine")
+MOST_STEPS = 10 ** 6
 
 
 def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
@@ -23,8 +24,8 @@ def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
     Raises:
         UserError: unknown name, or a number of steps at which the schedule does not exist.
     """
-    if steps < 1:
-        raise UserError(f"steps is {steps}, expected 1 or more")
+    if not 1 <= steps <= MOST_STEPS:
+        raise UserError(f"steps is {steps}, expected 1 to {MOST_STEPS}")
     if name == "linear":
         scale = 1000 / steps
         if scale * 0.02 >= 1:

@@ -297,9 +297,20 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "data.images=[cofee]"], ["'cofee'", "did you mean 'coffee'"]),
     (["--set", "data.name=imagnet"], ["'imagnet'", "did you mean 'imagenet'"]),
     (["--set", "data=!!python/object/apply:os.mkdir [mark]"], ["refused"]),
+    (["--set", f"data.image_size={10 ** 22}"], ["image_size", "an integer", "at most 2147483647"]),
+    (["--set", "data.image_size=100000"], ["image_size is 100000", "8192"]),
+    (["--set", "model.image_size=2000000000"], ["image_size is 2000000000", "8192"]),
+    (["--set", f"diffusion.steps={10 ** 22}"], ["steps", "at most 2147483647"]),
+    (["--set", "measurement.noise.sigma=1e22"], ["sigma is 1e+22", "1e+15"]),
+    (["--set", "diffusion.steps=2000000000"], ["steps is 2000000000", "1000000"]),
+    (["--set", f"measurement.noise.sigma={'9' * 400}"], ["sigma", "a finite number"]),
+    (["--set", "measurement.noise.sigma=!!int ''"], ["--set", "some value is not of its type"]),
+    (["--set", "measurement.operator={name: phase_retrieval, oversample: 2000000000}"], ["oversample", "0 to 100"]),
+    (["--task_config", "configs/inpainting_config.yaml", "--set", "measurement.operator.mask_opt={mask_type: box}"],
+     ["measurement.mask_opt and measurement.operator.mask_opt are both set"]),
     (["--save_dir", "file"], ["cannot write to file", "--save_dir"]),
     *(([option, path], ["is no path", word]) for path, word in (("\0", "null"), ("x" * 5000, "too long"),
-                                                                ("~nobody/x", "home"), ("x/" * 3000, "too long"))
+                                                                ("~no such user/x", "home"), ("x/" * 3000, "too long"))
       for option in ("--save_dir", "--data", "--task_config", "--load_measurements")),
 ])
 def test_mistakes_end_with_status_2_and_a_line_that_helps(run, options, words):
@@ -382,3 +393,10 @@ def test_a_read_only_folder_is_found_before_sampling(run):
     Path("locked").mkdir(mode=0o555)
     status, _, err = run("--save_dir", "locked")
     assert status == 2 and "cannot write to locked" in err
+
+
+@pytest.mark.parametrize("noise", [{"name": "gaussian", "sigma": 10 ** 15}, {"name": "poisson", "rate": 2 * 10 ** 9},
+                                   {"name": "poisson", "rate": 10 ** 15}, {"name": "speckle", "sigma": 10 ** 15}])
+def test_numbers_without_sense_are_no_traceback(run, noise):
+    status, _, err = run("--limit", "1", "--set", f"measurement.noise={json.dumps(noise)}")
+    assert status in (0, 1) and "Traceback" not in err

@@ -211,6 +211,9 @@ def _config(tree: dict, file: str) -> Config:
     _check_keys(measurement, SECTIONS[("measurement",)], f"{file}: measurement")
     operator = _named(measurement, "operator", f"{file}: measurement.")
     if measurement.get("mask_opt") is not None:
+        if "mask_opt" in operator.params:
+            raise UserError(f"{file}: measurement.mask_opt and measurement.operator.mask_opt are both set; keep one "
+                            "(--set measurement.mask_opt=null drops the first)")
         operator.params["mask_opt"] = _section(measurement, "mask_opt", f"{file}: measurement.")
     observed, data = measurement.get("observed", False), _named(tree, "data", f"{file}: ")
     if not isinstance(observed, bool):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from util.errors import UserError, did_you_mean
 
+LARGEST_INTEGER, LARGEST_NUMBER = 2 ** 31 - 1, 1e15     # of a parameter; float32 holds the square of the second
+LARGEST_FACTOR = 10 ** 6                            # the squares of larger whole numbers may not be an int64
 REQUIRED = inspect.Parameter.empty                  # stands for the default of a parameter that has none
 
 
@@ -46,7 +48,8 @@ class Registry:
         """Instantiate the class registered as `name` after checking `params` against its signature."""
         cls = self[name]
         check_arguments(cls, params, where=f"{self.kind} '{name}'")
-        return cls(**params)
+        hints = annotations(cls)
+        return cls(**{key: as_float(value, hints.get(key)) for key, value in params.items()})
 
 
 def defaults(function: Callable) -> dict[str, object]:
@@ -78,7 +81,19 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
     hints = annotations(function)
     for key, value in params.items():
         if key in hints and not fits(value, hints[key]):
-            raise UserError(f"{where}: {key} is {value!r}, expected {describe(hints[key])}")
+            raise UserError(f"{where}: {key} is {value!r:.60}, expected {describe(hints[key])}{_most(value)}")
+
+
+def _most(value: object) -> str:
+    if not isinstance(value, (int, float)) or not LARGEST_INTEGER < abs(value) < math.inf:
+        return ""
+    return f"; at most {LARGEST_INTEGER} where it is whole, {LARGEST_NUMBER:g} otherwise"
+
+
+def as_float(value: object, hint: object) -> object:
+    """A large whole number as the float that `hint` asks for: squares of floats are numbers that tensors know."""
+    floats = hint is float or (float in typing.get_args(hint) and int not in typing.get_args(hint))
+    return float(value) if floats and type(value) is int and abs(value) > LARGEST_FACTOR else value
 
 
 def fits(value: object, hint: object) -> bool:
@@ -97,9 +112,9 @@ def fits(value: object, hint: object) -> bool:
     if origin is dict:
         return isinstance(value, dict)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER
     return not isinstance(hint, type) or isinstance(value, hint)
 
 

@@ -11,6 +11,7 @@ from util.errors import UserError
 from util.seeding import ImageRandomness
 
 RANGES = ((-1, 1), (0, 1))
+MOST_OVERSAMPLING = 100
 
 
 @register_operator("phase_retrieval")
@@ -32,8 +33,8 @@ class PhaseRetrievalOperator(Operator):
 
     def __init__(self, oversample: float = 2.0, signal_range: tuple[float, float] = (-1, 1)):
         super().__init__()
-        if oversample < 0:
-            raise UserError(f"{self.name}: oversample is {oversample}, expected 0 or more; DPS uses 2.0")
+        if not 0 <= oversample <= MOST_OVERSAMPLING:
+            raise UserError(f"{self.name}: oversample is {oversample}, expected 0 to {MOST_OVERSAMPLING}; DPS uses 2.0")
         if tuple(signal_range) not in RANGES:
             raise UserError(f"{self.name}: signal_range is {list(signal_range)}, expected [-1, 1] or [0, 1]")
         self.oversample, self.signed = oversample, tuple(signal_range) == (-1, 1)
