@@ -32,7 +32,7 @@ from guided_diffusion.planning import Plan, default_entries, make_plan
 from guided_diffusion.restoring import Report, Restorer, Task
 from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
-from util.command import PRECISIONS, Parser, positive
+from util.command import PRECISIONS, Parser, at_most, positive
 from util.compute_metric import Metrics, log_distances
 from util.config import Config, load_config
 from util.console import device_name, environment, log_table
@@ -47,6 +47,8 @@ from util.registry import check_arguments
 from util.run_dir import RunDirectory, run_path
 from util.set_scores import score_sets
 from util.signals import Terminated, catch_signals
+
+MOST_SAMPLES = 10_000                               # posterior samples per image
 
 logger = get_logger()
 
@@ -66,7 +68,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
     add("--batch_size", type=positive_or_auto, metavar="N", help="images restored together, or 'auto' for the number "
         "that is fastest here; default: by image size")
-    add("--num_samples", type=positive, default=1, metavar="N", help="posterior samples per image; default 1")
+    add("--num_samples", type=at_most(MOST_SAMPLES), default=1, metavar="N",
+        help="posterior samples per image; default %(default)s")
     add("--limit", type=positive, metavar="N", help="restore the first N images only")
     add("--precision", choices=PRECISIONS, default="fp32", help="number format of the network; default %(default)s")
     add("--compile", action="store_true", help="compile the network by torch.compile, which takes minutes")

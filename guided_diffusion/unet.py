@@ -16,6 +16,7 @@ from util.errors import UserError
 from util.registry import check_arguments
 
 NUM_CLASSES = 1000
+MOST = {"image_size": 2 ** 13, "num_channels": 2 ** 13, "num_res_blocks": 100, "num_heads": 2 ** 13}
 DEFAULT_CHANNEL_MULT = {                            # image size -> width of each level over num_channels
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -329,9 +330,9 @@ def _numbers(key: str, value: str | float | Sequence[float], kind: type) -> tupl
 
 
 def _check_options(options: dict, channel_mult: tuple[float, ...]) -> None:
-    for key in ("image_size", "num_channels", "num_res_blocks", "num_heads"):
-        if options[key] < 1:
-            raise UserError(f"model config: {key} is {options[key]}, expected 1 or more")
+    for key, most in MOST.items():
+        if not 1 <= options[key] <= most:
+            raise UserError(f"model config: {key} is {options[key]}, expected 1 or more, and {most} at most")
     for key in ("num_head_channels", "num_heads_upsample"):
         if options[key] != -1 and options[key] < 1:
             raise UserError(f"model config: {key} is {options[key]}, expected 1 or more, or -1 for 'not set'")

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -47,6 +47,15 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
+
+
+def at_most(most: int) -> Callable[[str], int]:
+    """What reads a whole number of 1 to `most`, for argparse."""
+    def number(text: str) -> int:
+        if positive(text) > most:
+            raise argparse.ArgumentTypeError(f"'{text:.30}' is more than {most}")
+        return int(text)
+    return number
 
 
 def choose_device(gpu: int | None) -> torch.device:

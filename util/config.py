@@ -93,8 +93,8 @@ def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
         if candidate.is_file():
             return candidate
     for candidate in candidates:
-        if candidate.is_dir():
-            raise UserError(f"{what} {path} is a folder, expected a file")
+        if candidate.exists():
+            raise UserError(f"{what} {path} is {'a folder' if candidate.is_dir() else 'a device'}, expected a file")
     siblings = {str(wanted.parent / p.name) for c in candidates if c.parent.is_dir()
                 for p in c.parent.iterdir() if p.suffix == wanted.suffix}
     hints = [did_you_mean(wanted, siblings)] * bool(siblings) + [remedy] * bool(remedy)
