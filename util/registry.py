@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from util.errors import UserError, did_you_mean
 
-LARGEST_INTEGER, LARGEST_NUMBER = 2 ** 31 - 1, 1e15     # of a parameter; float32 holds the square of the second
+LARGEST_INTEGER, LARGEST_NUMBER = 2 ** 31 - 1, 1e150     # of a parameter; a float holds the square of the second
 LARGEST_FACTOR = 10 ** 6                            # the squares of larger whole numbers may not be an int64
 REQUIRED = inspect.Parameter.empty                  # stands for the default of a parameter that has none
 

@@ -14,6 +14,7 @@ from util.seeding import ImageRandomness
 Range = tuple[float, float]
 IMAGE_RANGE, UNIT_RANGE = (-1, 1), (0, 1)
 GREY_LEVELS = 255
+LARGEST_SIGMA = 1e15
 
 
 def require(condition: bool, noise: Noise, key: str, value: object, expected: str) -> None:
@@ -25,6 +26,7 @@ def require(condition: bool, noise: Noise, key: str, value: object, expected: st
 def sigma_of_images(noise: Noise, sigma: float, scale: Range) -> float:
     """The standard deviation on [-1, 1] of a `sigma` that was stated on `scale`, [-1, 1] or [0, 1]."""
     require(sigma > 0, noise, "sigma", sigma, "a positive number; for no noise at all use noise: {name: clean}")
+    require(sigma <= LARGEST_SIGMA, noise, "sigma", sigma, f"{LARGEST_SIGMA:g} at most, whose square is a float32")
     require(tuple(scale) in (IMAGE_RANGE, UNIT_RANGE), noise, "range", list(scale), "[-1, 1] or [0, 1]")
     return 2 * sigma if tuple(scale) == UNIT_RANGE else sigma
 
