@@ -58,7 +58,7 @@ def in_channels_last(x: Tensor) -> bool:
 class GroupNorm(nn.GroupNorm):
     """Group normalisation, with a gradient that is fast for images in channels_last on a CPU.
 
-    There torch's own took 98 ms for 128 channels of 256 x 256 in bf16, and this one 12.
+    There torch's own took 98 ms for 128 channels of 256 x 256 in bf16, and this one 13.
     """
 
     def forward(self, x: Tensor) -> Tensor:
