@@ -104,6 +104,26 @@ def test_an_image_without_its_file_is_not_finished_and_its_rows_are_replaced(tmp
     assert [row["image"] for row in read_rows(run)] == ["a", "b"]
 
 
+@pytest.mark.parametrize("file", ["grid.png", "summary.json"])
+@pytest.mark.parametrize("harm", ["missing", "truncated", "foreign"])
+def test_a_run_whose_grid_or_summary_is_damaged_has_not_come_to_its_end(tmp_path, file, harm):
+    run = open_run(tmp_path)
+    save(run)
+    run.conclude({})
+    assert open_run(tmp_path).concluded
+    path = run.path / file
+    content = path.read_bytes()
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:len(content) // 2] if harm == "truncated" else b"[]")
+    run = open_run(tmp_path)
+    assert not run.concluded
+    run.conclude({})
+    assert open_run(tmp_path).concluded
+    assert path.read_bytes() == content
+
+
 def test_names_with_commas_and_quotes_survive(tmp_path):
     name = 'a, "b" ü'
     save(open_run(tmp_path), name)

@@ -82,9 +82,9 @@ class RunDirectory:
 
     @property
     def concluded(self) -> bool:
-        """Whether nothing is left to be written."""
-        grid = (self.path / "grid.png").is_file() or not any(row.ok for row in self.rows)
-        return self.store.concluded and (self.path / "summary.json").is_file() and grid
+        """Whether nothing is left to be written, and what is made from all images is whole."""
+        grid = is_whole_png(self.path / "grid.png") or not any(row.ok for row in self.rows)
+        return self.store.concluded and _is_json(self.path / "summary.json") and grid
 
     def _open(self, overwrite: bool) -> None:
         try:
@@ -280,6 +280,13 @@ def _delete_progress(folder: Path) -> None:
 
 def _ends_with_a_line(path: Path) -> bool:
     return path.is_file() and path.read_bytes().endswith(b"\n")
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_measurement(path: Path) -> bool:
