@@ -71,7 +71,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num_samples", type=at_most(MOST_SAMPLES), default=1, metavar="N",
         help="posterior samples per image; default %(default)s")
     add("--limit", type=positive, metavar="N", help="restore the first N images only")
-    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the network; default %(default)s")
+    add("--precision", choices=PRECISIONS, default="tf32",
+        help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
     add("--compile", action="store_true", help="compile the network by torch.compile, which takes minutes")
     add("--tile", type=positive, metavar="N", help="restore images larger than N x N in overlapping windows of N x N")
     add("--save_measurements", action="store_true", help="save the measurements, masks and kernels to measurements/")

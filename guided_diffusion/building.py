@@ -86,13 +86,14 @@ def load_prior(config: Config, image_size: int | None, tile: int | None, precisi
     Args:
         image_size: side of all images; None for images of any size, which are padded where the network needs it.
         tile: restore larger images in windows of this side.
-        precision: a key of `PRECISIONS`.
+        precision: a key of `PRECISIONS`. TF32 is switched on or off for the whole process.
 
     Raises:
         UserError: the network or its checkpoint is wrong, or images or tiles do not fit the network.
     """
     model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
     model.autocast_dtype = PRECISIONS[precision] or model.autocast_dtype
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     prior = model.eval().requires_grad_(False).to(device)
     if tile is not None and tile % model.multiple:
         raise UserError(f"--tile {tile}: the network takes multiples of {model.multiple}, such as "

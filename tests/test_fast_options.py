@@ -130,6 +130,17 @@ def test_compile_option(run, monkeypatch):  # noqa: F811
     assert len(rows()) == 1
 
 
+@pytest.mark.parametrize("options, allowed", [([], True), (["--precision", "tf32"], True), (["--precision", "fp32"], False),
+                                              (["--precision", "bf16"], False)])
+def test_tf32_is_for_convolutions_and_only_where_it_is_asked_for(run, monkeypatch, options, allowed):  # noqa: F811
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
+    assert run(*options, "--limit", "1", "--save_dir", "out")[0] == 0
+    assert torch.backends.cudnn.allow_tf32 == allowed
+    assert not torch.backends.cuda.matmul.allow_tf32                    # operators multiply matrices in float32
+    config = yaml.safe_load(Path("out/super_resolution/dpps/config.yaml").read_text())
+    assert config["precision"] == (options[1] if options else "tf32")
+
+
 def test_half_precision_changes_the_gradient_little():
     """Relative to float32: float16 has 3 more bits than bfloat16, and the guidance does not underflow in it."""
     model = network()

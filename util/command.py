@@ -9,7 +9,8 @@ import torch
 from util.errors import UserError, did_you_mean
 from util.logger import get_logger
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}      # of the network; all else is float32
+# Of the network; all else is float32. tf32 is float32, but for the products of convolutions on GPUs that have it.
+PRECISIONS = {"tf32": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Parser(argparse.ArgumentParser):

@@ -38,7 +38,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_dir", help="where results go; default ./results/tables/<name of the table>")
     add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
     add("--batch_size", type=positive, metavar="N", help="images restored together")
-    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the network; default %(default)s")
+    add("--precision", choices=PRECISIONS, default="tf32",
+        help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
     add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
     add("--gpu", type=natural, metavar="N", help="index of the GPU")
     add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; nothing is fetched then")

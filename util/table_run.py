@@ -36,7 +36,7 @@ class Options:
     nproc: int = 1
     overwrite: bool = False
     weights_dir: str | None = None
-    precision: str = "fp32"
+    precision: str = "tf32"
 
     def arguments(self) -> list[str]:
         """The options of `sample_condition.py`."""
