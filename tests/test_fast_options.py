@@ -130,8 +130,8 @@ def test_compile_option(run, monkeypatch):  # noqa: F811
     assert len(rows()) == 1
 
 
-@pytest.mark.parametrize("options, allowed", [([], True), (["--precision", "tf32"], True), (["--precision", "fp32"], False),
-                                              (["--precision", "bf16"], False)])
+@pytest.mark.parametrize("options, allowed", [
+    ([], True), (["--precision", "tf32"], True), (["--precision", "fp32"], False), (["--precision", "bf16"], False)])
 def test_tf32_is_for_convolutions_and_only_where_it_is_asked_for(run, monkeypatch, options, allowed):  # noqa: F811
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
     assert run(*options, "--limit", "1", "--save_dir", "out")[0] == 0
