@@ -67,7 +67,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="change a configuration value, such as conditioning.params.scale=0.4; repeatable")
     add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
     add("--batch_size", type=positive_or_auto, metavar="N", help="images restored together, or 'auto' for the number "
-        "that is fastest here; default: by image size")
+        "that is fastest here; default: by image size, and more of them on a GPU")
     add("--num_samples", type=at_most(MOST_SAMPLES), default=1, metavar="N",
         help="posterior samples per image; default %(default)s")
     add("--limit", type=positive, metavar="N", help="restore the first N images only")
@@ -189,9 +189,9 @@ def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirect
     size = task.source.image_size
     load = cache(lambda: load_prior(config, size, args.tile, args.precision, device))
     measurable = task.method.needs_prior and size is not None
-    plan = make_plan(task.source.names[:args.limit], args.num_samples, args.batch_size, size, run, team,
-                     lambda entries: best_batch_size(task, load(), size, device, entries) if measurable
-                     else default_entries(size))
+    default = default_entries(size, device)
+    plan = make_plan(task.source.names[:args.limit], args.num_samples, args.batch_size, default, run, team,
+                     lambda entries: best_batch_size(task, load(), size, device, entries) if measurable else default)
     announce(task, plan, team, device)
     try:
         prior = load() if task.method.needs_prior and plan.groups else None

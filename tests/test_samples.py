@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.dataloader import get_dataloader, get_dataset
 from guided_diffusion.condition_methods import ConditioningMethod
+from guided_diffusion.planning import DEFAULT_BATCH_PIXELS, default_entries
 from tests.test_cli import prior, run, workplace
 from util.compute_metric import Scores
 from util.img_utils import save_map
@@ -57,10 +58,15 @@ def test_all_samples_run_together_unless_the_user_says_otherwise(run, monkeypatc
         return measurement.lift()
 
     monkeypatch.setattr(ConditioningMethod, "restore", restore)
-    monkeypatch.setattr("guided_diffusion.planning.DEFAULT_BATCH_PIXELS", 4 * 32 ** 2)
+    monkeypatch.setitem(DEFAULT_BATCH_PIXELS, "cpu", 4 * 32 ** 2)
     status, _, err = run("--num_samples", num_samples, "--limit", "2", *more)
     assert status == 0, err
     assert seen == sizes
+
+
+def test_batches_are_small_on_a_processor_and_large_on_a_gpu():
+    assert [default_entries(side, torch.device("cpu")) for side in (None, 64, 128, 256, 512)] == [1, 16, 4, 1, 1]
+    assert [default_entries(side, torch.device("cuda:1")) for side in (None, 128, 256, 512, 1024)] == [1, 32, 8, 2, 1]
 
 
 def test_samples_mean_and_deviation_are_written_and_scored(run):
