@@ -10,10 +10,8 @@ import argparse
 import io
 import math
 import os
-import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,11 +29,16 @@ from guided_diffusion.posterior_mean_variance import EpsilonXMeanProcessor, Lear
 from guided_diffusion.schedule import Schedule
 from guided_diffusion.unet import UNetModel, create_model
 from util.checkpoint import read_checkpoint
+from util.command import Parser, run_command, run_program
 from util.config import read_yaml
 from util.errors import UserError
 from util.img_utils import PIXEL_STEP, from_uint8, to_uint8, write_atomically
 from util.logger import get_logger
 from util.registry import check_arguments
+from util.signals import undivided
+from util.user_path import user_path
+
+logger = get_logger()
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class TrainConfig:
 
     Args:
         model_config: YAML file of the architecture (`learn_sigma: true`); its `model_path` is not read.
-        phases: list of {crop, batch_size, steps}, one after the other; the learning rate spans them all.
+        phases: list of {crop, batch_size, steps}, one after the other; the learning rate spans them all. Photographs
+            smaller than a crop are enlarged.
         noise_schedule, diffusion_steps: the forward process.
         learning_rate: peak of the rate, which rises over `warmup_steps` and falls to 0 along a half cosine.
         ema_decay: decay of the averaged weights, which are the ones to use.
@@ -94,36 +98,61 @@ class TrainConfig:
             if min(phase.values()) < 1:
                 raise UserError(f"{path}: phase {number} is {phase}, expected 1 or more everywhere")
             phases.append(Phase(**phase))
-        config = cls(**values)
         if not phases:
             raise UserError(f"{path}: phases is empty, expected a list of {{crop, batch_size, steps}}")
-        if not 0 < config.scales[0] <= config.scales[1]:
-            raise UserError(f"{path}: scales is {list(config.scales)}, expected [low, high] with 0 < low <= high")
-        if not 0 <= config.ema_decay < 1:
-            raise UserError(f"{path}: ema_decay is {config.ema_decay}, expected 0 <= ema_decay < 1")
-        if min(config.save_every, config.warmup_steps) < 1 or config.learning_rate <= 0:
-            raise UserError(f"{path}: save_every and warmup_steps must be 1 or more and learning_rate above 0")
+        config = cls(**values)
+        config._check_ranges(path)
         return config, phases
+
+    def _check_ranges(self, path: str) -> None:
+        if not 0 < self.scales[0] <= self.scales[1]:
+            raise UserError(f"{path}: scales is {list(self.scales)}, expected [low, high] with 0 < low <= high")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"{path}: ema_decay is {self.ema_decay}, expected 0 <= ema_decay < 1")
+        for key in ("save_every", "warmup_steps"):
+            if (value := getattr(self, key)) < 1:
+                raise UserError(f"{path}: {key} is {value}, expected 1 or more")
+        for key in ("learning_rate", "gradient_clip"):
+            if (value := getattr(self, key)) <= 0:
+                raise UserError(f"{path}: {key} is {value}, expected more than 0")
+        for key in ("seed", "workers", "weight_decay", "vlb_weight"):
+            if (value := getattr(self, key)) < 0:
+                raise UserError(f"{path}: {key} is {value}, expected 0 or more")
 
 
 class RandomCrops(Dataset):
-    """Crop number n of an endless sequence: photograph, scale, place and flip are a function of (seed, n)."""
+    """Crop number n of an endless sequence: photograph, scale, place and flip are a function of (seed, n).
+
+    Files that cannot be read are named once and passed over.
+    """
 
     def __init__(self, folder: str, crop: int, scales: tuple[float, float], seed: int, cached: dict | None):
         self.photographs = get_dataset("folder", root=folder)
         self.crop, self.scales, self.seed, self.cached = crop, scales, seed, cached
+        self.unreadable: set[int] = set()
 
-    def _photograph(self, index: int) -> Image.Image:
-        if self.cached is None:
-            return Image.fromarray(to_uint8(self.photographs[index]))
-        if index not in self.cached:
-            self.cached[index] = Image.fromarray(to_uint8(self.photographs[index]))
-        return self.cached[index]
+    def _photograph(self, rng: np.random.Generator) -> Image.Image:
+        """One that can be read; UserError if there is none."""
+        while len(self.unreadable) < len(self.photographs):
+            index = int(rng.integers(len(self.photographs)))
+            if self.cached is not None and index in self.cached:
+                return self.cached[index]
+            try:
+                photograph = Image.fromarray(to_uint8(self.photographs[index]))
+            except UserError as error:
+                if index not in self.unreadable:
+                    logger.warning(f"{error}; passed over")
+                self.unreadable.add(index)
+                continue
+            if self.cached is not None:
+                self.cached[index] = photograph
+            return photograph
+        raise UserError(f"none of the {len(self.photographs)} images can be read")
 
     def __getitem__(self, number: int) -> Tensor:
-        """(3, crop, crop) float32 in [-1, 1]."""
+        """(3, crop, crop) float32 in [-1, 1]; UserError if no file can be read."""
         rng = np.random.default_rng((self.seed, number))
-        photograph = self._photograph(int(rng.integers(len(self.photographs))))
+        photograph = self._photograph(rng)
         side = min(self.crop / rng.uniform(*self.scales), *photograph.size)
         left, top = (rng.uniform(0, extent - side) for extent in photograph.size)
         box = (left, top, left + side, top + side)
@@ -195,7 +224,8 @@ class Trainer:
                  rank: int, world: int):
         self.config, self.phases, self.data, self.folder = config, phases, data, folder
         self.device, self.rank, self.world = device, rank, world
-        self.step, self.history = 0, []
+        self.step, self.history, self.cached = 0, [], {} if config.cache else None
+        self._crops(phases[0])[0]                   # there is something to train on
         torch.manual_seed(config.seed)
         self.model = build_model(config).to(device)
         for phase in phases:
@@ -246,29 +276,31 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         if not torch.isfinite(norm):
             raise UserError(f"the gradient is {norm.item()} at step {self.step}; lower learning_rate or use fp32")
-        self.optimiser.step()
+        losses = loss.item(), simple.item()
         # a young average forgets faster: decay (1 + n) / (10 + n) until that reaches ema_decay
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
+        with undivided(), torch.no_grad():
+            self.optimiser.step()
             torch._foreach_lerp_(list(self.ema.values()), list(self.model.parameters()), 1 - decay)
-        self.step += 1
-        self.history.append((self.step, x0.shape[-1], loss.item(), simple.item(), rate))
+            self.step += 1
+            self.history.append((self.step, x0.shape[-1], *losses, rate))
         recent = np.mean([row[2] for row in self.history[-100:]])
         bar.set_postfix_str(f"crop {x0.shape[-1]}, loss {recent:.4f}", refresh=False)
         bar.update()
 
     def _batches(self) -> Iterator[Tensor]:
         """This process's share of the batches that are still to come, (B, 3, s, s) on the device."""
-        cached = {} if self.config.cache else None
         first_step = first_crop = 0
         for phase in self.phases:
             done = min(max(self.step - first_step, 0), phase.steps)
             start, stop = first_crop + done * phase.batch_size, first_crop + phase.steps * phase.batch_size
-            crops = RandomCrops(self.data, phase.crop, self.config.scales, self.config.seed, cached)
             yield from (x0.to(self.device, non_blocking=True) for x0 in DataLoader(
-                crops, phase.batch_size // self.world, sampler=range(start + self.rank, stop, self.world),
+                self._crops(phase), phase.batch_size // self.world, sampler=range(start + self.rank, stop, self.world),
                 num_workers=self.config.workers, pin_memory=self.device.type == "cuda"))
             first_step, first_crop = first_step + phase.steps, stop
+
+    def _crops(self, phase: Phase) -> RandomCrops:
+        return RandomCrops(self.data, phase.crop, self.config.scales, self.config.seed, self.cached)
 
     def save(self) -> None:
         """Write state, averaged weights, the losses and their curve, each whole or not at all."""
@@ -348,38 +380,44 @@ def plot_losses(history: list[tuple]) -> bytes:
     return buffer.getvalue()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 2 a mistake in the settings, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m guided_diffusion.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="folder of photographs")
-    parser.add_argument("--config", default="configs/train_demo.yaml", help="training file (%(default)s)")
-    parser.add_argument("--out", default="runs/train_demo", help="folder for checkpoints and curves (%(default)s)")
-    args = parser.parse_args(argv)
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; UserError for a mistake in it."""
+    parser = Parser(prog="python -m guided_diffusion.train", description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--data", required=True, metavar="FOLDER", help="of photographs")
+    add("--config", default="configs/train_demo.yaml", metavar="FILE", help="training file; default %(default)s")
+    add("--out", default="runs/train_demo", metavar="FOLDER", help="for checkpoints and curves; default %(default)s")
+    return parser.parse(argv)
+
+
+def train(args: argparse.Namespace) -> int:
+    """Do what the command line asks for and return the exit status."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     gpu = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", gpu) if torch.cuda.is_available() else torch.device("cpu")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if world > 1:
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         config, phases = TrainConfig.read(args.config)
-        trainer = Trainer(config, phases, args.data, Path(args.out), device, rank, world)
+        trainer = Trainer(config, phases, args.data, user_path(args.out), device, rank, world)
         started, first = time.perf_counter(), trainer.step
         trainer.run()
-    except UserError as error:
-        get_logger().error(error)
-        return 2
     except KeyboardInterrupt:
-        get_logger().error(f"interrupted; the same command continues from {args.out}/state.pt")
+        logger.error(f"interrupted; the same command continues from {args.out}/state.pt")
         return 130
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     if rank == 0:
         seconds = time.perf_counter() - started
-        get_logger().info(f"{trainer.step - first} steps in {seconds:.0f} s; the prior is {args.out}/ema.pt")
+        logger.info(f"{trainer.step - first} steps in {seconds:.0f} s; the prior is {args.out}/ema.pt")
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; exit status 0, 2 for a mistake, 130 when interrupted."""
+    return run_command(lambda: train(parse_arguments(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -7,8 +7,6 @@ Everything random is a function of the seed and the images' names.
 import argparse
 import importlib
 import json
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from guided_diffusion.schedule import Schedule
 from guided_diffusion.solvers import ClassicalRestorer, NonLocalMeans, TotalVariation
 from guided_diffusion.train import HybridLoss
 from guided_diffusion.unet import create_model
-from util.command import Parser, choose_device, natural, positive
+from util.command import Parser, choose_device, natural, positive, run_command, run_program
 from util.config import find_file, read_yaml
 from util.errors import UserError
 from util.img_utils import to_unit, write_atomically
@@ -264,8 +262,8 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Sch
     return model.eval().requires_grad_(False).to(device), sampler.schedule, path
 
 
-def validate(args: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+def validate(args: argparse.Namespace) -> int:
+    """Do what the command line asks for and return the exit status."""
     device = choose_device(args.gpu)
     model, schedule, path = load(args, device)
     data = get_dataset("skimage") if args.data == "skimage" else get_dataset("folder", root=args.data)
@@ -283,21 +281,13 @@ def validate(args: argparse.Namespace) -> None:
     write_atomically(folder / "validation.md", text.encode())
     write_atomically(folder / "validation.json", (json.dumps(result, indent=2) + "\n").encode())
     logger.info(f"\n{text}\n{folder / 'validation.md'} and validation.json")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0, 2 for a mistake, 130 when interrupted."""
-    try:
-        validate(parse_arguments(argv))
-    except UserError as error:
-        logger.error(error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted")
-        return 130
-    return 0
+    return run_command(lambda: validate(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)    # shells start background jobs with it ignored
-    sys.exit(main())
+    run_program(main)

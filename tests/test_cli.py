@@ -113,7 +113,8 @@ def test_a_user_restores_three_photographs_from_any_folder(prior, workplace):
     for name in names:
         steps, final = (folder / "trajectories" / f"{name}.csv").read_text().splitlines(), table[3 * names.index(name)]
         assert steps[0] == "step,0,1" and [line.split(",")[0] for line in steps[1:]] == ["2", "1", "0"]
-        assert float(steps[-1].split(",")[1]) == pytest.approx(float(final["distance"]), rel=1)
+        before = float(steps[-1].split(",")[1])     # of the last x0_hat; `final` has what the last guidance made of it
+        assert 0.2 < before / float(final["distance"]) < 5
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["diffusion"]["timestep_respacing"] == 3
     assert config["measurement"]["operator"] == {"name": "super_resolution", "scale_factor": 4}

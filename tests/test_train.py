@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,12 @@ def test_loss_falls(tmp_path, train):
     (dict(phases=[dict(crop=8, batch_size=0, steps=1)]), "1 or more"),
     (dict(scales=[1.0, 0.5]), "low <= high"),
     (dict(ema_decay=1.0), "ema_decay"),
+    (dict(seed=-1), "seed is -1, expected 0 or more"),
+    (dict(workers=-1), "workers is -1"),
+    (dict(weight_decay=-0.1), "weight_decay"),
+    (dict(vlb_weight=-1.0), "vlb_weight"),
+    (dict(gradient_clip=0.0), "gradient_clip is 0.0, expected more than 0"),
+    (dict(warmup_steps=0), "warmup_steps is 0, expected 1 or more"),
     (dict(model_config="nowhere.yaml"), "nowhere.yaml not found"),
 ])
 def test_mistakes_in_the_training_file(tmp_path, train, capsys, settings, message):
@@ -174,6 +181,61 @@ def test_mistakes_in_the_training_file(tmp_path, train, capsys, settings, messag
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_photograph_is_named_and_passed_over(tmp_path, train, photographs, capfd, workers):
+    (photographs / "1.png").write_bytes((photographs / "1.png").read_bytes()[:60])
+    assert train(tmp_path / "out", PHASES[:1], workers=workers) == 0
+    error = capfd.readouterr().err
+    assert "1.png" in error and "passed over" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("left", ["damaged", "nothing", "no folder"])
+def test_without_photographs_nothing_is_written(tmp_path, train, photographs, capsys, left):
+    for file in photographs.iterdir():
+        file.write_bytes(b"no image") if left == "damaged" else file.unlink()
+    if left == "no folder":
+        photographs.rmdir()
+    assert train(tmp_path / "out", PHASES, workers=1) == 2
+    message = {"damaged": "none of the 3 images can be read", "nothing": "holds no images", "no folder": "not found"}
+    assert message[left] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words, message", [
+    ([], "--data"), (["--data", "x", "--confg", "y"], "did you mean '--config'?"), (["--data", "a\0b"], "is no path"),
+    (["--data", "x", "--out", "a\0b"], "is no path"),
+])
+def test_mistakes_on_the_command_line(capsys, words, message):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_step_is_done_whole_or_not_at_all(tmp_path, train, monkeypatch, number):
+    """A signal while the weights are changed: optimiser, averages and step number still belong together."""
+    previous = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM)}
+    change, calls = torch.optim.AdamW.step, []
+
+    def interrupted(self, *more):
+        calls.append(number)
+        if len(calls) == 4:
+            signal.raise_signal(number)
+        return change(self, *more)
+
+    try:
+        assert train(tmp_path / "whole", PHASES) == 0
+        monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+        assert train(tmp_path / "parts", PHASES) == 130
+        assert len((tmp_path / "parts" / "loss.csv").read_text().splitlines()) == 1 + 4
+        assert train(tmp_path / "parts", PHASES) == 0
+    finally:
+        for n, handler in previous.items():
+            signal.signal(n, handler)
+    whole, parts = (torch.load(tmp_path / name / "ema.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_two_processes_train_the_same_network(tmp_path, train, photographs):

@@ -1,6 +1,7 @@
-"""What the commands of this project share: how they read their arguments, and where they compute."""
+"""What the commands of this project share: how they read their arguments, where they compute, and how they end."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,28 @@ class Parser(argparse.ArgumentParser):
             what = "option" if word.startswith("-") else "argument"
             raise UserError(f"unknown {what} '{word}'; {did_you_mean(word, options)}")
         return args
+
+
+def run_command(work: Callable[[], int]) -> int:
+    """The exit status of a command: that of `work`, 2 for a mistake, 130 when stopped, both told in a line."""
+    try:
+        return work()
+    except UserError as error:
+        get_logger().error(error)
+        return 2
+    except KeyboardInterrupt:
+        get_logger().error("interrupted")
+        return 130
+
+
+def run_program(main: Callable[[], int]) -> None:
+    """End the process with the exit status of `main`; SIGTERM stops it like Ctrl-C.
+
+    Shells start background jobs with SIGINT ignored; it counts nevertheless.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    sys.exit(main())
 
 
 def natural(text: str) -> int:

@@ -20,7 +20,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from tqdm import tqdm
 
-from util.command import Parser, choose_device
+from util.command import Parser, choose_device, run_command, run_program
 from util.errors import UserError, did_you_mean
 from util.image_pairs import MEAN, Pair, pair_folders, pair_results, read_table
 from util.img_utils import load_image, to_uint8, to_unit, write_atomically
@@ -274,15 +274,8 @@ def _save(folder: Path, comparison: Comparison, summary: dict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; exit status 0, 1 if some images could not be scored, 2 for a mistake, 130 when interrupted."""
-    try:
-        return score(parse_arguments(argv))
-    except UserError as error:
-        get_logger().error(error)
-        return 2
-    except KeyboardInterrupt:
-        get_logger().error("interrupted")
-        return 130
+    return run_command(lambda: score(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

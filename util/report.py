@@ -6,10 +6,9 @@ for pictures past 48 MiB, which lie in a folder beside it.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from util.command import Parser, positive
+from util.command import Parser, positive, run_command, run_program
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
@@ -58,13 +57,9 @@ def write_report(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if pictures could not be read, 2 for a mistake."""
-    try:
-        return write_report(parse_arguments(argv))
-    except UserError as error:
-        logger.error(error)
-        return 2
+    """Run the command line; exit status 0, 1 if pictures could not be read, 2 for a mistake, 130 when interrupted."""
+    return run_command(lambda: write_report(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -5,14 +5,12 @@ writes table.md, table.csv and table.png: paper | ours +- 95 % interval | differ
 """
 
 import argparse
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.dataloader import DATASETS
-from util.command import PRECISIONS, Parser, natural, positive
+from util.command import PRECISIONS, Parser, natural, positive, run_command, run_program
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
@@ -144,17 +142,8 @@ def reproduce(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0, 1 if a run went wrong, 2 for a mistake, 130 when interrupted."""
-    try:
-        return reproduce(parse_arguments(argv))
-    except UserError as error:
-        logger.error(error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted")
-        return 130
+    return run_command(lambda: reproduce(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
-    for name in ("SIGINT", "SIGTERM"):                          # shells start background jobs with SIGINT ignored
-        signal.signal(getattr(signal, name), signal.default_int_handler)
-    sys.exit(main())
+    run_program(main)

@@ -1,6 +1,8 @@
 """Signals that ask a run to stop."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Terminated(KeyboardInterrupt):
@@ -14,6 +16,21 @@ def catch_signals() -> None:
     """
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """SIGINT and SIGTERM that come within the block are acted on at its end. For the main thread alone."""
+    come: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: come.append(number))
+                for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in come[:1]:
+        signal.raise_signal(number)
 
 
 def _stop(number: int, _frame: object) -> None:

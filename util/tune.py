@@ -8,14 +8,12 @@ the task file with the best values.
 """
 
 import argparse
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.dataloader import DATASETS
-from util.command import PRECISIONS, Parser, natural, positive
+from util.command import PRECISIONS, Parser, natural, positive, run_command, run_program
 from util.config import find_file, read_yaml
 from util.errors import UserError
 from util.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid, result_of
@@ -140,17 +138,8 @@ def tune(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0, 1 if a point went wrong, 2 for a mistake, 130 when interrupted."""
-    try:
-        return tune(parse_arguments(argv))
-    except UserError as error:
-        logger.error(error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted")
-        return 130
+    return run_command(lambda: tune(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
-    for name in ("SIGINT", "SIGTERM"):                          # shells start background jobs with SIGINT ignored
-        signal.signal(getattr(signal, name), signal.default_int_handler)
-    sys.exit(main())
+    run_program(main)

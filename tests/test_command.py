@@ -1,0 +1,51 @@
+"""How the commands end."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from util.command import run_command
+from util.config import REPOSITORY
+from util.errors import UserError
+
+PROGRAM = """
+import os, signal
+from util.command import run_command, run_program
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+def work():
+    os.kill(os.getpid(), signal.{name})
+    signal.pause()
+
+run_program(lambda: run_command(work))
+"""
+
+
+def fails(error):
+    def work():
+        raise error
+    return work
+
+
+@pytest.mark.parametrize("work, status, told", [
+    (lambda: 0, 0, ""), (lambda: 1, 1, ""), (fails(UserError("no such file")), 2, "error: no such file\n"),
+    (fails(KeyboardInterrupt()), 130, "error: interrupted\n"),
+])
+def test_a_command_ends_with_a_status_and_at_most_a_line(capsys, work, status, told):
+    assert run_command(work) == status
+    assert capsys.readouterr() == ("", told)
+
+
+def test_defects_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_command(fails(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_stop_a_program_even_in_the_background(name):
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(name=name)], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
