@@ -10,8 +10,6 @@ from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import Measurement, Noise
 from util.errors import UserError
 
-STABLE = 0.95                                       # of the step length at which gradient descent on d^2 diverges
-
 StepSchedule = Literal["constant", "linear", "exponential", "inverse_variance", "alpha_bar"]
 
 
@@ -34,9 +32,13 @@ class StepSize:
     N/n times as far; so must the guidance be carried, or few steps end far from y. `scale` is thus that of the full
     process for every n. `rescale: false` leaves N/n out, as the authors' code does.
 
-    A step on the clean image (alpha_bar, below) must not be carried beyond the length where descent along the gradient
-    of d^2 ends and swings of growing size begin, 1/||A||^2: N/n enlarges `scale` to 0.95/||A||^2 at most. That is of
-    weight for 20 steps; it never makes a step smaller than `scale`. Nonlinear operators have no such limit here.
+    A step on the clean image (alpha_bar, below) cannot be carried that far: descent along the gradient of d^2 diverges
+    from the length 1/||A||^2 on. Its scale s_n for n steps approaches that length as n falls, harmonically:
+
+        1/s_n = n/N 1/scale + (1 - n/N) ||A||^2
+
+    which is N/n scale where that is far below the limit, and keeps the chi-square of restorations nearly as it is from
+    20 steps on. Nonlinear operators have no known limit here: N/n.
 
     alpha_bar with power 2 is a step on the clean image: in u = x_t / sqrt(alpha_bar_t), which has its scale, the
     guidance is scale sqrt(alpha_bar_t) grad_u d^2, a gradient step on u, brought back to the scale of x_t. Other than
@@ -90,12 +92,12 @@ class StepSize:
         return size.view(-1, 1, 1, 1) if isinstance(size, Tensor) else size
 
     def _carried(self, step: Step, measurement: Measurement) -> float | Tensor:
-        """N/n, a number, or (B,) where it is kept within what is stable."""
-        if not self.rescale or step.stride == 1 or self.scale == 0:
+        """How much larger than with all steps this one is: N/n, a number, or (B,) where it is kept within bounds."""
+        if not self.rescale or step.stride == 1:
             return 1.0
         if self.schedule != "alpha_bar" or self.power != 2:
             return step.stride
-        return (STABLE / (self.scale * measurement.curvature)).clamp(1, step.stride)
+        return step.stride / (1 + self.scale * measurement.curvature * (step.stride - 1))
 
     def _factor(self, step: Step, measurement: Measurement) -> float | Tensor:
         """f_t, a number or (B,)."""
