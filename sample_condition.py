@@ -172,8 +172,8 @@ def conclude(args: argparse.Namespace, task: Task, run: RunDirectory, plan: Plan
         run.add_to_summary(set_scores)
     log_table(run, plan.names)
     log_distances(set_scores)
-    logger.info(f"\nresults in {run.path} (grid.png: "
-                f"{'ground truth | ' * task.source.knows_truth}measurement | restoration)")
+    grid = f" (grid.png: {'ground truth | ' * task.source.knows_truth}measurement | restoration)"
+    logger.info(f"\nresults in {run.path}{grid * any(row.ok for row in run.rows)}")
     diverged = sum(any(not row.ok for row in run.rows_of(name)) for name in plan.names)
     if report.unreadable:
         logger.error(f"{report.unreadable} of {len(plan.names)} images could not be read")

@@ -75,14 +75,19 @@ class Crops:
 
 
 def centre_crops(dataset: ImageDataset, side: int, limit: int | None = None) -> Crops:
-    """The centre of each image at its own resolution; smaller images are passed over with a warning.
+    """The centre of each image at its own resolution; images that are smaller, or cannot be read, are passed over with
+    a warning.
 
     Raises:
-        UserError: no image is large enough.
+        UserError: none is left.
     """
     names, crops = [], []
     for index, name in enumerate(dataset.names[:limit]):
-        image = dataset[index]
+        try:
+            image = dataset[index]
+        except UserError as error:
+            logger.warning(f"{error}; passed over")
+            continue
         top, left = ((extent - side) // 2 for extent in image.shape[1:])
         if min(top, left) < 0:
             logger.warning(f"{name} is {image.shape[1]}x{image.shape[2]}, smaller than --crop {side}; passed over")
@@ -90,7 +95,8 @@ def centre_crops(dataset: ImageDataset, side: int, limit: int | None = None) -> 
         names.append(name)
         crops.append(image[:, top:top + side, left:left + side])
     if not crops:
-        raise UserError(f"no image is as large as --crop {side}; lower it, or give larger images with --data")
+        raise UserError(f"no image is as large as --crop {side} and can be read; lower it, or give larger images with "
+                        "--data")
     return Crops(tuple(names), torch.stack(crops))
 
 

@@ -118,7 +118,9 @@ def test_of_several_samples_the_others_count(run, wrapped):
 
 def test_a_batch_without_a_finite_entry_is_not_sampled_to_the_end(run, wrapped):
     made = wrapped(lambda network: Counting(Poisoned(network, 0, 1000)))
-    assert run("--limit", "1", "--set", f"diffusion.timestep_respacing={3 * CHECK_EVERY}")[0] == 1
+    status, out, _ = run("--limit", "1", "--set", f"diffusion.timestep_respacing={3 * CHECK_EVERY}")
+    assert status == 1
+    assert "results in" in out and "grid.png" not in out and not (FOLDER / "grid.png").exists()
     assert rows()[0]["status"] == f"diverged at step {3 * CHECK_EVERY - 1}"
     assert made[0].calls == CHECK_EVERY
 

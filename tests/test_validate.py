@@ -48,12 +48,15 @@ def zero(x_t, t):
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
-def test_crops_are_the_centre_at_the_images_own_resolution(tmp_path):
+def test_crops_are_the_centre_at_the_images_own_resolution(tmp_path, capsys):
     image = torch.rand(3, 21, 30, generator=torch.manual_seed(0)) * 2 - 1
     save_image(tmp_path / "wide.png", image)
     save_image(tmp_path / "small.png", image[:, :9])
+    (tmp_path / "damaged.png").write_bytes((tmp_path / "wide.png").read_bytes()[:200])
     found = centre_crops(get_dataset("folder", root=str(tmp_path)), 10)
     assert found.names == ("wide",)
+    told = capsys.readouterr().err
+    assert "small is 9x30" in told and "damaged.png: " in told and told.count("passed over") == 2
     torch.testing.assert_close(found.images[0], load_image(tmp_path / "wide.png")[:, 5:15, 10:20])
     with pytest.raises(UserError, match="no image is as large as --crop 22"):
         centre_crops(get_dataset("folder", root=str(tmp_path)), 22)

@@ -6,7 +6,6 @@ direct convolution, waiting for the device at every step, candidates one by one 
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from guided_diffusion.unet import UNetModel, create_model
 from util.benchmark_clock import StepClock
 from util.benchmark_runs import METHODS, TASKS, Case, Setting, count_flops, matmul_peak, measure
 from util.benchmark_tables import Report, write_json
-from util.command import Parser, choose_device
+from util.command import Parser, choose_device, run_command, run_program
 from util.config import find_file, read_yaml
 from util.console import environment
 from util.errors import UserError
@@ -120,8 +119,8 @@ def further_cases(args: argparse.Namespace, setting: Setting, size: int) -> tupl
             [Case(setting, "dpps", task, size, 1) for task in CANDIDATE_TASKS])
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, show and save what the command line asks for."""
+def run(args: argparse.Namespace) -> int:
+    """Measure, show and save what the command line asks for; return the exit status."""
     device = choose_device(args.gpu)
     model, trained = load_network(args.model_config, device)
     size = args.image_size or model.image_size
@@ -152,20 +151,13 @@ def run(args: argparse.Namespace) -> None:
                            "than there is; left out")
     write_json(Path(args.out), report, results)
     logger.info(f"\nall figures in {args.out}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0, 2 for a mistake, 130 when interrupted."""
-    try:
-        run(parse_arguments(argv))
-    except UserError as error:
-        logger.error(error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted; nothing is written")
-        return 130
-    return 0
+    return run_command(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)
