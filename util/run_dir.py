@@ -84,7 +84,7 @@ class RunDirectory:
     def concluded(self) -> bool:
         """Whether nothing is left to be written, and what is made from all images is whole."""
         grid = is_whole_png(self.path / "grid.png") or not any(row.ok for row in self.rows)
-        return self.store.concluded and _is_json(self.path / "summary.json") and grid
+        return self.store.concluded and _read_json(self.path / "summary.json") is not None and grid
 
     def _open(self, overwrite: bool) -> None:
         try:
@@ -229,13 +229,9 @@ class RunDirectory:
         write_atomically(self.path / "summary.json", text.encode())
 
     def add_to_summary(self, more: dict[str, object]) -> None:
-        """Change summary.json by what was found out after the run had come to its end."""
+        """Change summary.json by what was found out after the run had come to its end (`concluded`)."""
         path = self.path / "summary.json"
-        try:
-            summary = dict(json.loads(path.read_text(encoding="utf-8")))
-            text = json.dumps({**summary, **more}, indent=2, allow_nan=False) + "\n"
-        except (OSError, ValueError, TypeError):
-            raise UserError(f"{path} is no summary of ours; delete it, and the same command writes it anew") from None
+        text = json.dumps({**(_read_json(path) or {}), **more}, indent=2, allow_nan=False) + "\n"
         write_atomically(path, text.encode())
 
     def write_grid(self) -> None:
@@ -282,11 +278,13 @@ def _ends_with_a_line(path: Path) -> bool:
     return path.is_file() and path.read_bytes().endswith(b"\n")
 
 
-def _is_json(path: Path) -> bool:
+def _read_json(path: Path) -> dict[str, object] | None:
+    """What a file of ours holds; None where it is missing or damaged."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
-        return False
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda nan: None)
+        return content if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _is_measurement(path: Path) -> bool:
