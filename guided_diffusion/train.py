@@ -18,21 +18,20 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.dataloader import get_dataset
-from guided_diffusion.posterior_mean_variance import EpsilonXMeanProcessor, LearnedRangeVarianceProcessor
+from data.random_crops import RandomCrops
+from guided_diffusion.losses import HybridLoss
 from guided_diffusion.schedule import Schedule
 from guided_diffusion.unet import UNetModel, create_model
 from util.checkpoint import read_checkpoint
 from util.command import Parser, run_command, run_program
 from util.config import read_yaml
 from util.errors import UserError
-from util.img_utils import PIXEL_STEP, from_uint8, to_uint8, write_atomically
+from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.registry import check_arguments
 from util.signals import undivided
@@ -118,97 +117,6 @@ class TrainConfig:
         for key in ("seed", "workers", "weight_decay", "vlb_weight"):
             if (value := getattr(self, key)) < 0:
                 raise UserError(f"{path}: {key} is {value}, expected 0 or more")
-
-
-class RandomCrops(Dataset):
-    """Crop number n of an endless sequence: photograph, scale, place and flip are a function of (seed, n).
-
-    Files that cannot be read are named once and passed over.
-    """
-
-    def __init__(self, folder: str, crop: int, scales: tuple[float, float], seed: int, cached: dict | None):
-        self.photographs = get_dataset("folder", root=folder)
-        self.crop, self.scales, self.seed, self.cached = crop, scales, seed, cached
-        self.unreadable: set[int] = set()
-
-    def _photograph(self, rng: np.random.Generator) -> Image.Image:
-        """One that can be read; UserError if there is none."""
-        while len(self.unreadable) < len(self.photographs):
-            index = int(rng.integers(len(self.photographs)))
-            if self.cached is not None and index in self.cached:
-                return self.cached[index]
-            try:
-                photograph = Image.fromarray(to_uint8(self.photographs[index]))
-            except UserError as error:
-                if index not in self.unreadable:
-                    logger.warning(f"{error}; passed over")
-                self.unreadable.add(index)
-                continue
-            if self.cached is not None:
-                self.cached[index] = photograph
-            return photograph
-        raise UserError(f"none of the {len(self.photographs)} images can be read")
-
-    def __getitem__(self, number: int) -> Tensor:
-        """(3, crop, crop) float32 in [-1, 1]; UserError if no file can be read."""
-        rng = np.random.default_rng((self.seed, number))
-        photograph = self._photograph(rng)
-        side = min(self.crop / rng.uniform(*self.scales), *photograph.size)
-        left, top = (rng.uniform(0, extent - side) for extent in photograph.size)
-        box = (left, top, left + side, top + side)
-        square = photograph.resize((self.crop, self.crop), Image.Resampling.BICUBIC, box)
-        x = from_uint8(np.asarray(square))
-        return x.flip(2) if rng.random() < 0.5 else x
-
-
-class HybridLoss(nn.Module):
-    """L_simple + weight L_vlb (Nichol & Dhariwal, 2021, eq. 16) for a network that predicts eps and learned_range."""
-
-    def __init__(self, schedule: Schedule, vlb_weight: float):
-        super().__init__()
-        self.schedule, self.vlb_weight = schedule, vlb_weight
-        self.mean = EpsilonXMeanProcessor(schedule, clip_denoised=False)
-        self.variance = LearnedRangeVarianceProcessor(schedule)
-
-    def forward(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean crops (B, 3, s, s), steps (B,), N(0, I) like x0 -> mean loss, mean squared error of eps (scalars)."""
-        squares, bits = self.terms(model, x0, index, noise)
-        simple = squares.mean()
-        return simple + self.vlb_weight * self.schedule.num_steps * bits.mean(), simple.detach()
-
-    def terms(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The same -> each image's mean squared error of eps, (B,), and term of the bound, bits per dimension, (B,)."""
-        at = self.schedule.at
-        x_t = at("sqrt_alphas_cumprod", index, x0) * x0 + at("sqrt_one_minus_alphas_cumprod", index, x0) * noise
-        eps, variance = model(x_t, index).chunk(2, dim=1)
-        return (eps - noise).square().flatten(1).mean(1), self._bits(x0, x_t, index, eps.detach(), variance)
-
-    def _bits(self, x0: Tensor, x_t: Tensor, index: Tensor, eps: Tensor, variance: Tensor) -> Tensor:
-        """One term of the variational bound for each image, in bits per dimension: (B,)."""
-        at = self.schedule.at
-        mean = self.mean.mean(x_t, index, eps, self.mean.x0_hat(x_t, index, eps))
-        log_variance = self.variance.log_variance(index, variance, x_t)
-        true_mean = at("posterior_mean_coef1", index, x0) * x0 + at("posterior_mean_coef2", index, x0) * x_t
-        true_log_variance = at("posterior_log_variance_clipped", index, x0)
-        # KL(N(m1, v1) || N(m2, v2)) = (log v2 - log v1 + v1 / v2 + (m1 - m2)^2 / v2 - 1) / 2
-        kl = 0.5 * (log_variance - true_log_variance + (true_log_variance - log_variance).exp()
-                    + (true_mean - mean) ** 2 * (-log_variance).exp() - 1)
-        first = (index == 0).view(-1, 1, 1, 1)
-        nats = torch.where(first, discretised_nll(x0, mean, log_variance), kl)
-        return nats.flatten(1).mean(1) / math.log(2)
-
-
-def discretised_nll(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """-log of the probability that N(mean, variance) gives to the 8-bit level of x0 (Ho et al., 2020, eq. 13).
-
-    The lowest and the highest level take the tails. Elementwise, in nats.
-    """
-    std = (0.5 * log_variance).exp()
-    upper = torch.special.ndtr((x0 + PIXEL_STEP / 2 - mean) / std)
-    lower = torch.special.ndtr((x0 - PIXEL_STEP / 2 - mean) / std)
-    upper = torch.where(x0 > 1 - PIXEL_STEP / 2, 1.0, upper)
-    lower = torch.where(x0 < -1 + PIXEL_STEP / 2, 0.0, lower)
-    return -(upper - lower).clamp_min(1e-12).log()
 
 
 class Trainer:

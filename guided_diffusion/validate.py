@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from data.dataloader import ImageDataset, get_dataset
 from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.losses import HybridLoss
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.schedule import Schedule
 from guided_diffusion.solvers import ClassicalRestorer, NonLocalMeans, TotalVariation
-from guided_diffusion.train import HybridLoss
 from guided_diffusion.unet import create_model
 from util.command import Parser, choose_device, natural, positive, run_command, run_program
 from util.config import find_file, read_yaml

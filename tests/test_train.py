@@ -12,8 +12,10 @@ import pytest
 import torch
 import yaml
 
+from data.random_crops import RandomCrops
+from guided_diffusion.losses import HybridLoss, discretised_nll
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.train import HybridLoss, RandomCrops, discretised_nll, main
+from guided_diffusion.train import main
 from guided_diffusion.unet import create_model
 from util.img_utils import PIXEL_STEP, save_image
 

@@ -1,0 +1,60 @@
+"""The training loss of Nichol & Dhariwal (2021), "Improved Denoising Diffusion Probabilistic Models", and its bound."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from guided_diffusion.posterior_mean_variance import EpsilonXMeanProcessor, LearnedRangeVarianceProcessor
+from guided_diffusion.schedule import Schedule
+from util.img_utils import PIXEL_STEP
+
+
+class HybridLoss(nn.Module):
+    """L_simple + weight L_vlb (Nichol & Dhariwal, 2021, eq. 16) for a network that predicts eps and learned_range."""
+
+    def __init__(self, schedule: Schedule, vlb_weight: float):
+        super().__init__()
+        self.schedule, self.vlb_weight = schedule, vlb_weight
+        self.mean = EpsilonXMeanProcessor(schedule, clip_denoised=False)
+        self.variance = LearnedRangeVarianceProcessor(schedule)
+
+    def forward(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean crops (B, 3, s, s), steps (B,), N(0, I) like x0 -> mean loss, mean squared error of eps (scalars)."""
+        squares, bits = self.terms(model, x0, index, noise)
+        simple = squares.mean()
+        return simple + self.vlb_weight * self.schedule.num_steps * bits.mean(), simple.detach()
+
+    def terms(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The same -> each image's mean squared error of eps, (B,), and term of the bound, bits per dimension, (B,)."""
+        at = self.schedule.at
+        x_t = at("sqrt_alphas_cumprod", index, x0) * x0 + at("sqrt_one_minus_alphas_cumprod", index, x0) * noise
+        eps, variance = model(x_t, index).chunk(2, dim=1)
+        return (eps - noise).square().flatten(1).mean(1), self._bits(x0, x_t, index, eps.detach(), variance)
+
+    def _bits(self, x0: Tensor, x_t: Tensor, index: Tensor, eps: Tensor, variance: Tensor) -> Tensor:
+        """One term of the variational bound for each image, in bits per dimension: (B,)."""
+        at = self.schedule.at
+        mean = self.mean.mean(x_t, index, eps, self.mean.x0_hat(x_t, index, eps))
+        log_variance = self.variance.log_variance(index, variance, x_t)
+        true_mean = at("posterior_mean_coef1", index, x0) * x0 + at("posterior_mean_coef2", index, x0) * x_t
+        true_log_variance = at("posterior_log_variance_clipped", index, x0)
+        # KL(N(m1, v1) || N(m2, v2)) = (log v2 - log v1 + v1 / v2 + (m1 - m2)^2 / v2 - 1) / 2
+        kl = 0.5 * (log_variance - true_log_variance + (true_log_variance - log_variance).exp()
+                    + (true_mean - mean) ** 2 * (-log_variance).exp() - 1)
+        first = (index == 0).view(-1, 1, 1, 1)
+        nats = torch.where(first, discretised_nll(x0, mean, log_variance), kl)
+        return nats.flatten(1).mean(1) / math.log(2)
+
+
+def discretised_nll(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """-log of the probability that N(mean, variance) gives to the 8-bit level of x0 (Ho et al., 2020, eq. 13).
+
+    The lowest and the highest level take the tails. Elementwise, in nats.
+    """
+    std = (0.5 * log_variance).exp()
+    upper = torch.special.ndtr((x0 + PIXEL_STEP / 2 - mean) / std)
+    lower = torch.special.ndtr((x0 - PIXEL_STEP / 2 - mean) / std)
+    upper = torch.where(x0 > 1 - PIXEL_STEP / 2, 1.0, upper)
+    lower = torch.where(x0 < -1 + PIXEL_STEP / 2, 0.0, lower)
+    return -(upper - lower).clamp_min(1e-12).log()
