@@ -155,6 +155,19 @@ def test_resuming_with_other_settings_is_refused(tmp_path, train, capsys):
     assert train(tmp_path / "out", PHASES) == 0                             # but a run may be prolonged
 
 
+@pytest.mark.parametrize("content", [b"", b"nothing of the sort", None])
+def test_a_damaged_state_is_kept_and_what_to_do_is_said(tmp_path, train, capsys, content):
+    (tmp_path / "out").mkdir()
+    state = tmp_path / "out" / "state.pt"
+    if content is None:
+        torch.save({"weight": torch.zeros(1)}, state)
+        content = state.read_bytes()
+    state.write_bytes(content)
+    assert train(tmp_path / "out", PHASES) == 2
+    assert "state.pt" in (err := capsys.readouterr().err) and "delete it to begin anew, or use another --out" in err
+    assert state.read_bytes() == content
+
+
 def test_loss_falls(tmp_path, train):
     assert train(tmp_path / "out", [dict(crop=8, batch_size=8, steps=60)]) == 0
     losses = np.genfromtxt(tmp_path / "out" / "loss.csv", delimiter=",", names=True)["eps_mse"]

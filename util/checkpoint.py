@@ -15,8 +15,11 @@ FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 65536
 WHERE_TO_GET = "models/README.md says where each checkpoint comes from"
 
 
-def read_checkpoint(path: Path) -> object:
+def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})") -> object:
     """Read a file written by `torch.save`, tensors and plain containers only.
+
+    Args:
+        mend: what to do about a damaged one, for messages.
 
     Raises:
         UserError: the file is missing, is no checkpoint, is truncated, or holds code.
@@ -26,7 +29,7 @@ def read_checkpoint(path: Path) -> object:
     if not path.is_file():
         raise UserError(f"checkpoint {path} not found; {WHERE_TO_GET}")
     if path.stat().st_size == 0:
-        raise UserError(f"checkpoint {path} is empty; download it again ({WHERE_TO_GET})")
+        raise UserError(f"checkpoint {path} is empty; {mend}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")         # on foreign pickle protocols: either the file loads or it does not
@@ -35,11 +38,10 @@ def read_checkpoint(path: Path) -> object:
         if "WeightsUnpickler" in str(error) or "Unsupported" in str(error) or "weights_only" in str(error):
             raise UserError(f"checkpoint {path} was refused and nothing in it was run: it holds more than tensors and "
                             f"plain containers; use a file that has only a state dict ({WHERE_TO_GET})") from None
-        raise UserError(f"checkpoint {path} is no readable checkpoint; download it again ({WHERE_TO_GET})") from None
+        raise UserError(f"checkpoint {path} is no readable checkpoint; {mend}") from None
     except Exception as error:      # torch raises a dozen types for damaged archives; none of them means success
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: download it again "
-                        f"({WHERE_TO_GET})") from None
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: {mend}") from None
 
 
 def fingerprint(path: Path) -> str:
