@@ -229,7 +229,8 @@ class Trainer:
             return
         mend = "delete it to begin anew, or use another --out"
         state = read_checkpoint(path, mend)
-        if not isinstance(state, dict) or not {"config", "model", "ema", "optimiser", "step", "history"} <= state.keys():
+        expected = {"config", "model", "ema", "optimiser", "step", "history"}
+        if not isinstance(state, dict) or not expected <= state.keys():
             raise UserError(f"{path} is not the state of a training; {mend}")
         found, wanted = state["config"], resumable(self.config)
         changed = [f"{key}: {found.get(key)} -> {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]

@@ -155,13 +155,12 @@ def test_resuming_with_other_settings_is_refused(tmp_path, train, capsys):
     assert train(tmp_path / "out", PHASES) == 0                             # but a run may be prolonged
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing of the sort", None])
-def test_a_damaged_state_is_kept_and_what_to_do_is_said(tmp_path, train, capsys, content):
+@pytest.mark.parametrize("length", [0, -20, None])                       # empty, torn, another checkpoint
+def test_a_damaged_state_is_kept_and_what_to_do_is_said(tmp_path, train, capsys, length):
     (tmp_path / "out").mkdir()
     state = tmp_path / "out" / "state.pt"
-    if content is None:
-        torch.save({"weight": torch.zeros(1)}, state)
-        content = state.read_bytes()
+    torch.save({"weight": torch.zeros(1)}, state)
+    content = state.read_bytes()[:length]
     state.write_bytes(content)
     assert train(tmp_path / "out", PHASES) == 2
     assert "state.pt" in (err := capsys.readouterr().err) and "delete it to begin anew, or use another --out" in err
