@@ -3,7 +3,7 @@
 The hybrid loss of Nichol & Dhariwal (2021), "Improved Denoising Diffusion Probabilistic Models", eq. 16: the squared
 error of the predicted noise trains the mean, a small share of the variational bound trains the variance. Everything
 random is a function of (seed, step), so an interrupted run that is started again continues as if it had not been.
-Under `torchrun` the batch is shared among the processes.
+Under `torchrun` the batch is shared among the processes, which train the network that one process would.
 """
 
 import argparse
@@ -12,13 +12,11 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -26,97 +24,17 @@ from tqdm import tqdm
 from data.random_crops import RandomCrops
 from guided_diffusion.losses import HybridLoss
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.unet import UNetModel, create_model
+from guided_diffusion.train_config import Phase, TrainConfig, build_model, resumable
 from util.checkpoint import read_checkpoint
 from util.command import Parser, run_command, run_program
-from util.config import read_yaml
+from util.distributed import device_of
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
-from util.registry import check_arguments
 from util.signals import undivided
 from util.user_path import user_path
 
 logger = get_logger()
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Some steps at one crop size: `batch_size` crops of `crop` x `crop` pixels a step, over all processes."""
-
-    crop: int
-    batch_size: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The keys of a training file.
-
-    Args:
-        model_config: YAML file of the architecture (`learn_sigma: true`); its `model_path` is not read.
-        phases: list of {crop, batch_size, steps}, one after the other; the learning rate spans them all. Photographs
-            smaller than a crop are enlarged.
-        noise_schedule, diffusion_steps: the forward process.
-        learning_rate: peak of the rate, which rises over `warmup_steps` and falls to 0 along a half cosine.
-        ema_decay: decay of the averaged weights, which are the ones to use.
-        vlb_weight: share of the variational bound (bits per dimension, summed over timesteps) in the loss.
-        gradient_clip: largest norm of the gradient.
-        precision: "fp32", or "bf16" for the network alone; weights, loss and optimiser stay float32.
-        scales: a crop shows a square of crop / scale pixels of the photograph, scale uniform in this range.
-        cache: keep the decoded photographs in memory.
-        workers: processes that prepare crops; 0 = the training process itself.
-        save_every: steps between checkpoints.
-    """
-
-    model_config: str
-    phases: list[dict]
-    noise_schedule: str = "linear"
-    diffusion_steps: int = 1000
-    seed: int = 0
-    learning_rate: float = 5e-4
-    warmup_steps: int = 500
-    weight_decay: float = 0.0
-    ema_decay: float = 0.999
-    vlb_weight: float = 1e-3
-    gradient_clip: float = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    scales: tuple[float, float] = (0.3, 1.0)
-    cache: bool = True
-    workers: int = 0
-    save_every: int = 500
-
-    @classmethod
-    def read(cls, path: str) -> tuple["TrainConfig", list[Phase]]:
-        """Read a training file; UserError on any key or value that does not fit."""
-        values = read_yaml(path, "training file")
-        check_arguments(cls, values, where=path)
-        phases = []
-        for number, phase in enumerate(values["phases"], 1):
-            check_arguments(Phase, phase, where=f"{path}: phase {number}")
-            if min(phase.values()) < 1:
-                raise UserError(f"{path}: phase {number} is {phase}, expected 1 or more everywhere")
-            phases.append(Phase(**phase))
-        if not phases:
-            raise UserError(f"{path}: phases is empty, expected a list of {{crop, batch_size, steps}}")
-        config = cls(**values)
-        config._check_ranges(path)
-        return config, phases
-
-    def _check_ranges(self, path: str) -> None:
-        if not 0 < self.scales[0] <= self.scales[1]:
-            raise UserError(f"{path}: scales is {list(self.scales)}, expected [low, high] with 0 < low <= high")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"{path}: ema_decay is {self.ema_decay}, expected 0 <= ema_decay < 1")
-        for key in ("save_every", "warmup_steps"):
-            if (value := getattr(self, key)) < 1:
-                raise UserError(f"{path}: {key} is {value}, expected 1 or more")
-        for key in ("learning_rate", "gradient_clip"):
-            if (value := getattr(self, key)) <= 0:
-                raise UserError(f"{path}: {key} is {value}, expected more than 0")
-        for key in ("seed", "workers", "weight_decay", "vlb_weight"):
-            if (value := getattr(self, key)) < 0:
-                raise UserError(f"{path}: {key} is {value}, expected 0 or more")
 
 
 class Trainer:
@@ -149,10 +67,11 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
+        """Steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a half cosine down to 0 at the last step."""
+        """Linear warm-up times a half cosine that reaches 0 after the last step."""
         warm = min(1.0, (step + 1) / self.config.warmup_steps)
         return self.config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
 
@@ -170,11 +89,21 @@ class Trainer:
             bar.close()
             self.save()
 
+    def _draw(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps (B,) and noise like x0 of this process's crops: its share of what one process draws for all."""
+        generator = torch.Generator(self.device).manual_seed(self._key(0))
+        whole = len(x0) * self.world
+        index = torch.randint(self.config.diffusion_steps, (whole,), generator=generator, device=self.device)
+        noise = torch.randn(whole, *x0.shape[1:], generator=generator, device=self.device)
+        return index[self.rank::self.world], noise[self.rank::self.world]
+
+    def _key(self, stream: int) -> int:
+        """The seed of one of this step's random streams."""
+        return int(np.random.SeedSequence((self.config.seed, self.step, stream)).generate_state(1)[0])
+
     def _train_step(self, model: nn.Module, x0: Tensor, bar: tqdm) -> None:
-        generator = torch.Generator(self.device).manual_seed(
-            int(np.random.SeedSequence((self.config.seed, self.step, self.rank)).generate_state(1)[0]))
-        index = torch.randint(self.config.diffusion_steps, (len(x0),), generator=generator, device=self.device)
-        noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        index, noise = self._draw(x0)
+        torch.manual_seed(self._key(1 + self.rank))                         # of dropout
         rate = self.learning_rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -182,9 +111,12 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        if not torch.isfinite(norm):
-            raise UserError(f"the gradient is {norm.item()} at step {self.step}; lower learning_rate or use fp32")
-        losses = loss.item(), simple.item()
+        means = torch.stack((norm, loss.detach(), simple)) / self.world     # over the processes, and read at once
+        if self.world > 1:
+            distributed.all_reduce(means)
+        norm, *losses = means.tolist()
+        if not math.isfinite(norm):
+            raise UserError(f"the gradient is {norm} at step {self.step}; lower learning_rate or use fp32")
         # a young average forgets faster: decay (1 + n) / (10 + n) until that reaches ema_decay
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         with undivided(), torch.no_grad():
@@ -237,31 +169,14 @@ class Trainer:
         if changed:
             raise UserError(f"{path} was trained with other settings ({'; '.join(changed)}); use another --out or put "
                             "them back")
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError:
+            raise UserError(f"{path} holds another network than {self.config.model_config} describes; put that file "
+                            "back, or use another --out") from None
         self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.history = state["step"], [tuple(row) for row in state["history"]]
-
-
-def resumable(config: TrainConfig) -> dict:
-    """The settings that must not change when a run is resumed: all but how long it lasts and how it is fed."""
-    free = ("phases", "save_every", "workers", "cache")
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items() if key not in free}
-
-
-def build_model(config: TrainConfig) -> UNetModel:
-    """A new network of the architecture that `model_config` describes."""
-    options = {**read_yaml(config.model_config, "model config"), "model_path": ""}
-    check_arguments(create_model, options, where=config.model_config)
-    model = create_model(**options)
-    if model.out_channels != 6:
-        raise UserError(f"{config.model_config}: learn_sigma is false, but the hybrid loss trains the variance too; "
-                        "set learn_sigma: true")
-    if model.class_cond:
-        raise UserError(f"{config.model_config}: class_cond is true, but a folder of photographs has no labels; "
-                        "set class_cond: false")
-    model.autocast_dtype = torch.bfloat16 if config.precision == "bf16" else None
-    return model
 
 
 def _save_tensors(path: Path, content: dict) -> None:
@@ -305,11 +220,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def train(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    gpu = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", gpu) if torch.cuda.is_available() else torch.device("cpu")
+    device = device_of(int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)               # where NCCL and pinned memory work, too
     try:
         if world > 1:
-            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         config, phases = TrainConfig.read(args.config)
         trainer = Trainer(config, phases, args.data, user_path(args.out), device, rank, world)
         started, first = time.perf_counter(), trainer.step
@@ -318,8 +234,8 @@ def train(args: argparse.Namespace) -> int:
         logger.error(f"interrupted; the same command continues from {args.out}/state.pt")
         return 130
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     if rank == 0:
         seconds = time.perf_counter() - started
         logger.info(f"{trainer.step - first} steps in {seconds:.0f} s; the prior is {args.out}/ema.pt")
