@@ -20,19 +20,15 @@ from torch import nn
 from torch.distributed import DistError
 
 from guided_diffusion.batch_search import best_batch_size
-from guided_diffusion.building import build_named, build_source, find_checkpoint, load_prior
+from guided_diffusion.building import build_task, find_checkpoint, load_prior
 from guided_diffusion.choices import list_choices, resolved_config
 from guided_diffusion.compiled import compiled
-from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gathering import Gatherer, likely_cause
-from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import NOISES, OPERATORS
 from guided_diffusion.measurements.sources import to_store
 from guided_diffusion.planning import Plan, default_entries, make_plan
 from guided_diffusion.restoring import Report, Restorer, Task
-from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
-from util.command import PRECISIONS, Parser, at_most, positive
+from util.command import MOST_SAMPLES, PRECISIONS, Parser, at_most, positive
 from util.compute_metric import Metrics, log_distances
 from util.config import Config, load_config
 from util.console import device_name, environment, log_table
@@ -43,12 +39,9 @@ from util.logger import get_logger
 from util.measurement_files import MeasurementFolder
 from util.memory import BatchSize
 from util.monitor import Monitor
-from util.registry import check_arguments
 from util.run_dir import RunDirectory, run_path
 from util.set_scores import score_sets
 from util.signals import Terminated, catch_signals
-
-MOST_SAMPLES = 10_000                               # posterior samples per image
 
 logger = get_logger()
 
@@ -89,30 +82,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def positive_or_auto(text: str) -> int | str:
     """A whole number of 1 or more, or "auto", for argparse."""
     return text if text == "auto" else positive(text)
-
-
-def build_task(config: Config, args: argparse.Namespace, folder: MeasurementFolder | None) -> Task:
-    """Build all but the network, and check that the parts fit each other and the network.
-
-    Args:
-        folder: measurements to restore in place of the task's.
-
-    Raises:
-        UserError: whatever is wrong in the configuration or the data.
-    """
-    check_arguments(create_model, config.model, "model config")
-    check_arguments(create_sampler, config.diffusion, "diffusion config")
-    sampler = create_sampler(**config.diffusion)
-    sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
-    operator = build_named(OPERATORS, config.operator, "measurement.operator.name", args.overrides)
-    noiser = build_named(NOISES, config.noise, "measurement.noise.name", args.overrides)
-    method = build_named(CONDITIONING_METHODS, config.conditioning, "conditioning.method", args.overrides)
-    method.check(operator, noiser)
-    if method.needs_prior:
-        find_checkpoint(config)
-    source = build_source(config, folder, args.overrides, args.data is not None)
-    source.check(operator, noiser)
-    return Task(source, operator, noiser, sampler, method)
 
 
 def load_metrics(args: argparse.Namespace, task: Task, plan: Plan, device: torch.device) -> Metrics | None:
@@ -234,7 +203,7 @@ def restore(args: argparse.Namespace, team: Team) -> int:
             for name in ("seed", "num_samples", "precision", "tile", "load_measurements")}))
         return 0
     device = team.choose_device(args.gpu)
-    task = build_task(config, args, folder)
+    task = build_task(config, args.overrides, folder, args.data is not None)
     given = {"tile": args.tile, "load_measurements": args.load_measurements,
              "checkpoint": fingerprint(Path(find_checkpoint(config))) if task.method.needs_prior else None}
     settings = {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,

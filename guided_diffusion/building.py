@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from data.dataloader import DATASETS, LARGEST_SIDE
+from guided_diffusion.choices import METHODS
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import NOISES, OPERATORS
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
+from guided_diffusion.restoring import Task
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
 from util.command import PRECISIONS
@@ -15,9 +19,36 @@ from util.config import Choice, Config, find_file
 from util.errors import UserError
 from util.logger import get_logger
 from util.measurement_files import MeasurementFolder
-from util.registry import Registry
+from util.registry import Registry, check_arguments
 
 logger = get_logger()
+
+
+def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFolder | None = None,
+               chosen: bool = False) -> Task:
+    """Build all but the network, and check that the parts fit each other and the network.
+
+    Args:
+        overrides: the changes of --set, for advice.
+        folder: measurements to restore in place of the task's.
+        chosen: whether the command line names the images, so that they must be there.
+
+    Raises:
+        UserError: whatever is wrong in the configuration or the data.
+    """
+    check_arguments(create_model, config.model, "model config")
+    check_arguments(create_sampler, config.diffusion, "diffusion config")
+    sampler = create_sampler(**config.diffusion)
+    sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
+    operator = build_named(OPERATORS, config.operator, "measurement.operator.name", overrides)
+    noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
+    method = build_named(METHODS, config.conditioning, "conditioning.method", overrides)
+    method.check(operator, noiser)
+    if method.needs_prior:
+        find_checkpoint(config)
+    source = build_source(config, folder, overrides, chosen)
+    source.check(operator, noiser)
+    return Task(source, operator, noiser, sampler, method)
 
 
 def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):

@@ -114,6 +114,8 @@ def test_names_of_points_are_names_of_folders(value):
     (["conditioning"], "expected key=values"),
     (["conditioning=1,2"], "no value of a task file"),
     (["conditioning.params.a=1", "conditioning.params.a=2"], "in two of the options"),
+    (["conditioning.params.a=1", "conditioning.params={}"], "a part of the other"),
+    (["measurement.noise={name: clean}", "measurement.noise.sigma=1"], "a part of the other"),
 ])
 def test_mistakes_in_a_grid(options, words):
     with pytest.raises(UserError, match=words):
@@ -269,11 +271,17 @@ def test_an_interrupted_grid_continues(run, monkeypatch):
     assert run("--limit", "1")[0] == 0 and len(started) == 4
 
 
-def test_a_point_that_fails_leaves_the_others(run):
-    status, out, err = run("--limit", "1", "--grid", "conditioning.params.after=lift,wiener")
-    assert status == 1 and "3 of 6 points went wrong" in err
-    assert out.count("FAILED: conditioning method 'wiener' needs a convolution") == 3
-    assert "after: lift" in Path("tuned.yaml").read_text()
+def test_a_point_that_fails_leaves_the_others(run, monkeypatch):
+    working = table_run.launch
+
+    def failing(command, *arguments):
+        return working(command, *arguments) if "weight=0.01" in " ".join(command) else (2, ["error: no such thing"])
+
+    monkeypatch.setattr(table_run, "launch", failing)
+    status, out, err = run("--limit", "1")
+    assert status == 1 and "2 of 3 points went wrong" in err
+    assert out.count("FAILED: no such thing") == 2
+    assert "weight: 0.01" in Path("tuned.yaml").read_text()
 
 
 def test_without_ground_truth_the_chi_square_decides(run):
@@ -303,8 +311,21 @@ def test_overrides_go_into_the_task_where_they_belong(run):
     assert "diffusion" not in tree and "# on the [-1, 1] scale" in Path("tuned.yaml").read_text()
 
 
+def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run):
+    status, _, err = run("--by", "lpips", "--limit", "1")
+    assert status == 2 and "nothing can be chosen by lpips" in err and "psnr or ssim or chi_square" in err
+
+
 @pytest.mark.parametrize("options, words", [
-    (["--by", "lpips", "--limit", "1"], ["nothing can be chosen by lpips", "psnr or ssim or chi_square"]),
+    (["--grid", "conditioning.params.wieght=1"], ["unknown key 'wieght'; did you mean 'weight'"]),
+    (["--grid", "conditioning.params.after=lift,wiener"], ['after="wiener": ', "needs a convolution"]),
+    (["--grid", "conditioning.method=total_variation,ps"], ['method="ps": ', "unknown key 'weight'"]),
+    (["--grid", "measurement.noise.sigma=0.1,-1"], ["sigma=-1: ", "expected a positive number"]),
+    (["--set", "diffusion.timestep_respacing=5000"], ["5000"]),
+    (["--set", "model.num_chanels=3"], ["did you mean 'num_channels'"]),
+    (["--gpu", "9"], ["--gpu 9"]),
+    (["--out", "."], ["'.' is a folder"]),
+    (["--out", "task.yaml/tuned.yaml"], ["--out task.yaml/tuned.yaml cannot be written"]),
     (["--grid", "diffusion.steps=2"], ["no value of a task file"]),
     (["--data", "nowhere"], ["'nowhere' not found"]),
     (["--by", "fid"], ["fid", "chi_square"]),
@@ -332,6 +353,7 @@ def test_mistakes_end_with_status_2(run, options, words):
     Path("large.yaml").write_bytes(b"# \n" * 2 ** 18)
     Path("latin.yaml").write_bytes(b"conditioning: \xff\n")
     status, _, err = run(*options)
+    assert not run.commands                                             # all is found before anything is run
     assert status == 2 and "Traceback" not in err and not Path("tuned.yaml").exists()
     assert not Path("mark").exists()
     assert all(word in err for word in words), err

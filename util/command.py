@@ -10,6 +10,8 @@ import torch
 from util.errors import UserError, did_you_mean
 from util.logger import get_logger
 
+MOST_SAMPLES = 10_000                               # posterior samples per image
+
 # Of the network; all else is float32. tf32 is float32, but for the products of convolutions on GPUs that have it.
 PRECISIONS = {"tf32": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -58,7 +58,7 @@ def read_grid(options: Sequence[str]) -> dict[str, list[object]]:
     """"conditioning.params.scale=0.1,0.3" -> {"conditioning.params.scale": [0.1, 0.3]}, in order.
 
     Raises:
-        UserError: one is no key=value,value; a key stands twice or is none of the task file.
+        UserError: one is no key=value,value; a key stands twice, lies in another one, or is none of the task file.
     """
     grid: dict[str, list[object]] = {}
     for option in options:
@@ -74,6 +74,9 @@ def read_grid(options: Sequence[str]) -> dict[str, list[object]]:
         _check_key(key, option)
         if key in grid:
             raise UserError(f"--grid {option}: {key} stands in two of the options; give all its values in one")
+        for other in grid:
+            if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
+                raise UserError(f"--grid {option}: one of {key} and {other} is a part of the other; vary one of them")
         grid[key] = [value for i, value in enumerate(values) if value not in values[:i]]
     return grid
 

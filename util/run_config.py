@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from util.command import MOST_SAMPLES
 from util.config import leaves
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.safe_yaml import dump_yaml, parse_yaml
 
 CONFIG = "config.yaml"
-MOST_SAMPLES = 10 ** 6
 BATCH_SIZE = "batch_size"                           # kept for the rest of the run; it may change last digits only
 
 
@@ -42,7 +42,7 @@ class RunConfig:
     def read_num_samples(self) -> int:
         """How many posterior samples config.yaml tells of; UserError if it says nothing."""
         count = self.read().get("num_samples")
-        return count if type(count) is int and 0 < count < MOST_SAMPLES else 1
+        return count if type(count) is int and 0 < count <= MOST_SAMPLES else 1
 
     def bind(self, continues: bool) -> None:
         """Write config.yaml.

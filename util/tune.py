@@ -11,9 +11,20 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from data.dataloader import DATASETS
-from util.command import PRECISIONS, Parser, natural, positive, run_command, run_program
+from guided_diffusion.building import build_task
+from util.command import (
+    MOST_SAMPLES,
+    PRECISIONS,
+    Parser,
+    at_most,
+    choose_device,
+    natural,
+    positive,
+    run_command,
+    run_program,
+)
 from util.config import find_file, read_yaml
 from util.errors import UserError
 from util.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid, result_of
@@ -49,7 +60,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "chi_square nearest to 1; default: psnr, or chi_square where the truth is not known")
     add("--of", choices=("samples", "mean"), default="samples",
         help="judge the samples one by one, or each image's mean of --samples; default %(default)s")
-    add("--samples", type=positive, default=1, metavar="K", help="posterior samples per image; default %(default)s")
+    add("--samples", type=at_most(MOST_SAMPLES), default=1, metavar="K",
+        help="posterior samples per image; default %(default)s")
     add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
         help="change a configuration value of every run, and of --out if it is one of the task file; repeatable")
     add("--save_dir", metavar="FOLDER", help="where the runs go; default ./results/tune/<name of the task file>")
@@ -64,20 +76,47 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse(argv)
 
 
+def place_for(file: str, overwrite: bool) -> Path:
+    """Where --out goes; UserError where it cannot be written, or is there and must not be replaced."""
+    out = user_path(file)
+    try:
+        if out.is_dir():
+            raise UserError(f"--out '{file}' is a folder, expected a file such as tuned.yaml")
+        if out.exists() and not overwrite:
+            raise UserError(f"--out {file} is there already; choose another name, or replace it with --overwrite")
+        with TemporaryFile(dir=next(folder for folder in out.absolute().parents if folder.exists())):
+            return out
+    except OSError as error:
+        raise UserError(f"--out {file} cannot be written: {error.strerror or error}") from None
+
+
 def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[Job]:
-    """A job per point, under `folder`; UserError where a configuration or the images cannot be had."""
+    """A job per point, under `folder`; UserError where a point's settings are wrong or the images cannot be had."""
     WeightStore(args.weights_dir)                   # complains about a folder that is not there
-    jobs = []
+    choose_device(args.gpu)                         # and this about a GPU
+    jobs: list[Job] = []
+    wrong: dict[str, Point] = {}
     for point in grid:
-        run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
-                  (*args.overrides, *point.overrides))
-        config = run.load(args.data)
-        images = DATASETS.build(config.data.name, **config.data.params)
-        options = Options(args.data, args.seed, args.limit, args.samples, args.batch_size, args.gpu, args.nproc,
-                          weights_dir=args.weights_dir, precision=args.precision)
-        job = Job(run, config, images.names[:args.limit], folder / point.name, options)
-        jobs.append(job.replacing() if args.overwrite else job)
+        try:
+            jobs.append(make_job(args, point, folder / point.name))
+        except UserError as error:
+            wrong.setdefault(str(error), point)
+    for error, point in wrong.items():
+        everywhere = len(wrong) == 1 and not jobs
+        raise UserError(error if everywhere else f"{', '.join(point.overrides)}: {error}")
     return jobs
+
+
+def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
+    """The run of a point; UserError for whatever is wrong in it, the checkpoint's content aside."""
+    run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
+              (*args.overrides, *point.overrides))
+    config = run.load(args.data)
+    names = build_task(config, run.overrides, chosen=args.data is not None).source.names[:args.limit]
+    options = Options(args.data, args.seed, args.limit, args.samples, args.batch_size, args.gpu, args.nproc,
+                      weights_dir=args.weights_dir, precision=args.precision)
+    job = Job(run, config, names, save_dir, options)
+    return job.replacing() if args.overwrite else job
 
 
 def chosen_text(args: argparse.Namespace, best: Point, remark: str) -> str:
@@ -105,9 +144,7 @@ def tune(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     if args.of == "mean" and args.samples < 2:
         raise UserError(f"--of mean needs several samples, found --samples {args.samples}; use --samples 4, say")
-    out = user_path(args.out)
-    if out.exists() and not args.overwrite:
-        raise UserError(f"--out {args.out} is there already; choose another name, or replace it with --overwrite")
+    out = place_for(args.out, args.overwrite)
     read_yaml(args.task_config, "task configuration")
     grid = read_grid(args.grid)
     folder = user_path(args.save_dir or f"./results/tune/{Path(args.task_config).stem}")
