@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from guided_diffusion.nn import normalization, timestep_embedding, zero_module
+from guided_diffusion.unet_blocks import AttentionBlock, Downsample, ResBlock, TimestepSequential, Upsample
 from util.checkpoint import load_state_dict
 from util.errors import UserError
 from util.registry import check_arguments
@@ -23,124 +22,6 @@ DEFAULT_CHANNEL_MULT = {                            # image size -> width of eac
     128: (1, 1, 2, 3, 4),
     64: (1, 2, 3, 4),
 }
-
-
-class Upsample(nn.Module):
-    """Double height and width by nearest neighbour, then a 3x3 convolution if `use_conv`."""
-
-    def __init__(self, channels: int, use_conv: bool):
-        super().__init__()
-        self.use_conv = use_conv
-        if use_conv:
-            self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return self.conv(x) if self.use_conv else x
-
-
-class Downsample(nn.Module):
-    """Halve height and width by a strided 3x3 convolution if `use_conv`, otherwise by averaging."""
-
-    def __init__(self, channels: int, use_conv: bool):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class ResBlock(nn.Module):
-    """Two convolutions around the timestep embedding, with an optional change of resolution before the first.
-
-    `resample` is None, "up" or "down". With `scale_shift` the embedding scales and shifts the second normalisation,
-    otherwise it is added before it.
-    """
-
-    def __init__(self, channels: int, out_channels: int, emb_channels: int, dropout: float, scale_shift: bool,
-                 use_checkpoint: bool = False, resample: str | None = None):
-        super().__init__()
-        self.scale_shift, self.use_checkpoint = scale_shift, use_checkpoint
-        self.in_layers = nn.Sequential(
-            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.resample = {None: nn.Identity, "up": partial(Upsample, channels, False),
-                         "down": partial(Downsample, channels, False)}[resample]()
-        self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels))
-        self.out_layers = nn.Sequential(
-            normalization(out_channels), nn.SiLU(), nn.Dropout(dropout),
-            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
-        same = out_channels == channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, channels, H, W), (B, emb_channels) -> (B, out_channels, H', W')."""
-        if self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, emb, use_reentrant=False)
-        return self._forward(x, emb)
-
-    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, activation, convolution = self.in_layers
-        h = convolution(self.resample(activation(norm(x))))
-        emb = self.emb_layers(emb)[:, :, None, None]                    # (B, out_channels [x 2], 1, 1)
-        if self.scale_shift:
-            norm, *rest = self.out_layers
-            scale, shift = emb.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
-            for layer in rest:
-                h = layer(h)
-        else:
-            h = self.out_layers(h + emb)
-        return self.skip_connection(self.resample(x)) + h
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over all pixels.
-
-    The qkv channels of the checkpoints come in two orders: legacy is head-major, (head, q|k|v, channel), and new is
-    (q|k|v, head, channel).
-    """
-
-    def __init__(self, channels: int, num_heads: int, num_head_channels: int, new_order: bool,
-                 use_checkpoint: bool = False):
-        super().__init__()
-        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
-        if self.num_heads < 1 or channels % self.num_heads or (
-                num_head_channels != -1 and channels % num_head_channels):
-            raise UserError(f"model config: {channels} channels cannot be split into attention heads (num_heads "
-                            f"{num_heads}, num_head_channels {num_head_channels}); choose a divisor of {channels}")
-        self.new_order, self.use_checkpoint = new_order, use_checkpoint
-        self.norm = normalization(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        if self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        flat = x.reshape(batch, channels, height * width)
-        qkv = self.qkv(self.norm(flat))                                 # (B, 3C, L)
-        width_of_head = channels // self.num_heads
-        if self.new_order:
-            q, k, v = qkv.view(batch, 3, self.num_heads, width_of_head, -1).unbind(1)
-        else:
-            q, k, v = qkv.view(batch, self.num_heads, 3, width_of_head, -1).unbind(2)
-        h = F.scaled_dot_product_attention(*(part.transpose(2, 3) for part in (q, k, v)))   # (B, heads, L, C / heads)
-        h = h.transpose(2, 3).reshape(batch, channels, -1)
-        return (flat + self.proj_out(h)).view_as(x)
-
-
-class TimestepSequential(nn.Sequential):
-    """A sequence whose residual blocks also see the timestep embedding."""
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
-        return x
 
 
 class UNetModel(nn.Module):

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guided_diffusion.nn import timestep_embedding
-from guided_diffusion.unet import AttentionBlock, create_model
+from guided_diffusion.unet import create_model
+from guided_diffusion.unet_blocks import AttentionBlock
 from tests.conftest import golden_path
 from tests.helpers import fill_network
 from util.errors import UserError
@@ -120,6 +122,19 @@ def test_attention_orders_differ_by_a_permutation_of_the_qkv_channels():
     new.load_state_dict(state)
     x = torch.randn(2, 64, 4, 6, generator=torch.manual_seed(0))
     torch.testing.assert_close(new(x), legacy(x))
+
+
+@pytest.mark.parametrize("new_order", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_takes_a_fused_kernel(new_order, layout):
+    """One that never holds the L x L weights; it raises where it cannot serve the tensors as they lie in memory."""
+    block = fill_network(AttentionBlock(64, 4, -1, new_order=new_order), 0)
+    x = torch.randn(2, 64, 8, 8, generator=torch.manual_seed(0)).to(memory_format=layout).requires_grad_()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        fused, = torch.autograd.grad(block(x).square().sum(), x)
+    with sdpa_kernel(SDPBackend.MATH):
+        plain, = torch.autograd.grad(block(x).square().sum(), x)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mult", ["0.5,1", [0.5, 1], (1, 1.5)])
