@@ -1,6 +1,5 @@
 """What a forward model, a noise model and a measurement are."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from guided_diffusion.measurements.iterative import column, damped_inverse, largest_eigenvalue
 from util.errors import UserError
 from util.registry import Registry
 from util.seeding import ImageRandomness
@@ -17,9 +17,9 @@ NOISES = Registry("noise")
 register_operator = OPERATORS.register
 register_noise = NOISES.register
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}                         # of the conjugate gradients
 NEGLIGIBLE_DAMPING = {torch.float32: (1e-3, 50), torch.float64: (1e-8, 1000)}   # rcond, and iterations allowed for it
-MOST_ITERATIONS = {torch.float32: 500, torch.float64: 3000}                     # enough for rcond = 1e-2
+FALLBACK_RCOND = 1e-2
+MOST_ITERATIONS = {torch.float32: 500, torch.float64: 3000}                     # enough for that
 
 
 class Operator(nn.Module, ABC):
@@ -117,75 +117,37 @@ class LinearOperator(Operator):
         with torch.enable_grad():
             return torch.func.vjp(self, zeros)[1](y)[0]
 
-    def pinv(self, y: Tensor, rcond: float | None = None) -> Tensor:
-        """The pseudo-inverse A^+ y, (B, ...) -> (B, C, H, W), by conjugate gradients on the damped normal equations
+    def pinv(self, y: Tensor) -> Tensor:
+        """The pseudo-inverse A^+ y, (B, ...) -> (B, C, H, W), by conjugate gradients, see `damped_pinv`.
+
+        The damping is negligible (rcond 1e-8 in float64, 1e-3 in float32) for images that converge like this within
+        1000 or 50 iterations; the others, whose A is too ill-conditioned for that, are solved with rcond = 1e-2. So the
+        Penrose identities hold to 1e-10 in float64 for gains of 1e-3 and above, and for other operators to 1e-2 only.
+        """
+        gain, (rcond, iterations) = self._largest_gain(y), NEGLIGIBLE_DAMPING[y.dtype]
+        x, converged = damped_inverse(self, self.transpose, y, rcond * gain, iterations)
+        if converged.all():
+            return x
+        damped, _ = damped_inverse(self, self.transpose, y, FALLBACK_RCOND * gain, MOST_ITERATIONS[y.dtype])
+        return torch.where(column(converged, x), x, damped)
+
+    def damped_pinv(self, y: Tensor, rcond: float) -> Tensor:
+        """The solution of the damped normal equations, (B, ...) -> (B, C, H, W), by conjugate gradients:
 
             (A^T A + d^2 I) x = A^T y,   d = rcond times the largest gain of A,
 
         which scale what A attenuates to a gain s by s / (s^2 + d^2) instead of 1 / s: x is at most ||y|| / (2 d), and
-        A A^+ A = A holds to (d / s)^2 where s > d. Each image ends at its own relative residual of 1e-12 in float64 or
-        1e-5 in float32; all are asked every 25 iterations whether they have.
-
-        Without `rcond`, d is negligible (1e-8 or 1e-3) for images that converge like this within 1000 or 50 iterations;
-        the others, whose A is too ill-conditioned for that, are solved with rcond = 1e-2. So the Penrose identities
-        hold to 1e-10 in float64 for gains of 1e-3 and above, and for other operators to 1e-2 only.
+        A A^+ A = A holds to (d / s)^2 where s > d.
         """
-        gain, dtype = self._largest_gain(y), y.dtype
-        if rcond is not None:
-            return self._damped_inverse(y, rcond * gain, MOST_ITERATIONS[dtype])[0]
-        damping, iterations = NEGLIGIBLE_DAMPING[dtype]
-        x, converged = self._damped_inverse(y, damping * gain, iterations)
-        if converged.all():
-            return x
-        return torch.where(_column(converged, x), x, self._damped_inverse(y, 1e-2 * gain, MOST_ITERATIONS[dtype])[0])
-
-    def _damped_inverse(self, y: Tensor, damping: Tensor, max_iterations: int) -> tuple[Tensor, Tensor]:
-        """(A^T A + damping^2 I)^-1 A^T y by conjugate gradients, and which images (B,) have converged."""
-        direction = residual = self.transpose(y)
-        x, gamma = torch.zeros_like(residual), _dot(residual, residual)
-        target, tiny = gamma * TOLERANCE[y.dtype] ** 2, torch.finfo(y.dtype).tiny
-        for i in range(max_iterations):
-            active = gamma > target
-            if i % 25 == 0 and not active.any():
-                break
-            image = self.transpose(self(direction)) + _column(damping ** 2, direction) * direction
-            step = _column(torch.where(active, gamma / _dot(direction, image).clamp_min(tiny), 0), x)
-            x, residual = x + step * direction, residual - step * image
-            gamma, previous = torch.where(active, _dot(residual, residual), gamma), gamma
-            direction = residual + _column(gamma / previous.clamp_min(tiny), x) * direction
-        return x, gamma <= target
+        return damped_inverse(self, self.transpose, y, rcond * self._largest_gain(y), MOST_ITERATIONS[y.dtype])[0]
 
     def _largest_gain(self, y: Tensor) -> Tensor:
-        """The largest singular value of A for each image, (B,), from below by eight power iterations."""
-        v = _start(self.image_shape, y)
-        for _ in range(8):
-            v = self.transpose(self(v / _column(_norm(v), v)))
-        return _norm(v).sqrt()
+        """The largest singular value of A for each image, (B,), from below."""
+        return largest_eigenvalue(lambda v: self.transpose(self(v)), self.image_shape, y).sqrt()
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The closest image to `x` (B, C, H, W) that has the measurement `y`: x - A^+(A x - y)."""
         return x - self.pinv(self(x) - y)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each image, (B, ...) and (B, ...) -> (B,)."""
-    return (a * b).flatten(1).sum(1)
-
-
-def _norm(a: Tensor) -> Tensor:
-    """The Euclidean norm of each image, (B, ...) -> (B,), above 0."""
-    return _dot(a, a).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
-
-
-def _start(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Where power iterations start, (B, C, H, W) in the dtype of `like`: a wave that has a part in every pattern."""
-    wave = torch.sin(12.9898 * torch.arange(math.prod(shape[1:]), dtype=torch.float64, device=like.device)) + 1
-    return wave.to(like).view(1, *shape[1:]).expand(shape)
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    """One value per image (B,), to be multiplied with `like` (B, ...): (B, 1, ...)."""
-    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 class Noise(ABC):
@@ -277,12 +239,9 @@ class Measurement:
         """
         if not isinstance(self.operator, LinearOperator):
             return torch.zeros(len(self.y), device=self.y.device)
-        v = _start(self.image_shape, self.y)
         gradient = torch.func.grad(lambda x: self.distance(x).square().sum() / 2)
-        flat = gradient(torch.zeros_like(v))
-        for _ in range(8):
-            v = gradient(v / _column(_norm(v), v)) - flat
-        return _norm(v)
+        flat = gradient(self.y.new_zeros(self.image_shape))
+        return largest_eigenvalue(lambda v: gradient(v) - flat, self.image_shape, self.y)
 
     def chi_square(self, x0: Tensor) -> Tensor:
         """||y - A(x0)||^2 / (m sigma^2) of each image, over its m observed entries: (B, C, H, W) -> (B,).

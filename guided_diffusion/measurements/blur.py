@@ -103,18 +103,17 @@ class Blur(LinearOperator):
         full = full[..., :y.shape[-2] + 2 * self.radius, :y.shape[-1] + 2 * self.radius]
         return _fold(_fold(full, self.radius, dim=-2), self.radius, dim=-1)
 
-    def pinv(self, y: Tensor, rcond: float | None = None) -> Tensor:
-        """A^+ y, (B, C, H, W) -> the same shape; `rcond` is the operator's unless given.
+    def pinv(self, y: Tensor) -> Tensor:
+        """A^+ y, (B, C, H, W) -> the same shape.
 
         Up to 48 x 48 pixels by A's singular values: those below rcond of the largest are left out. Above that size by
         conjugate gradients, which damp instead of cutting and take up to 10/rcond iterations, at most 500 in float32
         and 3000 in float64; without an rcond, `LinearOperator.pinv` chooses between next to none and 1e-2.
         """
-        rcond = self.rcond if rcond is None else rcond
         if math.prod(y.shape[2:]) > LARGEST_DENSE:
-            return super().pinv(y, rcond)
+            return super().pinv(y) if self.rcond is None else self.damped_pinv(y, self.rcond)
         u, s, vt = self._svd(y)
-        inverse = torch.where(s >= (rcond or DEFAULT_RCOND[y.dtype]) * s[:, :1], 1 / s, 0)[:, None]       # (B, 1, n)
+        inverse = torch.where(s >= self._cutoff(y) * s[:, :1], 1 / s, 0)[:, None]                         # (B, 1, n)
         return ((y.flatten(2) @ u * inverse) @ vt).view_as(y)
 
     def _cutoff(self, like: Tensor) -> float:

@@ -74,7 +74,7 @@ class Tikhonov(ClassicalRestorer):
         penalised = Penalised(measurement.operator, self.balance)
         nothing = penalised(measurement.y.new_zeros(measurement.image_shape))
         y = measurement.y.flatten(1)
-        return to_arrays(penalised.pinv(torch.cat([y, nothing[:, y.shape[1]:]], dim=1), rcond=1e-4))
+        return to_arrays(penalised.damped_pinv(torch.cat([y, nothing[:, y.shape[1]:]], dim=1), rcond=1e-4))
 
 
 class Denoiser(ClassicalRestorer):
