@@ -14,7 +14,8 @@ from util.seeding import ImageRandomness
 Range = tuple[float, float]
 IMAGE_RANGE, UNIT_RANGE = (-1, 1), (0, 1)
 GREY_LEVELS = 255
-LARGEST_SIGMA = 1e15
+SIGMAS = 1e-15, 1e15                                # least and largest: their squares are float32 numbers
+RATES = 1e-12, 1e12                                 # likewise, and counts fit into 64-bit integers
 
 
 def require(condition: bool, noise: Noise, key: str, value: object, expected: str) -> None:
@@ -24,9 +25,13 @@ def require(condition: bool, noise: Noise, key: str, value: object, expected: st
 
 
 def sigma_of_images(noise: Noise, sigma: float, scale: Range) -> float:
-    """The standard deviation on [-1, 1] of a `sigma` that was stated on `scale`, [-1, 1] or [0, 1]."""
+    """The standard deviation on [-1, 1] of a `sigma` that was stated on `scale`, [-1, 1] or [0, 1].
+
+    Raises:
+        UserError: it is not positive, or too small or too large for float32, or the scale is another.
+    """
     require(sigma > 0, noise, "sigma", sigma, "a positive number; for no noise at all use noise: {name: clean}")
-    require(sigma <= LARGEST_SIGMA, noise, "sigma", sigma, f"{LARGEST_SIGMA:g} at most, whose square is a float32")
+    require(SIGMAS[0] <= sigma <= SIGMAS[1], noise, "sigma", sigma, "{:g} to {:g}".format(*SIGMAS))
     require(tuple(scale) in (IMAGE_RANGE, UNIT_RANGE), noise, "range", list(scale), "[-1, 1] or [0, 1]")
     return 2 * sigma if tuple(scale) == UNIT_RANGE else sigma
 
@@ -69,6 +74,12 @@ class GaussianNoise(Noise):
     def variance(self, prediction: Tensor) -> Tensor:
         """sigma^2 on [-1, 1] everywhere, in the shape of `prediction`."""
         return torch.full_like(prediction, self.sigma ** 2)
+
+
+def peak_of_rate(noise: Noise, rate: float) -> float:
+    """The expected count of a white pixel, 255 rate."""
+    require(RATES[0] <= rate <= RATES[1], noise, "rate", rate, "a positive number, {:g} to {:g}".format(*RATES))
+    return GREY_LEVELS * rate
 
 
 def photon_counts(clean: Tensor, peak: float, randomness: ImageRandomness) -> Tensor:
@@ -114,7 +125,7 @@ class PoissonNoise(Noise):
     2 N/(255 rate) - 1, clipped to [-1, 1] (DPS, appendix B and official code).
 
     Args:
-        rate: counts per grey level of 255, positive; noise falls as 1/sqrt(rate).
+        rate: counts per grey level of 255, 1e-12 to 1e12; noise falls as 1/sqrt(rate).
         likelihood: the distance. `shot`, `gaussian` and `direct` are negative log-likelihoods summed over the counts
             y_j = 255 rate (y + 1)/2, in nats, up to a constant. Their gradients grow with the number of counts: at
             256x256 and rate 1 a step of 1 on the norm is one of about 2e-4 here. With a_j the predicted counts:
@@ -128,9 +139,7 @@ class PoissonNoise(Noise):
 
     def __init__(self, rate: float = 1.0,
                  likelihood: Literal["official", "shot", "gaussian", "direct", "ls"] = "official"):
-        require(rate > 0, self, "rate", rate, "a positive number")
-        self.rate, self.likelihood = rate, likelihood
-        self.peak = GREY_LEVELS * rate                          # expected counts of a white pixel
+        self.peak, self.likelihood = peak_of_rate(self, rate), likelihood
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same shape."""
@@ -161,15 +170,13 @@ class PoissonGaussianNoise(Noise):
     Nothing is clipped after the counts, so the mean is the clean value.
 
     Args:
-        rate: counts per grey level of 255, positive.
+        rate: counts per grey level of 255, 1e-12 to 1e12.
         sigma: standard deviation of the read-out noise, positive.
         range: the scale that `sigma` is stated on, [-1, 1] or [0, 1].
     """
 
     def __init__(self, rate: float, sigma: float, range: Range = IMAGE_RANGE):
-        require(rate > 0, self, "rate", rate, "a positive number")
-        self.rate, self.sigma = rate, sigma_of_images(self, sigma, range)
-        self.peak = GREY_LEVELS * rate
+        self.peak, self.sigma = peak_of_rate(self, rate), sigma_of_images(self, sigma, range)
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same shape."""
