@@ -3,6 +3,7 @@
 Indices are an int (one step for the whole batch) or a tensor (B,) (training), always of the respaced process.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -22,8 +23,10 @@ def dynamic_threshold(x0: Tensor, quantile: float = 0.95) -> Tensor:
 
     With s = max(1, quantile of |x0|): clamp to [-s, s], then divide by s, so the result lies in [-1, 1].
     """
-    s = torch.stack([torch.quantile(magnitude, quantile) for magnitude in x0.abs().flatten(1)]).clamp_min(1)
-    s = s.view(-1, *[1] * (x0.dim() - 1))
+    magnitudes = x0.abs().flatten(1)                # of any number, while torch.quantile takes 2^24 at most
+    rank = quantile * (magnitudes.shape[1] - 1)
+    below, above = (magnitudes.kthvalue(1 + k, dim=1).values for k in (math.floor(rank), math.ceil(rank)))
+    s = torch.lerp(below, above, rank - math.floor(rank)).clamp_min(1).view(-1, *[1] * (x0.dim() - 1))
     return x0.clamp(-s, s) / s
 
 

@@ -83,6 +83,15 @@ def test_dynamic_threshold_divides_by_the_quantile():
     torch.testing.assert_close(dynamic_threshold(images[:1]), expected[:1])
 
 
+def test_dynamic_threshold_takes_images_of_any_size():
+    """Quantiles as torch's, which takes 2^24 numbers at most, and of more than those."""
+    x0 = 3 * torch.randn(2, 3, 31, 33, generator=torch.manual_seed(0))
+    s = torch.quantile(x0.abs().flatten(1), 0.95, dim=1).view(2, 1, 1, 1)
+    torch.testing.assert_close(dynamic_threshold(x0), x0.clamp(-s, s) / s)
+    large = torch.full((2 ** 24 + 1,), 2.0).view(1, 1, -1, 1)
+    assert (dynamic_threshold(large) == 1).all()
+
+
 @pytest.mark.parametrize("kind", sorted(MEAN_PROCESSORS))
 def test_dynamic_threshold_is_switched_on(kind):
     schedule = Schedule.create("linear", 1000, "10")
