@@ -12,15 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from util import report_figures
-from util.markup import Markup, element
 from util.report import main
 from util.report_data import find_runs, read_curve
-from util.report_figures import fixed_crop, round_numbers, telling_crop
 from util.statistics import describe
 
 COLUMNS = ["image", "sample", "psnr", "ssim", "psnr_input", "ssim_input", "distance", "seconds", "chi_square", "best",
@@ -388,31 +385,15 @@ def test_large_pictures_are_reduced(tmp_path, report, monkeypatch):
     assert Image.open(tmp_path / "shown.png").size == (20, 20)
 
 
-def test_the_crop_lies_where_methods_differ_most():
-    a = torch.zeros(3, 40, 80)
-    b = a.clone()
-    b[:, 20:30, 50:60] = 1
-    assert telling_crop([a, b], []) == (50 / 80, 20 / 40, 10 / 40)
-    assert telling_crop([a], [b]) == (50 / 80, 20 / 40, 10 / 40)
-    assert telling_crop([a, torch.zeros(3, 8, 8)], []) == telling_crop([], []) == (0.375, 0.375, 0.25)
-    assert fixed_crop(70, 0, 20, (3, 40, 80)) == (60 / 80, 0, 20 / 40)      # moved inside
-    assert fixed_crop(0, 0, 500, (3, 40, 80)) == (0, 0, 1)
-
-
 def test_a_chosen_crop_is_that_of_every_row(tmp_path, report):
     make_run(tmp_path)
     _, page, _ = report("--crop", "4,8,16")
     assert [a["data-crop"] for a in page.all("div") if "data-crop" in a] == ["0.1250,0.2500,0.5000"] * 3
 
 
-@pytest.mark.parametrize("low, high", [(20.9, 270), (1, 1), (0.003, 4e5), (99, 101), (1e-300, 1e300), (0.02, 0.5)])
-def test_ticks_are_few_and_begin_at_or_below_the_lowest_value(low, high):
-    ticks = round_numbers(low, high)
-    assert 1 <= len(ticks) <= 7
-    assert ticks == sorted(set(ticks)) and ticks[0] <= low and ticks[-1] <= high
-    assert ticks[0] > 0.7 * low or high / low > 10                  # a narrow range is not lost in a wide axis
-
-
-def test_markup_escapes_whatever_is_not_markup():
-    assert element("p", {"title": '"<&', "id": None}, "<b>", Markup("<i></i>"), 3) == (
-        '<p title="&quot;&lt;&amp;">&lt;b&gt;<i></i>3</p>')
+def test_samples_and_seed_are_told_where_all_runs_share_them(tmp_path, report):
+    make_run(tmp_path, config={**CONFIG, "num_samples": 4, "seed": 7})
+    assert "3 images, 4 posterior samples each, seed 7." in report()[1].texts
+    make_run(tmp_path, method="other")
+    _, page, _ = report()
+    assert "3 images." in page.texts and "The runs differ in seed: 0 (other), 7 (ps)." in page.texts

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,7 +135,7 @@ def plot(curves: Mapping[str, Curve], colours: Mapping[str, int], label: str) ->
     for tick in ticks:
         parts += [_line(left, width - right, float(y(tick)), "grid"), _text(left - 8, float(y(tick)) + 4, f"{tick:g}",
                                                                             "end")]
-    for tick in dict.fromkeys(round(most * share) for share in (1, 0.75, 0.5, 0.25, 0)):
+    for tick in step_ticks(most):
         parts.append(_text(float(x(tick)), height - bottom + 18, str(tick), "middle"))
     parts.append(_text((left + width - right) / 2, height - 6, "steps to go", "middle"))
     for name, curve in curves.items():
@@ -148,6 +149,12 @@ def plot(curves: Mapping[str, Curve], colours: Mapping[str, int], label: str) ->
         parts.append(element("polyline", {"class": f"line {colour}", "points": _points(line)},
                              element("title", {}, name)))
     return element("svg", {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": label}, *parts)
+
+
+def step_ticks(most: int) -> range:
+    """At most seven round numbers from 0 to `most`, equally far apart."""
+    apart = next(m * 10 ** e for e in itertools.count() for m in (1, 2, 5) if m * 10 ** e * 6 >= most)
+    return range(0, most + 1, apart)
 
 
 def round_numbers(low: float, high: float) -> list[float]:

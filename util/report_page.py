@@ -92,8 +92,12 @@ def _about(runs: Sequence[Run], images: int, shown: int) -> list[Markup]:
     if isinstance(measured[0], dict) and all(m == measured[0] for m in measured):
         notes.append(element("p", {"class": "note"}, "; ".join(
             f"{kind}: {_in_words(measured[0][kind])}" for kind in ("operator", "noise") if kind in measured[0])))
-    notes.append(element("p", {"class": "note"}, f"{images} image{'s' * (images != 1)}"
-                         f"{f', of which the first {shown} are shown' if shown < images else ''}."))
+    same = {name: values.pop() for name in ("num_samples", "seed")
+            if len(values := {run.config.get(name) for run in runs}) == 1}
+    samples = f", {same['num_samples']} posterior samples each" if same.get("num_samples", 1) not in (None, 1) else ""
+    seed = f", seed {same['seed']}" if same.get("seed") is not None else ""
+    notes.append(element("p", {"class": "note"}, f"{images} image{'s' * (images != 1)}{samples}{seed}"
+                         f"{f'; the first {shown} are shown' if shown < images else ''}."))
     warnings = [f"The runs differ in {name}: " + ", ".join(
         f"{value} ({run.method})" for run, value in zip(runs, values, strict=True)) + "."
         for name, values in differences(runs).items()]
@@ -170,7 +174,9 @@ def _trajectories(task: str, runs: Sequence[Run]) -> list[Markup]:
         f"{method} from {curve.mean[0]:.3g} to {curve.mean[-1]:.3g}" for method, curve in curves.items())
     return [element("h3", {}, "Measurement distance"),
             key({method: colours[method] for method in curves}), plot(curves, colours, label),
-            element("p", {"class": "note"}, "Mean over images and samples; the bands hold the middle 80 % of them.")]
+            element("p", {"class": "note"}, "Distance between the measurement and that of each step's prediction of "
+                    "the clean image, on a logarithmic axis: mean over images and samples, and in the bands the "
+                    "middle 80 % of them.")]
 
 
 def _uncertainty(images: Sequence[str], runs: Sequence[Run], pictures: Pictures) -> list[Markup]:

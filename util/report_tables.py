@@ -25,9 +25,10 @@ COLUMNS = (
     Column("lpips_vgg", "LPIPS (vgg)", ".3f", -1), Column("lpips_alex", "LPIPS (alex)", ".3f", -1),
     Column("psnr_aligned", "aligned PSNR (dB)", ".2f", 1), Column("ssim_aligned", "aligned SSIM", ".3f", 1),
     Column("lpips_vgg_aligned", "aligned LPIPS (vgg)", ".3f", -1),
-    Column("distance", "distance", ".4g"), Column("chi_square", "chi-square", ".3g"),
+    Column("distance", "distance", "#.4g"), Column("chi_square", "chi-square", "#.3g"),
     Column("std", "deviation", ".3f"), Column("error_to_std", "error / deviation", ".2f"),
     Column("network_evaluations", "evaluations", ".0f"), Column("seconds", "seconds", ".1f"))
+ARROWS = {1: "\N{NO-BREAK SPACE}↑", -1: "\N{NO-BREAK SPACE}↓", 0: ""}
 DASH = "\N{EN DASH}"
 COSTS = ("network_evaluations", "seconds")
 
@@ -78,9 +79,14 @@ def _mean_cell(column: Column, summary: Summary | None, best: float | None) -> M
     if summary is None or summary["mean"] is None:
         return element("td", {"data-value": ""}, DASH)
     low_high = summary["ci95"] if column.name not in COSTS else None
-    interval = [element("small", {}, DASH.join(f"{bound:{column.form}}" for bound in low_high))] if low_high else []
+    interval = [element("small", {}, DASH.join(digits(bound, column) for bound in low_high))] if low_high else []
     return element("td", {"data-value": repr(summary["mean"]), "class": "best" if summary["mean"] == best else None},
-                   f"{summary['mean']:{column.form}}", *interval)
+                   digits(summary["mean"], column), *interval)
+
+
+def digits(value: float, column: Column) -> str:
+    """A value as its column shows it."""
+    return f"{value:{column.form}}".rstrip(".")     # "#.3g" keeps the zeros of 2.10, and the point of 210.
 
 
 def image_table(runs: Sequence[Run]) -> Markup:
@@ -95,7 +101,7 @@ def image_table(runs: Sequence[Run]) -> Markup:
         for column in columns:
             value, text = number(row, column.name), row.get(column.name, "")
             cells.append(element("td", {"data-value": "" if math.isnan(value) else text.replace("inf", "Infinity")},
-                                 DASH if math.isnan(value) else f"{value:{column.form}}"))
+                                 DASH if math.isnan(value) else digits(value, column)))
         rows.append(element("tr", {}, *cells))
     titles = ["image", "method", "sample", *["status"] * told]
     return element("details", {}, element("summary", {}, f"Scores of every image ({len(rows)} rows)"),
@@ -105,7 +111,7 @@ def image_table(runs: Sequence[Run]) -> Markup:
 def _table(text: str, titles: Sequence[str], kinds: Sequence[str], columns: Sequence[Column], rows: Sequence[Markup]
            ) -> Markup:
     heads = [_head(title, kind) for title, kind in zip(titles, kinds, strict=True)]
-    heads += [_head(c.title + {1: " ↑", -1: " ↓", 0: ""}[c.better], "", c.better < 0) for c in columns]
+    heads += [_head(c.title + ARROWS[c.better], "", c.better < 0) for c in columns]
     table = element("table", {"aria-label": text}, element("thead", {}, element("tr", {}, *heads)),
                     element("tbody", {}, *rows))
     return join(element("p", {"class": "note"}, text),
