@@ -6,6 +6,7 @@ method and operator works with them, and gradients flow through them.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -92,23 +93,29 @@ class TiledPrior(nn.Module):
             return checkpoint(self.model, x_t, t, use_reentrant=False, preserve_rng_state=False)
         return self.model(x_t, t)
 
-    def windows(self, side: int, like: Tensor) -> list[tuple[int, Tensor]]:
+    def windows(self, side: int, like: Tensor) -> tuple[tuple[int, Tensor], ...]:
         """The first pixel of each window along an axis of `side` pixels, and its weights, which sum to 1 everywhere.
 
         From a border that lies inside the image, a weight is 0 over a sixth of the overlap, where predictions are
         worst, and then rises as sin^2.
         """
-        length = min(self.tile, side)
-        count = math.ceil((side - length) / (self.tile - self.overlap)) + 1
-        starts = [round(i * (side - length) / max(count - 1, 1)) for i in range(count)]
-        margin = self.overlap // 6
-        depth = torch.arange(length, dtype=torch.float64) + 0.5 - margin            # of a pixel below the border
-        rise = (depth / max(self.overlap - margin, 1)).clamp(0, 1).mul(math.pi / 2).sin() ** 2
-        whole = torch.ones_like(rise)
-        profiles = [(rise if start > 0 else whole) * (rise.flip(0) if start + length < side else whole)
-                    for start in starts]
-        total = torch.zeros(side, dtype=torch.float64)
-        for start, profile in zip(starts, profiles, strict=True):
-            total[start:start + length] += profile
-        return [(start, (profile / total[start:start + length]).to(like))
-                for start, profile in zip(starts, profiles, strict=True)]
+        return _windows(side, min(self.tile, side), self.overlap, like.dtype, like.device)
+
+
+@lru_cache(maxsize=16)                              # so that weights go to the device once, not at every step
+def _windows(side: int, length: int, overlap: int, dtype: torch.dtype,
+             device: torch.device) -> tuple[tuple[int, Tensor], ...]:
+    """`TiledPrior.windows` of `length` pixels."""
+    count = math.ceil((side - length) / max(length - overlap, 1)) + 1
+    starts = [round(i * (side - length) / max(count - 1, 1)) for i in range(count)]
+    margin = overlap // 6
+    depth = torch.arange(length, dtype=torch.float64) + 0.5 - margin                # of a pixel below the border
+    rise = (depth / max(overlap - margin, 1)).clamp(0, 1).mul(math.pi / 2).sin() ** 2
+    whole = torch.ones_like(rise)
+    profiles = [(rise if start > 0 else whole) * (rise.flip(0) if start + length < side else whole)
+                for start in starts]
+    total = torch.zeros(side, dtype=torch.float64)
+    for start, profile in zip(starts, profiles, strict=True):
+        total[start:start + length] += profile
+    return tuple((start, (profile / total[start:start + length]).to(device, dtype))
+                 for start, profile in zip(starts, profiles, strict=True))

@@ -211,13 +211,11 @@ class GaussianBlurOperator(Blur):
 
         (B, C, H, W) -> the same shape.
         """
-        (u_h, s_h, vt_h), (u_w, s_w, vt_w) = (self._axis_svd(side, y) for side in y.shape[-2:])
+        (u_h, s_h, vt_h), (u_w, s_w, vt_w) = (
+            _gaussian_svd(self.kernel_size, self.intensity, side, y.dtype, y.device) for side in y.shape[-2:])
         gains = s_h[:, None] * s_w
         inverse = torch.where(gains >= self._cutoff(y) * gains.max(), 1 / gains, 0)
         return vt_h.mT @ (inverse * (u_h.mT @ y @ u_w)) @ vt_w
-
-    def _axis_svd(self, side: int, like: Tensor) -> tuple[Tensor, ...]:
-        return tuple(factor.to(like) for factor in _gaussian_svd(self.kernel_size, self.intensity, side))
 
 
 def _gaussian_matrix(kernel_size: int, intensity: float, side: int) -> Tensor:
@@ -226,9 +224,11 @@ def _gaussian_matrix(kernel_size: int, intensity: float, side: int) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _gaussian_svd(kernel_size: int, intensity: float, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V^T of the blur of one axis of `side` pixels, float64 on the CPU."""
-    return torch.linalg.svd(_gaussian_matrix(kernel_size, intensity, side))
+def _gaussian_svd(kernel_size: int, intensity: float, side: int, dtype: torch.dtype,
+                  device: torch.device) -> tuple[Tensor, ...]:
+    """U, s, V^T of the blur of one axis of `side` pixels, computed in float64 on the CPU and kept on `device`."""
+    factors = torch.linalg.svd(_gaussian_matrix(kernel_size, intensity, side))
+    return tuple(factor.to(device, dtype) for factor in factors)
 
 
 @register_operator("motion_blur")
