@@ -39,7 +39,8 @@ from util.logger import get_logger
 from util.measurement_files import MeasurementFolder
 from util.memory import BatchSize
 from util.monitor import Monitor
-from util.run_dir import RunDirectory, run_path
+from util.run_dir import RunDirectory
+from util.run_files import run_path
 from util.set_scores import score_sets
 from util.signals import Terminated, catch_signals
 
@@ -136,8 +137,8 @@ def conclude(args: argparse.Namespace, task: Task, run: RunDirectory, plan: Plan
     """Write what is made from all images, show the table, and return the exit status."""
     if not run.concluded:
         run.conclude({"operator": task.operator.name, "method": task.method.name, "seed": args.seed,
-                      "lpips_network": "vgg", **environment(device), **report.facts, **set_scores})
-    elif set_scores:
+                      "lpips_network": "vgg", **environment(device), **report.facts})
+    if set_scores:
         run.add_to_summary(set_scores)
     log_table(run, plan.names)
     log_distances(set_scores)

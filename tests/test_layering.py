@@ -26,7 +26,7 @@ RANKS = [                                           # the first pattern that fit
     ("guided_diffusion/measurements/base.py", 3), ("guided_diffusion/measurements/kernel_wizard.py", 3),
     ("util/signals.py", 0), ("util/memory.py", 1), ("util/distributed.py", 2), ("util/lock.py", 3),
     ("util/metrics_table.py", 4), ("util/row_store.py", 5), ("util/run_config.py", 5),
-    ("util/run_dir.py", 6), ("util/monitor.py", 7),
+    ("util/run_files.py", 6), ("util/run_dir.py", 6.5), ("util/monitor.py", 7),
     ("guided_diffusion/gaussian_diffusion.py", 4), ("guided_diffusion/losses.py", 4),
     ("guided_diffusion/measurements/__init__.py", 5), ("guided_diffusion/measurements/*.py", 4),
     ("util/console.py", 7), ("util/set_scores.py", 7),

@@ -21,7 +21,7 @@ from util.config import REPOSITORY
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.lock import SILENCE_SECONDS, FolderLock
-from util.run_dir import TEMPORARY_FILE
+from util.run_files import TEMPORARY_FILE
 
 FIXTURES = (prior, run, workplace)
 FOLDER = "super_resolution/dpps"

@@ -17,8 +17,7 @@ A sample that diverged has a row, but no restoration.
 
 import json
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,23 +26,24 @@ from torch import Tensor
 from util.compute_metric import Metrics
 from util.errors import StorageError, UserError
 from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, write_atomically
-from util.measurement_files import SUFFIX, StoredMeasurement, read_measurement, write_measurement
+from util.measurement_files import StoredMeasurement, read_measurement, write_measurement
 from util.metrics_table import MEAN, Outcome, Row, make_rows, standard_deviation, summarise, trajectories_to_csv
-from util.report_files import delete_report
-from util.row_store import ROWS, TABLE, RowStore, begun_images
+from util.row_store import RowStore
 from util.run_config import CONFIG, RunConfig
-from util.user_path import user_path
+from util.run_files import (
+    GRID,
+    SUMMARY,
+    delete_results,
+    make_folders,
+    measurement_path,
+    picture_path,
+    progress_path,
+    run_path,
+    sample_names,
+    trajectory_path,
+)
 
-FOLDERS = ("input", "recon", "label", "progress")
-FILES = (TABLE, "summary.json", "grid.png", "scores.json", "scores.csv")    # the last two by `util.compute_metric`
-PROGRESS_FILE = re.compile(r"(x|x0_hat)_\d{4,}\.png")
-TEMPORARY_FILE = re.compile(r"\..+\.(png|csv|json|yaml|npz|html)\.\d+\.tmp")    # as `write_atomically` names them
 GRID_ROWS = 8
-
-
-def run_path(save_dir: str | Path, operator: str, method: str) -> Path:
-    """The folder of a run."""
-    return user_path(save_dir) / operator / method
 
 
 class RunDirectory:
@@ -83,54 +83,17 @@ class RunDirectory:
     @property
     def concluded(self) -> bool:
         """Whether nothing is left to be written, and what is made from all images is whole."""
-        grid = is_whole_png(self.path / "grid.png") or not any(row.ok for row in self.rows)
-        return self.store.concluded and _read_json(self.path / "summary.json") is not None and grid
+        grid = is_whole_png(self.path / GRID) or not any(row.ok for row in self.rows)
+        return self.store.concluded and _read_json(self.path / SUMMARY) is not None and grid
 
     def _open(self, overwrite: bool) -> None:
         try:
-            self._check_no_links()
-            for folder in FOLDERS:
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
-            for file in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp"), *self.path.glob("progress/*/.*.tmp")):
-                if TEMPORARY_FILE.fullmatch(file.name):         # of a run that was killed
-                    file.unlink(missing_ok=True)
+            make_folders(self.path)
             if overwrite:
-                self._delete_results()
+                delete_results(self.path, self.config)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror or error}; "
                             "choose another folder with --save_dir") from None
-
-    def _check_no_links(self) -> None:
-        """UserError if a folder in here is a symbolic link: nothing is written or deleted elsewhere."""
-        for pattern in ("*", "progress/*"):
-            for path in self.path.glob(pattern):
-                if path.is_symlink() and path.is_dir():
-                    raise UserError(f"{path} is a symbolic link to another folder, which a run does not write to; "
-                                    "remove it, or choose another folder with --save_dir")
-
-    def _delete_results(self) -> None:
-        """Delete what a run, `util.compute_metric` and `util.report` wrote here, and nothing else; config.yaml last."""
-        begun, samples = set(begun_images(self.path)), {MEAN}
-        with suppress(UserError):
-            rows = RowStore(self.path).rows
-            begun, samples = begun | {row.image for row in rows}, samples | {row.sample for row in rows}
-            samples |= set(_sample_names(self.config.read_num_samples()))
-        for image in begun:
-            for file in (*self._files_of(image, samples), *self._files_of(image, [None])):
-                file.unlink(missing_ok=True)
-            for sample in (None, *samples):
-                _delete_progress(self.path / "progress" / _name(image, sample))
-        delete_report(self.path)
-        for name in (*(f"{ROWS}/{image}.csv" for image in begun), *FILES, CONFIG):
-            (self.path / name).unlink(missing_ok=True)
-        if (self.path / ROWS).is_dir() and not any((self.path / ROWS).iterdir()):
-            (self.path / ROWS).rmdir()
-
-    def _files_of(self, image: str, samples: Sequence[str | None]) -> Iterator[Path]:
-        """All that may be there of an image, pictures on the way aside."""
-        yield from (self.path_of(folder, image) for folder in ("input", "label", "std"))
-        yield from (self.path_of("recon", image, sample) for sample in samples)
-        yield from (self._measurement_path(image), self._trajectory_path(image))
 
     def _check_there(self) -> None:
         if not (self.path / CONFIG).is_file():
@@ -138,7 +101,7 @@ class RunDirectory:
 
     def path_of(self, folder: str, image: str, sample: str | None = None) -> Path:
         """Where an image lies in input/, recon/ or label/; recon/ has a file per `sample` if there are several."""
-        return self.path / folder / f"{_name(image, sample)}.png"
+        return picture_path(self.path, folder, image, sample)
 
     def rows_of(self, image: str) -> list[Row]:
         """The rows of an image, none if it is not finished."""
@@ -148,14 +111,14 @@ class RunDirectory:
         """Whether the image's rows are in and its files are there, and whole."""
         own = self.rows_of(image)
         several, ok = len(own) > 1, [row for row in own if row.ok]
-        if [row.sample for row in own] != _sample_names(self.num_samples or max(1, len(own) - 1)):
+        if [row.sample for row in own] != sample_names(self.num_samples or max(1, len(own) - 1)):
             return False
         pictures = [self.path_of("input", image)]
         pictures += [self.path_of("recon", image, row.sample if several else None) for row in ok]
         pictures += [self.path_of("label", image)] * own[0].has_truth
         pictures += [self.path_of("std", image)] * (sum(row.sample != MEAN for row in ok) > 1)
-        return (all(map(is_whole_png, pictures)) and _ends_with_a_line(self._trajectory_path(image))
-                and (not self.keeps_measurements or _is_measurement(self._measurement_path(image))))
+        return (all(map(is_whole_png, pictures)) and _ends_with_a_line(trajectory_path(self.path, image))
+                and (not self.keeps_measurements or _is_measurement(measurement_path(self.path, image))))
 
     def collect(self) -> set[str]:
         """The images whose rows are in, those of other processes included; metrics.csv is brought up to date."""
@@ -194,31 +157,27 @@ class RunDirectory:
         if (std := standard_deviation(outcomes)) is not None:
             save_map(self.path_of("std", image), std.square().mean(dim=0).sqrt(),
                      f"Standard deviation of {sum(row.ok for row in rows) - 1} samples on [0, 1]")
-        write_atomically(self._trajectory_path(image), trajectories_to_csv(outcomes).encode())
+        write_atomically(trajectory_path(self.path, image), trajectories_to_csv(outcomes).encode())
         self.store.add(rows)
 
     def save_measurement(self, image: str, stored: StoredMeasurement) -> None:
         """Save a measurement for other programs and for --load_measurements."""
-        write_measurement(self._measurement_path(image), stored)
-
-    def _measurement_path(self, image: str) -> Path:
-        return self.path / "measurements" / f"{image}{SUFFIX}"
-
-    def _trajectory_path(self, image: str) -> Path:
-        return self.path / "trajectories" / f"{image}.csv"
+        write_measurement(measurement_path(self.path, image), stored)
 
     def save_progress(self, image: str, sample: str | None, index: int, x: Tensor, x0_hat: Tensor) -> None:
         """Save the state after step `index` and the prediction of the clean image, (3, H, W) each."""
         self._check_there()
-        folder = self.path / "progress" / _name(image, sample)
+        folder = progress_path(self.path, image, sample)
         save_image(folder / f"x_{index:04d}.png", x)
         save_image(folder / f"x0_hat_{index:04d}.png", x0_hat)
 
     def conclude(self, facts: dict[str, object]) -> None:
-        """Write all that is made from the rows; what `facts` says goes to summary.json, too."""
+        """Write all that is made from the rows; what `facts` says goes to summary.json, if that is of other rows."""
         self._check_there()
         self.store.write()
-        self.write_summary(facts)
+        known = _read_json(self.path / SUMMARY) or {}
+        if any(known.get(key) != value for key, value in json.loads(json.dumps(summarise(self.rows))).items()):
+            self.write_summary(facts)
         self.write_grid()
         self.store.conclude()
 
@@ -226,11 +185,11 @@ class RunDirectory:
         """Write summary.json: `facts`, then mean, standard deviation and count of every column of metrics.csv."""
         summary = {**facts, **summarise(self.rows)}
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        write_atomically(self.path / "summary.json", text.encode())
+        write_atomically(self.path / SUMMARY, text.encode())
 
     def add_to_summary(self, more: dict[str, object]) -> None:
         """Change summary.json by what was found out after the run had come to its end (`concluded`)."""
-        path = self.path / "summary.json"
+        path = self.path / SUMMARY
         text = json.dumps({**(_read_json(path) or {}), **more}, indent=2, allow_nan=False) + "\n"
         write_atomically(path, text.encode())
 
@@ -253,25 +212,7 @@ class RunDirectory:
             captions.append([*([image, scored] if truths else [image]), *map(_caption, shown)])
         if rows:
             header = ["Ground truth"] * truths + ["Measurement", *restored]
-            save_grid(self.path / "grid.png", rows, captions, header)
-
-
-def _name(image: str, sample: str | None) -> str:
-    return image if sample is None else f"{image}_{sample}"
-
-
-def _sample_names(count: int) -> list[str]:
-    """What an image's rows are called, in order."""
-    return [*map(str, range(count)), *[MEAN] * (count > 1)]
-
-
-def _delete_progress(folder: Path) -> None:
-    if folder.is_dir():
-        for file in folder.iterdir():
-            if PROGRESS_FILE.fullmatch(file.name):
-                file.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
+            save_grid(self.path / GRID, rows, captions, header)
 
 
 def _ends_with_a_line(path: Path) -> bool:
