@@ -9,8 +9,8 @@ from util.logger import get_logger
 def compiled(model: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> nn.Module:
     """The network compiled for images of `shape` (B, C, H, W); itself, with a warning that says why, if that fails.
 
-    Compiling happens here, by one forward pass and one gradient, so no restoration ends by it. Batches of another
-    shape compile once more.
+    Compiling happens here, by one forward pass and one gradient. Batches of another shape, or without gradients,
+    compile once more, and run as they are where that fails: no restoration ends by it.
 
     Args:
         model: a frozen network, model(x_t, t).
@@ -20,6 +20,7 @@ def compiled(model: nn.Module, shape: tuple[int, int, int, int], device: torch.d
         fast = torch.compile(model, dynamic=False)
         with torch.enable_grad():
             torch.autograd.grad(fast(x_t.requires_grad_(), t).sum(), x_t)
+        torch._dynamo.config.suppress_errors = True                     # from now on
         return fast
     except Exception as error:      # compilers fail in many ways, none of which is the restoration's
         reason = " ".join(str(error).split())[:200] or type(error).__name__

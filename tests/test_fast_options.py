@@ -117,6 +117,29 @@ def test_compiling_is_done_before_the_restoration(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
+def test_what_cannot_be_compiled_later_runs_as_it_is(monkeypatch, capsys):
+    """The last batch may be smaller: a compiler that fails there does not end the run."""
+    shapes, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        shapes.append([tuple(x.shape) for x in inputs if x.dim() == 4])
+        if len(shapes) > 1:
+            raise RuntimeError("no compiler any more")
+        return graph.forward
+
+    class Network(torch.nn.Module):
+        def forward(self, x_t, t):
+            return 2 * x_t + t.view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    monkeypatch.setattr(torch, "compile", partial(compile, backend=backend))
+    fast = compiled(Network(), (2, 3, 4, 4), CPU)
+    assert shapes == [[(2, 3, 4, 4)]] and not capsys.readouterr().err
+    x = torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(fast(x, torch.ones(1, dtype=torch.int64)), 2 * x + 1)
+    assert len(shapes) > 1
+
+
 def test_compile_option(run, monkeypatch):  # noqa: F811
     asked = []
 
