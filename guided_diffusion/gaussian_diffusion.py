@@ -58,7 +58,13 @@ class Step:
 
 
 class Sampler(ABC):
-    """A reverse process: a schedule, the reading of the network's output, and the transition of one step."""
+    """A reverse process: a schedule, the reading of the network's output, and the transition of one step.
+
+    Args:
+        schedule: the (respaced) process.
+        mean_processor, var_processor: what the network's channels say.
+        eta: stochasticity of `DDIM`, 0 to 1; `DDPM` has none.
+    """
 
     name: str                                       # set by the registry
 
@@ -87,9 +93,8 @@ class Sampler(ABC):
                             f"set that if it fits the checkpoint, else set model_var_type: {remedy}")
 
     def q_sample(self, x0: Tensor, index: int | Tensor, noise: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (DPS eq. 8); x0 and noise (B, ...)."""
-        at = self.schedule.at
-        return at("sqrt_alphas_cumprod", index, x0) * x0 + at("sqrt_one_minus_alphas_cumprod", index, x0) * noise
+        """x0 at the noise level of `index`, see `Schedule.q_sample`."""
+        return self.schedule.q_sample(x0, index, noise)
 
     @abstractmethod
     def mean_coefficients(self, index: int) -> tuple[float, float]:

@@ -11,7 +11,12 @@ from util.img_utils import PIXEL_STEP
 
 
 class HybridLoss(nn.Module):
-    """L_simple + weight L_vlb (Nichol & Dhariwal, 2021, eq. 16) for a network that predicts eps and learned_range."""
+    """L_simple + weight L_vlb (Nichol & Dhariwal, 2021, eq. 16) for a network that predicts eps and learned_range.
+
+    Args:
+        schedule: the forward process, with all its timesteps.
+        vlb_weight: of the bound, which is summed over the timesteps in bits per dimension; 0.001 in the paper.
+    """
 
     def __init__(self, schedule: Schedule, vlb_weight: float):
         super().__init__()
@@ -27,18 +32,16 @@ class HybridLoss(nn.Module):
 
     def terms(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The same -> each image's mean squared error of eps, (B,), and term of the bound, bits per dimension, (B,)."""
-        at = self.schedule.at
-        x_t = at("sqrt_alphas_cumprod", index, x0) * x0 + at("sqrt_one_minus_alphas_cumprod", index, x0) * noise
+        x_t = self.schedule.q_sample(x0, index, noise)
         eps, variance = model(x_t, index).chunk(2, dim=1)
         return (eps - noise).square().flatten(1).mean(1), self._bits(x0, x_t, index, eps.detach(), variance)
 
     def _bits(self, x0: Tensor, x_t: Tensor, index: Tensor, eps: Tensor, variance: Tensor) -> Tensor:
         """One term of the variational bound for each image, in bits per dimension: (B,)."""
-        at = self.schedule.at
         mean = self.mean.mean(x_t, index, eps, self.mean.x0_hat(x_t, index, eps))
         log_variance = self.variance.log_variance(index, variance, x_t)
-        true_mean = at("posterior_mean_coef1", index, x0) * x0 + at("posterior_mean_coef2", index, x0) * x_t
-        true_log_variance = at("posterior_log_variance_clipped", index, x0)
+        true_mean = self.schedule.posterior_mean(x0, x_t, index)
+        true_log_variance = self.schedule.at("posterior_log_variance_clipped", index, x0)
         # KL(N(m1, v1) || N(m2, v2)) = (log v2 - log v1 + v1 / v2 + (m1 - m2)^2 / v2 - 1) / 2
         kl = 0.5 * (log_variance - true_log_variance + (true_log_variance - log_variance).exp()
                     + (true_mean - mean) ** 2 * (-log_variance).exp() - 1)

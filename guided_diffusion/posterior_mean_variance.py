@@ -67,8 +67,7 @@ class MeanProcessor(ABC):
 
     def mean(self, x_t: Tensor, index: int | Tensor, output: Tensor, x0_hat: Tensor) -> Tensor:
         """The mean of q(x_{t-1} | x_t, x_0 = x0_hat) (Ho et al., 2020, eq. 7)."""
-        at = self.schedule.at
-        return at("posterior_mean_coef1", index, x_t) * x0_hat + at("posterior_mean_coef2", index, x_t) * x_t
+        return self.schedule.posterior_mean(x0_hat, x_t, index)
 
 
 @register_mean_processor("epsilon")

@@ -213,3 +213,13 @@ class Schedule:
             return float(values[index])
         gathered = torch.from_numpy(values).to(index.device)[index]
         return gathered.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+    def q_sample(self, x0: Tensor, index: int | Tensor, noise: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (DPS eq. 8); x0 and noise (B, ...)."""
+        return (self.at("sqrt_alphas_cumprod", index, x0) * x0
+                + self.at("sqrt_one_minus_alphas_cumprod", index, x0) * noise)
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, index: int | Tensor) -> Tensor:
+        """The mean of q(x_{t-1} | x_t, x_0) (Ho et al., 2020, eq. 7); x0 and x_t (B, ...)."""
+        return (self.at("posterior_mean_coef1", index, x_t) * x0
+                + self.at("posterior_mean_coef2", index, x_t) * x_t)
