@@ -25,6 +25,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ORIENTATION_TAG, TIFF_DEPTH_TAG = 0x0112, 258
 GRID_CELL = 256                                     # pixels of a picture in a grid: small ones are enlarged to about
 LARGEST_GRID_CELL = 512                             # the first, large ones reduced to the second
+COMPRESSION = 4                                     # zlib's: a third of the time of its usual 6, files 4 % larger
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
@@ -88,7 +89,7 @@ def save_image(path: Path, x: Tensor, alpha: Tensor | None = None) -> None:
 
 def _save(path: Path, image: Image.Image) -> None:
     buffer = io.BytesIO()
-    image.save(buffer, format="png")
+    image.save(buffer, format="png", compress_level=COMPRESSION)
     write_atomically(path, buffer.getvalue())
 
 
