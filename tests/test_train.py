@@ -180,7 +180,7 @@ def test_a_damaged_state_is_kept_and_what_to_do_is_said(tmp_path, train, capsys,
 
 
 def test_loss_falls(tmp_path, train):
-    assert train(tmp_path / "out", [dict(crop=8, batch_size=8, steps=60)]) == 0
+    assert train(tmp_path / "out", [dict(crop=8, batch_size=8, steps=60)], save_every=60) == 0
     losses = np.genfromtxt(tmp_path / "out" / "loss.csv", delimiter=",", names=True)["eps_mse"]
     assert losses[-10:].mean() < 0.6 * losses[:5].mean()
 
