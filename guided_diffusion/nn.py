@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -16,7 +17,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return nn.functional.pad(embedding, (0, dim % 2))
+    return F.pad(embedding, (0, dim % 2))
 
 
 class Standardise(torch.autograd.Function):
@@ -56,13 +57,18 @@ def in_channels_last(x: Tensor) -> bool:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation, with a gradient that is fast for images in channels_last on a CPU.
+    """Group normalisation in the precision of what it normalises, its means and variances in float32.
 
-    There torch's own took 98 ms for 128 channels of 256 x 256 in bf16, and this one 13.
+    Autocast would have GPUs widen its input and its output, both kept for the gradient: half precision would take more
+    memory than float32. On a CPU, the gradient is fast for images in channels_last: torch's own took 98 ms for 128
+    channels of 256 x 256 in bf16, and this one 13.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
+        if x.is_cuda:
+            with torch.autocast("cuda", enabled=False):
+                return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         if x.device.type != "cpu" or not x.requires_grad or not in_channels_last(x):
             return super().forward(x)
         weight, bias = (parameter.to(x)[:, None, None] for parameter in (self.weight, self.bias))

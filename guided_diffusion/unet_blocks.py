@@ -22,7 +22,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, channels, 2 H, 2 W)."""
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = F.interpolate(x, scale_factor=2, mode="nearest").to(x.dtype)        # autocast on GPUs widens it
         return self.conv(x) if self.use_conv else x
 
 

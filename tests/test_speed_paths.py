@@ -7,6 +7,7 @@ the CPU, which would make a GPU and its host wait for each other, is seen by a d
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, ConditioningMethod, get_conditioning_method
@@ -14,6 +15,7 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
+from guided_diffusion.unet_blocks import ResBlock
 from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
 from util.seeding import ImageRandomness
 
@@ -164,6 +166,22 @@ def test_32_images_of_the_ffhq_network_fit_80_gigabytes():
                          use_scale_shift_norm=True, resblock_updown=True).requires_grad_(False)
     per_image = kept_bytes(model, (1, 3, 64, 64)) * 16
     assert 32 * per_image / 2 + 4 * sum(p.numel() for p in model.parameters()) < 60e9
+
+
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+def test_half_precision_is_not_widened_on_a_gpu(monkeypatch, resample):
+    """On a pretended GPU, whose autocast has rules of its own: what the gradient keeps of images is in bf16."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    kept = []
+    with FakeTensorMode(), torch.device("cuda"), torch.autocast("cuda", dtype=torch.bfloat16):
+        block = ResBlock(64, 64, 16, dropout=0.0, scale_shift=True, resample=resample).requires_grad_(False)
+        x = torch.empty(2, 64, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            out = block(x, torch.empty(2, 16))
+    images = [tensor for tensor in kept if tensor.dim() == 4 and tensor.shape[0] == 2]
+    assert len(images) >= 6
+    assert {tensor.dtype for tensor in (*images, out)} == {torch.bfloat16}
 
 
 def test_frozen_parameters_keep_less():
