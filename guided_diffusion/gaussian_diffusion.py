@@ -215,7 +215,7 @@ def create_sampler(
         dynamic_threshold, clip_denoised: thresholds of x0_hat, see `MeanProcessor`.
         rescale_timesteps: show the network timesteps on a scale of 1000 whatever `steps` is.
         timestep_respacing: which steps to take, see `space_timesteps`; "" or null for all.
-        eta: stochasticity of ddim, between 0 (deterministic) and 1.
+        eta: stochasticity of ddim, between 0 (deterministic) and 1 (ddpm's, which may be named for ddpm, too).
 
     Raises:
         UserError: a wrong type, an unknown name, or an impossible value.
@@ -224,8 +224,9 @@ def create_sampler(
     cls = SAMPLERS[sampler]
     if not 0 <= eta <= 1:
         raise UserError(f"diffusion config: eta is {eta}, expected a number between 0 and 1")
-    if eta and cls is not DDIM:
-        raise UserError(f"diffusion config: eta is {eta}, but sampler '{sampler}' has no eta; set sampler: ddim")
+    if cls is not DDIM and eta not in (0, 1):
+        raise UserError(f"diffusion config: eta is {eta}, but sampler '{sampler}' takes no eta but 1; "
+                        "set sampler: ddim, or leave eta out")
     schedule = Schedule.create(noise_schedule, steps, timestep_respacing, rescale_timesteps)
     mean_processor = MEAN_PROCESSORS[model_mean_type](schedule, dynamic_threshold, clip_denoised)
     return cls(schedule, mean_processor, VAR_PROCESSORS[model_var_type](schedule), eta)

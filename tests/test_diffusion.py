@@ -66,6 +66,14 @@ def test_ddim_equation(eta, index):
     torch.testing.assert_close(step.eps, linear_network(x_t, None))
 
 
+def test_a_file_for_ddim_with_eta_1_serves_ddpm():
+    file = {"eta": 1.0, "timestep_respacing": "10"}
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    steps = [create_sampler(sampler="ddpm", **config).step(lambda x, t: torch.cat([x, x], 1), x, 4, None)
+             for config in (file, {"timestep_respacing": "10"})]
+    assert torch.equal(steps[0].mean, steps[1].mean) and torch.equal(steps[0].std, steps[1].std)
+
+
 def test_ddim_with_eta_1_is_ddpm_with_the_small_variance():
     ddim, ddpm = fixed(sampler="ddim", eta=1.0), fixed(sampler="ddpm")
     for index in range(10):
@@ -167,7 +175,7 @@ def test_respacing_forms(respacing, steps):
     ({"timestep_respacing": "ddim300"}, "exactly 300"),
     ({"sampler": "ddim", "eta": 1.5}, "between 0 and 1"),
     ({"sampler": "ddim", "eta": -0.1}, "between 0 and 1"),
-    ({"sampler": "ddpm", "eta": 0.5}, "set sampler: ddim"),
+    ({"sampler": "ddpm", "eta": 0.5}, "set sampler: ddim, or leave eta out"),
     ({"sampler": "ddim", "eta": float("nan")}, "eta"),
 ])
 def test_mistakes_in_a_diffusion_config(config, message):

@@ -399,6 +399,11 @@ def test_equal_ends_exact_counts_and_tight_fits():
     assert (boxes(masks({"mask_type": "box", "mask_len_range": [128, 129]}, 5) == 0)[:, 2:] == 128).all()
     tight = boxes(masks({"mask_type": "box", "mask_len_range": [8, 9], "margin": [4, 4]}, 3, (16, 16)) == 0)
     assert (tight == (4, 4, 8, 8)).all()
+    small = boxes(masks({"mask_type": "box", "mask_len_range": [8, 13]}, 20, (32, 20)) == 0)
+    assert small[:, 0].min() >= 10 and small[:, 1].min() >= 4           # the default margin of 16 has no room
+    assert ((small[:, :2] + small[:, 2:]) <= (22, 16)).all()
+    whole = boxes(masks({"mask_type": "box", "mask_len_range": [16, 16]}, 1, (16, 16)) == 0)
+    assert (whole == (0, 0, 16, 16)).all()
     hidden = masks({"mask_type": "random", "mask_prob_range": [0.7, 0.7]}, 2, (20, 31)) == 0
     assert (hidden.sum((1, 2)) == int(620 * 0.7)).all()
 
@@ -489,6 +494,8 @@ BAD = {
     "mask probability": (*inpainting("random", mask_prob_range=[0.3, 1.7]), (16, 16), "<= 1"),
     "mask margin": (*inpainting("box", margin=[-1, 0]), (16, 16), "margin"),
     "mask fit": (*inpainting("box", margin=[16, 16]), (32, 32), "lower mask_len_range or margin"),
+    "mask too long": ("inpainting", {"mask_opt": {"mask_type": "box", "mask_len_range": [8, 18]}}, (32, 16),
+                      "up to 17 pixels .* 32x16; lower mask_len_range"),
     "mask size": (*inpainting("random", image_size=256), (16, 16), "leave image_size out"),
     "mask file": ("inpainting", {"mask_opt": {"mask_type": "file", "file": "nowhere.png"}}, (16, 16), "not found"),
     "mask file unused": (*inpainting("box", file="mask.png"), (16, 16), "set mask_type: file"),

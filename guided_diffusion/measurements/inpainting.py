@@ -13,6 +13,8 @@ from util.seeding import ImageRandomness
 NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
          "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}
 
+MARGIN = 16                                         # pixels between rectangle and border, as in DPS
+
 
 class MaskGenerator:
     """Draws the masks of DPS's inpainting tasks; its arguments are the keys of `mask_opt`.
@@ -24,7 +26,8 @@ class MaskGenerator:
             with equal ends, that length.
         mask_prob_range: [low, high): the fraction of missing pixels is uniform in it.
         image_size: side, or [height, width], that the images must have; any when omitted.
-        margin: [rows, columns] between rectangle and border, at least.
+        margin: [rows, columns] between rectangle and border, at least; when omitted, [16, 16] as in DPS, or less where
+            the image is too small for that.
         file: image or .npy (height, width) whose nonzero pixels (in any colour channel) are kept, of the images' size;
             for mask_type file.
     """
@@ -32,10 +35,10 @@ class MaskGenerator:
     def __init__(self, mask_type: str, mask_len_range: tuple[int, int] | None = None,
                  mask_prob_range: tuple[float, float] | None = None,
                  image_size: int | tuple[int, int] | None = None,
-                 margin: tuple[int, int] = (16, 16), file: str | None = None):
+                 margin: tuple[int, int] | None = None, file: str | None = None):
         if mask_type not in NEEDS:
             raise UserError(f"mask_opt: unknown mask_type '{mask_type}'; {did_you_mean(mask_type, NEEDS)}")
-        self.mask_type, self.margin = mask_type, tuple(margin)
+        self.mask_type, self.margin = mask_type, margin
         self.mask_len_range, self.mask_prob_range = mask_len_range, mask_prob_range
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         given = {"mask_len_range": mask_len_range, "mask_prob_range": mask_prob_range, "file": file}
@@ -56,7 +59,7 @@ class MaskGenerator:
             low, high = self.mask_prob_range
             if not 0 <= low <= high <= 1:
                 raise UserError(f"mask_opt: mask_prob_range is [{low}, {high}], expected 0 <= low <= high <= 1")
-        if min(self.margin) < 0:
+        if self.margin is not None and min(self.margin) < 0:
             raise UserError(f"mask_opt: margin is {list(self.margin)}, expected two numbers that are not negative")
 
     def check_size(self, height: int, width: int) -> None:
@@ -70,12 +73,20 @@ class MaskGenerator:
             raise UserError(f"mask_opt: the mask in file is {found}, but the images are {size}; "
                             f"give a mask of {size} (height x width)")
         if "mask_len_range" in NEEDS[self.mask_type]:
-            low, high = self.mask_len_range
-            longest = max(low, high - 1)
-            room = min(height - 2 * self.margin[0], width - 2 * self.margin[1])
-            if longest > room:
-                raise UserError(f"mask_opt: a box of up to {longest} pixels with margin {list(self.margin)} does not "
-                                f"fit into images of {size}; lower mask_len_range or margin")
+            margins = self._margins(height, width)
+            if self._longest() > min(height - 2 * margins[0], width - 2 * margins[1]):
+                raise UserError(f"mask_opt: a box of up to {self._longest()} pixels with margin {list(margins)} does "
+                                f"not fit into images of {size}; lower mask_len_range or margin")
+
+    def _longest(self) -> int:
+        low, high = self.mask_len_range
+        return max(low, high - 1)
+
+    def _margins(self, height: int, width: int) -> tuple[int, int]:
+        """`margin`, or the default for images of this size."""
+        if self.margin is not None:
+            return tuple(self.margin)
+        return tuple(max(0, min(MARGIN, (side - self._longest()) // 2)) for side in (height, width))
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """A mask (height, width), 1 = kept, 0 = missing, float32."""
@@ -93,7 +104,7 @@ class MaskGenerator:
         low, high = self.mask_len_range
         h, w = rng.integers(low, max(high, low + 1), size=2)
         corner = [rng.integers(margin, max(side - margin - length, margin + 1))
-                  for margin, side, length in zip(self.margin, (height, width), (h, w), strict=True)]
+                  for margin, side, length in zip(self._margins(height, width), (height, width), (h, w), strict=True)]
         mask = np.ones((height, width), dtype=np.float32)
         mask[corner[0]:corner[0] + h, corner[1]:corner[1] + w] = 0
         return mask
