@@ -17,6 +17,17 @@ class RandomCrops(Dataset):
     """Crop number n of an endless sequence: photograph, scale, place and flip are a function of (seed, n).
 
     Files that cannot be read are named once and passed over.
+
+    Args:
+        folder: of photographs.
+        crop: side of the crops, in pixels.
+        scales: a crop shows a square of crop / scale pixels, scale uniform in this range, (low, high) with low > 0;
+            of a smaller photograph as much as there is.
+        seed: 0 or more.
+        cached: receives decoded photographs by number, to be shared by several sequences; None to read them anew.
+
+    Raises:
+        UserError: the folder is not there, or holds no images.
     """
 
     def __init__(self, folder: str, crop: int, scales: tuple[float, float], seed: int, cached: dict | None):

@@ -1,5 +1,7 @@
 """Priors whose score is known exactly, with the UNet's call: model(x_t, t) -> predicted noise [, variance channels]."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -52,9 +54,7 @@ class GaussianPrior(AnalyticPrior):
 
     def variance_channels(self, x_t: Tensor, index: Tensor) -> Tensor:
         """v in [-1, 1] for variances between beta_tilde and beta: (v + 1) / 2 interpolates their logarithms."""
-        def at(name: str) -> Tensor:
-            return self.schedule.at(name, index, x_t)
-
+        at = partial(self.schedule.at, index=index, like=x_t)
         alpha_bar = at("alphas_cumprod")
         x0_variance = self.spectrum * (1 - alpha_bar) / (alpha_bar * self.spectrum + 1 - alpha_bar)
         variance = at("posterior_variance") + at("posterior_mean_coef1") ** 2 * x0_variance

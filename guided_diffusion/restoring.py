@@ -59,6 +59,7 @@ class Restorer:
         batch_size: entries per batch, at most.
         num_samples: posterior samples per image.
         seed: of all random numbers.
+        device: where the images are restored.
 
     Attributes:
         unreadable: how many images could not be read.

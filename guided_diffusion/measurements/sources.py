@@ -108,9 +108,8 @@ class Observed(Source):
     def measure(self, operator: Operator, noiser: Noise, batch: Batch, device: torch.device,
                 randomness: ImageRandomness) -> Measurement:
         name, y = batch.names[0], batch.images.to(device)
-        is_array = self.dataset.paths[self.names.index(name)].suffix.lower() == ARRAY_SUFFIX
         try:
-            if not is_array and not operator.pictures:
+            if not operator.pictures and not all(map(self._is_array, batch.names)):
                 raise UserError(f"operator '{operator.name}' measures no pictures; give its measurements as .npy files")
             if y.dim() == 3 and operator.image_size_of((1, *y.shape[1:])) is not None:
                 y = y[:, None]                                          # grey: (B, H, W) -> (B, 1, H, W)
@@ -118,6 +117,9 @@ class Observed(Source):
             return Measurement.observed(operator, noiser, y, (len(y), COLOURS, *size), randomness)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
+
+    def _is_array(self, name: str) -> bool:
+        return self.dataset.paths[self.names.index(name)].suffix.lower() == ARRAY_SUFFIX
 
     def check(self, operator: Operator, noiser: Noise) -> None:
         trial = self._trial()
