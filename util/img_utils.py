@@ -25,6 +25,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ORIENTATION_TAG, TIFF_DEPTH_TAG = 0x0112, 258
 GRID_CELL = 256                                     # pixels of a picture in a grid: small ones are enlarged to about
 LARGEST_GRID_CELL = 512                             # the first, large ones reduced to the second
+LARGEST_MAP = 1024                                  # pixels of a map, which has whole pixels where it is smaller
 COMPRESSION = 4                                     # zlib's: a third of the time of its usual 6, files 4 % larger
 
 
@@ -254,17 +255,26 @@ def _fit_cell(x: Tensor) -> Image.Image:
 
 def save_map(path: Path, values: Tensor, title: str) -> None:
     """Save a map (H, W) of values, 0 or more, as a colour-mapped PNG with a bar that gives their scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
-    height, width = values.shape
-    top = float(values.nan_to_num(0).max()) or 1.0
-    figure = Figure(figsize=(5 * min(2.0, max(0.5, width / height)) + 1.2, 5), dpi=100, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    axes.set_axis_off()
-    axes.set_title(title)
-    shown = axes.imshow(values.cpu().numpy(), cmap="magma", vmin=0, vmax=top, interpolation="nearest")
-    figure.colorbar(shown, ax=axes)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    write_atomically(path, buffer.getvalue())
+    def coloured(shares: np.ndarray, width: int, height: int) -> Image.Image:
+        colours = Image.fromarray(colormaps["magma"](shares, bytes=True)[..., :3])
+        return colours.resize((width, height), Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX)
+
+    values = values.cpu().nan_to_num(0).numpy()
+    top = float(values.max()) or 1.0
+    longest = max(values.shape)
+    zoom = max(1, LARGEST_GRID_CELL // longest) if longest <= LARGEST_MAP else LARGEST_MAP / longest
+    height, width = (max(1, round(side * zoom)) for side in values.shape)
+    gap, line, bar, tall = 16, 32, 24, max(height, GRID_CELL)
+    canvas = Image.new("RGB", (max(width, GRID_CELL) + bar + 3 * gap + 2 * line, tall + line + gap), "white")
+    draw, text = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
+    draw.text((gap, line // 2), title, "black", text, "lm")
+    left = gap + max(width, GRID_CELL) + gap
+    canvas.paste(coloured(values / top, width, height), (gap, line))
+    canvas.paste(coloured(np.linspace(1, 0, tall)[:, None], bar, tall), (left, line))
+    for share in np.linspace(0, 1, 5):
+        y = line + round((1 - share) * (tall - 1))
+        draw.line((left + bar, y, left + bar + 4, y), "black")
+        draw.text((left + bar + 8, y), f"{share * top:.3g}", "black", text, "lm")
+    _save(path, canvas)
