@@ -5,7 +5,6 @@
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
@@ -13,7 +12,9 @@ from inspect import signature
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)    # while the imports take their time, an interrupt just ends them
+    from util.signals import end_at_once
+
+    end_at_once()                                   # while the imports take their time
 
 import torch
 from torch import nn

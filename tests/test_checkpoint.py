@@ -61,11 +61,16 @@ def test_truncated_file(saved, keep):
         create_model(**TINY, model_path=str(saved))
 
 
-@pytest.mark.parametrize("content", [b"not a checkpoint at all", b"<html>404</html>" * 100, b"\x80\x02]q\x00."])
-def test_other_files(tmp_path, content):
+@pytest.mark.parametrize(("content", "words"), [
+    (b"not a checkpoint at all", "is no checkpoint, perhaps a web page, .*; download it again"),
+    (b"<html>404</html>" * 100, "is no checkpoint, perhaps a web page, .*; download it again"),
+    (b"cbuiltins\nprint\n(S'it ran'\ntR.", "is no checkpoint, .* nothing in it was run"),
+    (b"\x80\x02]q\x00.", "cannot be read"),
+])
+def test_other_files(tmp_path, content, words):
     path = tmp_path / "page.pt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="checkpoint .*page.pt"):
+    with pytest.raises(UserError, match=f"checkpoint .*page.pt {words}"):
         create_model(**TINY, model_path=str(path))
 
 

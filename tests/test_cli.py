@@ -367,6 +367,21 @@ def test_interrupting_keeps_what_is_finished(prior, workplace):
     assert not list(table.parent.rglob("*.tmp"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see when signals are minded")
+def test_an_interrupt_during_the_imports_has_status_130(prior, workplace):
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)             # ignored until the program minds it
+    process = launch(prior)
+    signal.signal(signal.SIGINT, previous)
+    while process.poll() is None:
+        ignored = re.search(r"^SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+        if not int(ignored[1], 16) >> (signal.SIGINT - 1) & 1:
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.01)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "error: interrupted before the first image\n"
+
+
 def test_an_interrupt_before_sampling_is_no_traceback(run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -216,6 +216,8 @@ def test_a_file_with_code_is_refused_and_runs_nothing(load, tmp_path, tag):
 def test_a_missing_file_is_named_with_the_nearest_one(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="modl_config.yaml not found; did you mean 'configs/model_config.yaml'"):
         find_file("configs/modl_config.yaml", "model configuration")
+    with pytest.raises(UserError, match="imagenet_model.yaml not found; did you mean 'configs/imagenet_model_config.y"):
+        find_file("imagenet_model.yaml", "model configuration")         # neither here nor in the repository's root
     with pytest.raises(UserError, match="is a folder"):
         find_file("configs", "model configuration")
     with pytest.raises(UserError, match="not found"):

@@ -30,6 +30,8 @@ def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})
         raise UserError(f"checkpoint {path} not found; {WHERE_TO_GET}")
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty; {mend}")
+    if not _begins_like_one(path):
+        raise UserError(f"checkpoint {path} is no checkpoint, perhaps a web page, and nothing in it was run; {mend}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")         # on foreign pickle protocols: either the file loads or it does not
@@ -42,6 +44,16 @@ def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})
     except Exception as error:      # torch raises a dozen types for damaged archives; none of them means success
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: {mend}") from None
+
+
+def _begins_like_one(path: Path) -> bool:
+    """Whether a file begins like an archive or a pickle, or cannot be opened at all."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(2)
+    except OSError:
+        return True
+    return head == b"PK" or head.startswith(b"\x80")
 
 
 def fingerprint(path: Path) -> str:

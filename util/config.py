@@ -97,6 +97,8 @@ def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
             raise UserError(f"{what} {path} is {'a folder' if candidate.is_dir() else 'a device'}, expected a file")
     siblings = {str(wanted.parent / p.name) for c in candidates if c.parent.is_dir()
                 for p in c.parent.iterdir() if p.suffix == wanted.suffix}
+    if not siblings and wanted.suffix in (".yaml", ".yml"):                     # its folder was forgotten
+        siblings = {f"configs/{p.name}" for p in (REPOSITORY / "configs").glob("*.yaml")}
     hints = [did_you_mean(wanted, siblings)] * bool(siblings) + [remedy] * bool(remedy)
     raise UserError("; ".join([f"{what} {path} not found", *hints]))
 

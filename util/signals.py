@@ -1,5 +1,6 @@
 """Signals that ask a run to stop."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,11 @@ from contextlib import contextmanager
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler wants the machine back, or torchrun ends the run because a process of it has died."""
+
+
+def end_at_once() -> None:
+    """From now on SIGINT ends the process with status 130 and a line, whatever it does."""
+    signal.signal(signal.SIGINT, _end)
 
 
 def catch_signals() -> None:
@@ -31,6 +37,11 @@ def undivided() -> Iterator[None]:
             signal.signal(number, handler)
     for number in come[:1]:
         signal.raise_signal(number)
+
+
+def _end(_number: int, _frame: object) -> None:
+    os.write(2, b"error: interrupted before the first image\n")
+    os._exit(130)
 
 
 def _stop(number: int, _frame: object) -> None:
