@@ -135,16 +135,16 @@ def test_the_mean_of_the_samples_is_their_mean(run):
     assert np.abs(np.mean(images[:3], axis=0) - images[3])[unclamped].max() <= 1       # up to rounding
 
 
-@pytest.mark.parametrize("batch_size", ["1", "2", "5"])
-def test_results_do_not_depend_on_batches(run, batch_size):
-    assert run("--num_samples", "2", "--save_dir", "a", "--batch_size", "6")[0] == 0
-    assert run("--num_samples", "2", "--save_dir", "b", "--batch_size", batch_size)[0] == 0
-    first, second = rows("a/super_resolution/dpps"), rows("b/super_resolution/dpps")
+def test_results_do_not_depend_on_batches(run):
+    for batch_size in ("6", "1", "2", "5"):
+        assert run("--num_samples", "2", "--save_dir", batch_size, "--batch_size", batch_size)[0] == 0
+    first = rows("6/super_resolution/dpps")
     assert len(first) == 9
-    for a, b in zip(first, second, strict=True):
-        assert (a["image"], a["sample"]) == (b["image"], b["sample"])
-        for column in ("psnr", "ssim", "distance", "chi_square"):
-            assert float(a[column]) == pytest.approx(float(b[column]), rel=1e-3, abs=1e-3)
+    for batch_size in ("1", "2", "5"):
+        for a, b in zip(first, rows(f"{batch_size}/super_resolution/dpps"), strict=True):
+            assert (a["image"], a["sample"]) == (b["image"], b["sample"])
+            for column in ("psnr", "ssim", "distance", "chi_square"):
+                assert float(a[column]) == pytest.approx(float(b[column]), rel=1e-3, abs=1e-3), batch_size
 
 
 def test_the_seed_decides_and_zero_is_a_seed(run):
@@ -306,7 +306,7 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "data.image_size=100000"], ["image_size is 100000", "8192"]),
     (["--set", "model.image_size=2000000000"], ["image_size is 2000000000", "8192"]),
     (["--set", f"diffusion.steps={10 ** 22}"], ["steps", "at most 2147483647"]),
-    (["--set", "measurement.noise.sigma=1e22"], ["sigma is 1e+22", "1e+15 at most"]),
+    (["--set", "measurement.noise.sigma=1e22"], ["sigma is 1e+22", "1e-15 to 1e+15"]),
     (["--set", "diffusion.steps=2000000000"], ["steps is 2000000000", "1000000"]),
     (["--set", f"measurement.noise.sigma={'9' * 400}"], ["sigma", "a finite number"]),
     (["--set", "measurement.noise.sigma=!!int ''"], ["--set", "some value is not of its type"]),
