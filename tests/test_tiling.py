@@ -161,7 +161,7 @@ def test_impossible_tiles_are_refused(tile, overlap):
 
 
 def test_tiles_from_the_command_line(run, workplace):
-    options = ("--set", "data.image_size=80", "--limit", "1")
+    options = ("--set", "data.image_size=80", "--limit", "1", "--set", "diffusion.timestep_respacing=1")
     assert run(*options, "--tile", "32")[0] == 0
     assert Image.open("results/super_resolution/dpps/recon/astronaut.png").size == (80, 80)
     assert "tile: 32" in Path("results/super_resolution/dpps/config.yaml").read_text()
