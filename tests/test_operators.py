@@ -1,22 +1,19 @@
-"""Forward models: golden numbers, adjoint and pseudo-inverse identities, per-image randomness, bad inputs.
+"""Forward models: golden numbers, adjoint and pseudo-inverse identities, per-image randomness.
 
 The official `transpose` (the identity for blur and inpainting, nearest-neighbour upsampling for super-resolution) and
 `project` (data and measurement exchanged) are defects: ours are tested against the definitions.
 """
 
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from guided_diffusion.measurements import OPERATORS, LinearOperator, Measurement, get_noise, get_operator
 from guided_diffusion.measurements.base import require_linear
 from tests.helpers import deterministic
-from util.errors import UserError
 from util.seeding import ImageRandomness
 
 BOX, PROB = [4, 9], [0.3, 0.7]
@@ -356,85 +353,6 @@ def test_super_resolution_starts_from_nearest_and_shows_bicubic():
     torch.testing.assert_close(inside.diff(dim=-1), torch.full_like(inside[..., 1:], 0.25))
 
 
-# Masks
-
-def masks(options: dict, n: int, size: tuple[int, int] = (256, 256)) -> np.ndarray:
-    operator = prepared("inpainting", {"mask_opt": options}, size, [f"{i}.png" for i in range(n)])
-    return operator.mask[:, 0].numpy()
-
-
-def boxes(hidden: np.ndarray) -> np.ndarray:
-    """(n, 4): top, left, height, width of the rectangle that each (n, H, W) holds; fails if it is none."""
-    found = []
-    for image in hidden:
-        rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
-        top, left, h, w = rows[0], columns[0], len(rows), len(columns)
-        assert image[top:top + h, left:left + w].all() and image.sum() == h * w
-        found.append((top, left, h, w))
-    return np.array(found)
-
-
-@pytest.mark.parametrize("mask_type", ["box", "extreme"])
-def test_box_statistics(golden, mask_type):
-    drawn = masks({"mask_type": mask_type, "mask_len_range": [32, 128], "image_size": 256}, 300)
-    found = boxes(drawn == (1 if mask_type == "extreme" else 0))
-    expected = golden("operators")[f"maskstat_{mask_type}_top_left_h_w"]
-    assert found[:, 2:].min() >= 32 and found[:, 2:].max() <= 127
-    assert found[:, :2].min() >= 16 and (found[:, :2] + found[:, 2:]).max() < 256 - 16
-    tolerance = 4 * expected.std(0) * np.sqrt(1 / 300 + 1 / 200)
-    assert (np.abs(found.mean(0) - expected.mean(0)) < tolerance).all()
-    assert (np.abs(found.std(0) / expected.std(0) - 1) < 0.25).all()
-
-
-def test_random_mask_statistics(golden):
-    hidden = (masks({"mask_type": "random", "mask_prob_range": [0.3, 0.7]}, 200) == 0).sum((1, 2))
-    expected = golden("operators")["maskstat_random_zero_count"]
-    assert hidden.min() >= int(0.3 * 65536) and hidden.max() < 0.7 * 65536
-    assert abs(hidden.mean() - expected.mean()) < 4 * expected.std() * np.sqrt(2 / 200)
-    assert abs(hidden.std() / expected.std() - 1) < 0.25
-
-
-def test_equal_ends_exact_counts_and_tight_fits():
-    assert (boxes(masks({"mask_type": "box", "mask_len_range": [40, 40]}, 5) == 0)[:, 2:] == 40).all()
-    assert (boxes(masks({"mask_type": "box", "mask_len_range": [128, 129]}, 5) == 0)[:, 2:] == 128).all()
-    tight = boxes(masks({"mask_type": "box", "mask_len_range": [8, 9], "margin": [4, 4]}, 3, (16, 16)) == 0)
-    assert (tight == (4, 4, 8, 8)).all()
-    small = boxes(masks({"mask_type": "box", "mask_len_range": [8, 13]}, 20, (32, 20)) == 0)
-    assert small[:, 0].min() >= 10 and small[:, 1].min() >= 4           # the default margin of 16 has no room
-    assert ((small[:, :2] + small[:, 2:]) <= (22, 16)).all()
-    whole = boxes(masks({"mask_type": "box", "mask_len_range": [16, 16]}, 1, (16, 16)) == 0)
-    assert (whole == (0, 0, 16, 16)).all()
-    hidden = masks({"mask_type": "random", "mask_prob_range": [0.7, 0.7]}, 2, (20, 31)) == 0
-    assert (hidden.sum((1, 2)) == int(620 * 0.7)).all()
-
-
-def test_both_removes_box_and_pixels():
-    both = masks({"mask_type": "both", "mask_len_range": [32, 33], "mask_prob_range": [0.5, 0.5]}, 4)
-    for mask in both:
-        windows = np.lib.stride_tricks.sliding_window_view(mask, (32, 32))[::4, ::4]
-        assert windows[:, :, ::7, ::7].sum((2, 3)).min() == 0
-        assert 0.40 < mask.mean() < 0.5
-
-
-def test_mask_from_a_file(tmp_path):
-    kept = np.zeros((12, 10), dtype=np.uint8)
-    kept[2:5, 3:9] = 255
-    for mode, file in (("L", "grey.png"), ("1", "bits.png"), ("RGB", "colour.png"), ("P", "palette.png"),
-                       ("RGBA", "alpha.png")):
-        Image.fromarray(kept).convert(mode).save(tmp_path / file)
-        mask = masks({"mask_type": "file", "file": str(tmp_path / file)}, 2, (12, 10))
-        np.testing.assert_array_equal(mask, np.broadcast_to(kept > 0, (2, 12, 10)))
-    np.save(tmp_path / "mask.npy", kept > 0)
-    mask = masks({"mask_type": "file", "file": str(tmp_path / "mask.npy")}, 1, (12, 10))[0]
-    np.testing.assert_array_equal(mask, kept > 0)
-    for wrong in (np.ones(5), np.full((12, 10), np.nan)):
-        np.save(tmp_path / "wrong.npy", wrong)
-        with pytest.raises(UserError, match="expected finite numbers of shape"):
-            masks({"mask_type": "file", "file": str(tmp_path / "wrong.npy")}, 1, (12, 10))
-    with pytest.raises(UserError, match="12x10"):
-        masks({"mask_type": "file", "file": str(tmp_path / "grey.png")}, 2, (10, 12))
-
-
 def test_noise_on_missing_pixels_is_kept_unless_asked():
     x, noise = torch.zeros(3, 3, 16, 16), get_noise("gaussian", sigma=0.1)
     measured = {}
@@ -448,120 +366,6 @@ def test_noise_on_missing_pixels_is_kept_unless_asked():
     assert torch.equal(measured[False].operator.observed(x), mask)
     torch.testing.assert_close(measured[True].chi_square(x), measured[False].chi_square(x))
     assert (measured[True].distance(x) < measured[False].distance(x)).all()
-
-
-# Bad inputs
-
-BAD = {
-    "factor 0": ("super_resolution", {"scale_factor": 0}, (16, 16), "scale_factor"),
-    "factor 3": ("super_resolution", {"scale_factor": 3}, (16, 16), "does not divide"),
-    "factor text": ("super_resolution", {"scale_factor": "4"}, (16, 16), "an integer"),
-    "average 0": ("sr_average", {"scale_factor": 0}, (16, 16), "at least 1"),
-    "average 3": ("sr_average", {"scale_factor": 3}, (15, 16), "3 does not divide the image size 15x16"),
-    "ratio 0": ("compressed_sensing", {"ratio": 0.0}, (16, 16), "ratio is 0.0"),
-    "ratio 2": ("compressed_sensing", {"ratio": 2}, (16, 16), "at most 1"),
-    "hadamard": ("compressed_sensing", {"ratio": 0.5}, (16, 24), "found 16x24; use transform: dct"),
-    "exposure": ("hdr", {"scale": 0.0}, (16, 16), "positive"),
-    "quality 0": ("jpeg", {"quality": 0}, (16, 16), "1 to 100"),
-    "subsampling": ("jpeg", {"quality": 9, "subsampling": 411}, (16, 16), "one of 420, 444"),
-    "no chain": ("composite", {"operators": 3}, (16, 16), "list of two or more"),
-    "chain of one": ("composite", {"operators": [{"name": "noise"}]}, (16, 16), "list of two or more"),
-    "chain of words": ("composite", {"operators": ["hdr", "jpeg"]}, (16, 16), "list of two or more"),
-    "link name": ("composite", {"operators": [{"name": "noise"}, {"quality": 3}]}, (16, 16),
-                  "operators\\[1\\]: 'name' is missing; found quality"),
-    "link unknown": ("composite", {"operators": [{"name": "noise"}, {"name": "jpg"}]}, (16, 16),
-                     "operators\\[1\\]: unknown operator 'jpg'; did you mean 'jpeg'"),
-    "link key": ("composite", {"operators": [{"name": "hdr", "scael": 2}, {"name": "noise"}]}, (16, 16),
-                 "operators\\[0\\]: operator 'hdr': unknown key 'scael'"),
-    "link size": ("composite", {"operators": [{"name": "sr_average", "scale_factor": 2},
-                                              {"name": "super_resolution", "scale_factor": 16}]}, (16, 16),
-                  "operators\\[1\\]: super_resolution: scale_factor 16 does not divide the image size 8x8"),
-    "link of vectors": ("composite", {"operators": [{"name": "compressed_sensing", "ratio": 0.5}, {"name": "hdr"}]},
-                        (16, 16), "put that operator last"),
-    "in_shape": ("super_resolution", {"scale_factor": 4, "in_shape": [1, 3, 256, 256]}, (16, 16), "leave in_shape out"),
-    "in_shape of 2": ("super_resolution", {"scale_factor": 4, "in_shape": [256, 256]}, (16, 16), "leave in_shape out"),
-    "even kernel": ("gaussian_blur", {"kernel_size": 8, "intensity": 1.0}, (16, 16), "use 9"),
-    "kernel 1": ("motion_blur", {"kernel_size": 1, "intensity": 0.5}, (16, 16), "use 3"),
-    "wide kernel": ("gaussian_blur", {"kernel_size": 33, "intensity": 1.0}, (16, 20), "at most 31"),
-    "sigma 0": ("gaussian_blur", {"kernel_size": 9, "intensity": 0.0}, (16, 16), "positive"),
-    "shakiness 2": ("motion_blur", {"kernel_size": 9, "intensity": 2.0}, (16, 16), "0 \\(straight\\) to 1"),
-    "convolution": ("motion_blur", {"kernel_size": 9, "intensity": 0.5, "convolution": "ftt"}, (16, 16), "'fft'"),
-    "rcond": ("gaussian_blur", {"kernel_size": 9, "intensity": 1.0, "rcond": 0.0}, (16, 16), "between 0 and 1"),
-    "mask key": ("inpainting", {"mask_opt": {"mask_typ": "box"}}, (16, 16), "did you mean 'mask_type'"),
-    "mask type": ("inpainting", {"mask_opt": {"mask_type": "randm"}}, (16, 16), "did you mean 'random'"),
-    "mask needs": ("inpainting", {"mask_opt": {"mask_type": "box"}}, (16, 16), "mask_len_range"),
-    "mask range": (*inpainting("box", mask_len_range=[9, 4]), (16, 16), "1 <= low <= high"),
-    "mask probability": (*inpainting("random", mask_prob_range=[0.3, 1.7]), (16, 16), "<= 1"),
-    "mask margin": (*inpainting("box", margin=[-1, 0]), (16, 16), "margin"),
-    "mask fit": (*inpainting("box", margin=[16, 16]), (32, 32), "lower mask_len_range or margin"),
-    "mask too long": ("inpainting", {"mask_opt": {"mask_type": "box", "mask_len_range": [8, 18]}}, (32, 16),
-                      "up to 17 pixels .* 32x16; lower mask_len_range"),
-    "mask size": (*inpainting("random", image_size=256), (16, 16), "leave image_size out"),
-    "mask file": ("inpainting", {"mask_opt": {"mask_type": "file", "file": "nowhere.png"}}, (16, 16), "not found"),
-    "mask file unused": (*inpainting("box", file="mask.png"), (16, 16), "set mask_type: file"),
-}
-
-
-@pytest.mark.parametrize(("name", "params", "size", "message"), BAD.values(), ids=BAD)
-def test_bad_inputs_are_named(name, params, size, message):
-    with pytest.raises(UserError, match=message):
-        prepared(name, params, size)
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture", Image.new("L", (4, 4)).tobytes()])
-def test_unreadable_mask_files(tmp_path, content):
-    file = tmp_path / "mask.png"
-    file.write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read"):
-        masks({"mask_type": "file", "file": str(file)}, 1)
-    Image.new("L", (4, 4)).save(file)
-    with pytest.raises(UserError, match="black everywhere"):
-        masks({"mask_type": "file", "file": str(file)}, 1)
-
-
-def kernel_file(folder: Path, values: np.ndarray, name: str = "kernel.npy") -> str:
-    np.save(folder / name, values)
-    return str(folder / name)
-
-
-@pytest.mark.parametrize(("values", "message"), [
-    (np.ones((4, 4)), "is 4x4, expected a square with an odd side"), (np.ones((3, 5)), "is 3x5"),
-    (np.ones((1, 1)), "1x1"), (np.ones(9), "is 9,"), (-np.ones((3, 3)), "from -1 to -1"), (np.zeros((3, 3)), "zero"),
-    (np.full((3, 3), np.nan), "finite"), (np.full((3, 3), np.inf), "finite"), (np.full((3, 3), "a"), "real numbers"),
-    (np.ones((33, 33)), "at most 31"), (np.ones((3, 3)) * 1j, "real numbers")])
-def test_bad_kernels_are_named(tmp_path, values, message):
-    with pytest.raises(UserError, match=message):
-        prepared("blur", {"kernel": kernel_file(tmp_path, values)}, (16, 16))
-
-
-def test_kernels_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="kernel 'nowhere.npy' not found"):
-        get_operator("blur", kernel="nowhere.npy")
-    for name in ("kernel.npy", "kernel.png"):
-        (tmp_path / name).write_bytes(b"no kernel")
-        with pytest.raises(UserError, match="cannot be read"):
-            get_operator("blur", kernel=str(tmp_path / name))
-
-
-def test_a_kernel_is_normalised_with_a_warning(tmp_path, monkeypatch):
-    warnings = []
-    monkeypatch.setattr("guided_diffusion.measurements.blur.logger.warning", warnings.append)
-    values = np.array([[0.0, 1, 0], [1, 3, 1], [0, 1, 0.5]])
-    normalised = get_operator("blur", kernel=kernel_file(tmp_path, values / values.sum()))
-    assert not warnings
-    other = get_operator("blur", kernel=kernel_file(tmp_path, values))
-    assert len(warnings) == 1 and "sums to 7.5, not 1; it was divided by its sum" in warnings[0]
-    np.testing.assert_allclose(other.values, normalised.values)
-    Image.fromarray((values * 80).astype(np.uint8)).save(tmp_path / "kernel.png")
-    np.testing.assert_allclose(get_operator("blur", kernel=str(tmp_path / "kernel.png")).values, other.values)
-    assert len(warnings) == 2
-
-
-def test_a_drawn_kernel_from_a_file_is_the_same_blur(tmp_path):
-    drawn = prepared("motion_blur", {"kernel_size": 9, "intensity": 0.5}, (16, 16), NAMES[:1])
-    read = prepared("blur", {"kernel": kernel_file(tmp_path, drawn.kernel[0, 0].numpy())}, (16, 16), NAMES[:1])
-    x = normal(1, 3, 16, 16)
-    torch.testing.assert_close(read(x), drawn(x))
 
 
 def test_require_linear_lets_linear_operators_through():

@@ -1,4 +1,4 @@
-"""The papers' tables: the shipped files, their runs, and what is printed side by side, with a tiny network."""
+"""`python -m util.reproduce_table`: its runs, and what is printed side by side, with a tiny network."""
 
 import csv
 import json
@@ -12,97 +12,20 @@ import yaml
 from PIL import Image
 
 import sample_condition
-from guided_diffusion.condition_methods import CONDITIONING_METHODS
-from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import NOISES, OPERATORS
-from guided_diffusion.measurements.base import LinearOperator
 from guided_diffusion.schedule import space_timesteps
 from guided_diffusion.unet import create_model
 from util import reproduce_table, table_report, table_run
-from util.config import REPOSITORY
 from util.errors import UserError
 from util.paper_table import METRICS, Run, load_table
-from util.registry import check_arguments
 from util.table_report import Entry, Score, evaluate, score
 from util.table_run import Job, Options
 from util.weights import INCEPTION
 
-TABLES = sorted((REPOSITORY / "configs/tables").glob("*.yaml"))
 MODEL = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1", "learn_sigma": True,
          "attention_resolutions": "", "num_heads": 1, "use_scale_shift_norm": True}
 TASK = {"conditioning": {"method": "ps", "params": {"scale": 1.0}}, "data": {"name": "skimage"},
         "measurement": {"operator": {"name": "super_resolution", "scale_factor": 4},
                         "noise": {"name": "gaussian", "sigma": 0.05}}}
-
-
-def table_of(name: str):
-    return load_table(REPOSITORY / f"configs/tables/{name}.yaml")
-
-
-def figure(name: str, metric: str, task: str, method: str):
-    cell, = [c for c in table_of(name).cells if (c.metric, c.task, c.method) == (metric, task, method)]
-    return cell.paper
-
-
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_every_run_of_a_shipped_table_is_a_valid_command_line(path, monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    table = load_table(path)
-    assert table.runs and table.cells
-    for run in table.runs:
-        config = run.load(table.spec.data)
-        check_arguments(create_model, config.model, "model")
-        create_sampler(**config.diffusion)
-        check_arguments(OPERATORS[config.operator.name], config.operator.params, str(run))
-        noiser = NOISES.build(config.noise.name, **config.noise.params)
-        method = CONDITIONING_METHODS.build(config.conditioning.name, **config.conditioning.params)
-        assert issubclass(OPERATORS[config.operator.name], LinearOperator) or not method.needs_linear, run
-        assert config.conditioning.params.get("schedule") != "inverse_variance" or noiser.name == "gaussian"
-        assert config.conditioning.name == table.methods[run.method].method
-        arguments = sample_condition.parse_arguments([*run.options(), *Options("skimage", 3, 5, 2, 1, 0).arguments()])
-        assert (arguments.overrides, arguments.seed, arguments.limit) == (list(run.overrides), 3, 5)
-    for cell in table.cells:
-        assert cell.run in (None, *table.runs)
-        assert cell.paper is None or cell.paper.source.startswith("DPS, ") and ", row " in cell.paper.source
-
-
-@pytest.mark.parametrize("name, metric, task, method, value, source", [
-    ("dps_ffhq_linear", "fid", "sr4", "dps", 39.35, "DPS, Table 1, row DPS (ours)"),
-    ("dps_ffhq_linear", "lpips", "random", "ddrm", 0.587, "DPS, Table 1, row DDRM"),
-    ("dps_ffhq_linear", "fid", "motion", "mcg", 310.5, "DPS, Table 1, row MCG"),
-    ("dps_ffhq_linear", "psnr", "box", "pnp_admm", 11.65, "DPS, Table 6, row PnP-ADMM"),
-    ("dps_ffhq_linear", "ssim", "motion", "admm_tv", 0.758, "DPS, Table 6, row ADMM-TV"),
-    ("dps_ffhq_linear", "fid", "sr4", "dps_release", 39.35, "DPS, Table 1, row DPS (ours)"),
-    ("dps_imagenet_linear", "lpips", "gauss", "score_sde", 0.667, "DPS, Table 2, row Score-SDE (ILVR)"),
-    ("dps_imagenet_linear", "psnr", "motion", "dps", 20.55, "DPS, Table 7, row DPS (ours)"),
-    ("dps_phase_retrieval", "lpips", "phase", "hio", 0.542, "DPS, Table 3, row HIO"),
-    ("dps_nonuniform_deblur", "fid", "nonuniform", "dps", 41.86, "DPS, Table 4, row DPS (ours)"),
-    ("dps_step_size", "lpips", "zeta_1", "exponential", 0.442, "DPS, Table 5, row exponential decay"),
-    ("dps_runtime", "seconds", "time", "bks_stylegan2", 891.8, "DPS, appendix C.5, runtime table, row BKS-styleGAN2"),
-])
-def test_figures_stand_where_the_paper_prints_them(name, metric, task, method, value, source):
-    found = figure(name, metric, task, method)
-    assert (found.value, found.source) == (value, source)
-
-
-def test_what_the_paper_does_not_print_is_absent():
-    cells = {(c.metric, c.task, c.method): c for c in table_of("dps_ffhq_linear").cells}
-    assert ("fid", "motion", "ddrm") not in cells                       # a dash in the paper, and nothing of ours
-    assert cells["fid", "sr4", "dpps"].paper is None
-    assert cells["fid", "sr4", "ddrm"].run is None
-    assert sum(c.paper is not None and c.method != "dps_release" for c in cells.values()) == 2 * (6 * 10 - 2)
-    for name in ("dps_nfe", "dpps_ablations", "demo"):
-        assert all(cell.paper is None for cell in table_of(name).cells)
-
-
-def test_the_step_size_table_converts_zeta_and_prints_the_spread():
-    table = table_of("dps_step_size")
-    runs = {(run.task, run.method): run.load("skimage").conditioning.params for run in table.runs}
-    assert runs["zeta_1", "constant"]["scale"] == 2.0 and runs["zeta_0.3", "linear"]["scale"] == 0.6
-    assert runs["zeta_1", "exponential"]["schedule"] == "exponential"
-    assert runs["inverse_variance", "inverse_variance"] == {
-        "scale": 1.0, "power": 2, "schedule": "inverse_variance", "gamma": 0.99}
-    assert figure("dps_step_size", "lpips", "zeta_1", "constant").std == 0.045
 
 
 @pytest.fixture(scope="session")
