@@ -14,8 +14,7 @@ from util.seeding import ImageRandomness
 Range = tuple[float, float]
 IMAGE_RANGE, UNIT_RANGE = (-1, 1), (0, 1)
 GREY_LEVELS = 255
-SIGMAS = 1e-15, 1e15                                # least and largest: their squares are float32 numbers
-RATES = 1e-12, 1e12                                 # likewise, and counts fit into 64-bit integers
+LEAST, LARGEST = 1e-15, 1e15    # sigma and rate: their squares are float32 numbers, counts 64-bit integers
 
 
 def require(condition: bool, noise: Noise, key: str, value: object, expected: str) -> None:
@@ -31,7 +30,7 @@ def sigma_of_images(noise: Noise, sigma: float, scale: Range) -> float:
         UserError: it is not positive, or too small or too large for float32, or the scale is another.
     """
     require(sigma > 0, noise, "sigma", sigma, "a positive number; for no noise at all use noise: {name: clean}")
-    require(SIGMAS[0] <= sigma <= SIGMAS[1], noise, "sigma", sigma, "{:g} to {:g}".format(*SIGMAS))
+    require(LEAST <= sigma <= LARGEST, noise, "sigma", sigma, f"{LEAST:g} to {LARGEST:g}")
     require(tuple(scale) in (IMAGE_RANGE, UNIT_RANGE), noise, "range", list(scale), "[-1, 1] or [0, 1]")
     return 2 * sigma if tuple(scale) == UNIT_RANGE else sigma
 
@@ -78,7 +77,7 @@ class GaussianNoise(Noise):
 
 def peak_of_rate(noise: Noise, rate: float) -> float:
     """The expected count of a white pixel, 255 rate."""
-    require(RATES[0] <= rate <= RATES[1], noise, "rate", rate, "a positive number, {:g} to {:g}".format(*RATES))
+    require(LEAST <= rate <= LARGEST, noise, "rate", rate, f"a positive number, {LEAST:g} to {LARGEST:g}")
     return GREY_LEVELS * rate
 
 
@@ -125,7 +124,7 @@ class PoissonNoise(Noise):
     2 N/(255 rate) - 1, clipped to [-1, 1] (DPS, appendix B and official code).
 
     Args:
-        rate: counts per grey level of 255, 1e-12 to 1e12; noise falls as 1/sqrt(rate).
+        rate: counts per grey level of 255, 1e-15 to 1e15; noise falls as 1/sqrt(rate).
         likelihood: the distance. `shot`, `gaussian` and `direct` are negative log-likelihoods summed over the counts
             y_j = 255 rate (y + 1)/2, in nats, up to a constant. Their gradients grow with the number of counts: at
             256x256 and rate 1 a step of 1 on the norm is one of about 2e-4 here. With a_j the predicted counts:
@@ -170,7 +169,7 @@ class PoissonGaussianNoise(Noise):
     Nothing is clipped after the counts, so the mean is the clean value.
 
     Args:
-        rate: counts per grey level of 255, 1e-12 to 1e12.
+        rate: counts per grey level of 255, 1e-15 to 1e15.
         sigma: standard deviation of the read-out noise, positive.
         range: the scale that `sigma` is stated on, [-1, 1] or [0, 1].
     """
