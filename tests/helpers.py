@@ -4,6 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from guided_diffusion.measurements import OPERATORS
+from util.config import REPOSITORY, read_yaml
+
 MASK = np.uint64(0xFFFFFFFF)
 OPERATOR_EXAMPLES = {                       # parameters of every operator that needs no file, for images of 16 x 16
     "noise": {},
@@ -26,6 +29,17 @@ NOISE_EXAMPLES = {
     "poisson_gaussian": {"rate": 0.5, "sigma": 0.05}, "speckle": {"sigma": 0.1}, "salt_and_pepper": {"fraction": 0.3},
 }
 NEED_FILES = {"blur", "nonlinear_blur"}     # a kernel, the weights: tests of their own
+
+
+def from_task_files() -> dict[str, dict]:
+    """Parameters of operators that have no smaller example above, as their task files in configs/ have them."""
+    operators = [tree["measurement"]["operator"] for tree in map(read_yaml, sorted(REPOSITORY.glob("configs/*.yaml")))
+                 if "measurement" in tree]
+    return {operator["name"]: {key: value for key, value in operator.items() if key != "name"} for operator in operators
+            if operator["name"] in set(OPERATORS) - set(OPERATOR_EXAMPLES) - NEED_FILES}
+
+
+OPERATOR_EXAMPLES |= from_task_files()
 
 
 def deterministic(i: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -36,7 +36,7 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_every_operator_has_an_example():
-    assert {*OPERATOR_EXAMPLES, *NEED_FILES} == set(OPERATORS), "add an example for the new operator"
+    assert {*OPERATOR_EXAMPLES, *NEED_FILES} == set(OPERATORS), "add a task file for the new operator"
 
 
 # Every operator

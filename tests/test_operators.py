@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guided_diffusion.measurements import OPERATORS, LinearOperator, Measurement, get_noise, get_operator
 from guided_diffusion.measurements.base import require_linear
-from tests.helpers import deterministic
+from tests.helpers import OPERATOR_EXAMPLES, deterministic
 from util.seeding import ImageRandomness
 
 BOX, PROB = [4, 9], [0.3, 0.7]
@@ -59,6 +59,8 @@ CASES = {                                       # id -> (name, parameters), size
         {"name": "inpainting", **inpainting("random")[1]}, {"name": "colorization"},
         {"name": "inpainting", **inpainting("box")[1]}]}), [(16, 16), (13, 17)]),
 }
+CASES |= {name: ((name, params), [(16, 16)]) for name, params in OPERATOR_EXAMPLES.items()
+          if issubclass(OPERATORS[name], LinearOperator) and name not in {case[0] for case, _ in CASES.values()}}
 CASES_AND_SIZES = [pytest.param(*case, size, id=f"{name}-{size[0]}x{size[1]}")
                    for name, (case, sizes) in CASES.items() for size in sizes]
 ONE_SIZE = [pytest.param(*case, sizes[0], id=name) for name, (case, sizes) in CASES.items()]
