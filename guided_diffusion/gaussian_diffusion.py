@@ -38,7 +38,8 @@ class Step:
     x0_hat: Tensor                                  # after the thresholds
     eps: Tensor                                     # the predicted noise before any threshold
     mean: Tensor
-    std: Tensor                                     # 0 at index 0
+    std: Tensor
+    deterministic: bool                             # whether std is 0, as at index 0 and in ddim with eta = 0
     alpha_bar: float
     alpha_bar_prev: float
     x0_coef: float
@@ -100,6 +101,10 @@ class Sampler(ABC):
     def mean_coefficients(self, index: int) -> tuple[float, float]:
         """The factors of x0_hat and x_t in the mean of x_{t-1}."""
 
+    def deterministic(self, index: int) -> bool:
+        """Whether the transition at `index` has no noise."""
+        return index == 0
+
     @abstractmethod
     def mean_and_std(self, x_t: Tensor, index: int, x0_hat: Tensor, output: Tensor,
                      var_output: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -121,7 +126,7 @@ class Sampler(ABC):
             eps = self.mean_processor.eps(x_t, index, output).detach()
             mean, std = self.mean_and_std(x_t, index, x0_hat, output, var_output)
         x0_coef, x_t_coef = self.mean_coefficients(index)
-        return Step(index, x_t, x0_hat, eps, mean.detach(), std,
+        return Step(index, x_t, x0_hat, eps, mean.detach(), std, self.deterministic(index),
                     float(self.schedule.alphas_cumprod[index]), float(self.schedule.alphas_cumprod_prev[index]),
                     x0_coef, x_t_coef, int(self.schedule.timesteps[index]), self.schedule.num_train_steps,
                     self.schedule.num_train_steps / self.num_steps, randomness)
@@ -179,6 +184,9 @@ class DDIM(Sampler):
         """The standard deviation of the step at `index`."""
         ab, prev = self.schedule.alphas_cumprod[index], self.schedule.alphas_cumprod_prev[index]
         return float(self.eta * math.sqrt((1 - prev) / (1 - ab)) * math.sqrt(1 - ab / prev))
+
+    def deterministic(self, index: int) -> bool:
+        return self.sigma(index) == 0
 
     def mean_coefficients(self, index: int) -> tuple[float, float]:
         ab, prev = self.schedule.alphas_cumprod[index], self.schedule.alphas_cumprod_prev[index]

@@ -97,10 +97,10 @@ def test_every_noise_model_and_sampler(method, noise, sampler):
 
 # ---- one step by hand ----------------------------------------------------------------------------------------------
 
-def single_step(operator="super_resolution", index=5, noise="gaussian", names=NAMES[:2]):
+def single_step(operator="super_resolution", index=5, noise="gaussian", names=NAMES[:2], **diffusion):
     """A step of the eps network 0.3 x_t + 0.1, from a known state: sampler, step, measurement."""
     measurement, randomness = measure(operator, names, noise)
-    sampler = create_sampler(model_var_type="fixed_small", timestep_respacing="10")
+    sampler = create_sampler(model_var_type="fixed_small", timestep_respacing="10", **diffusion)
     x_t = sampler.q_sample(photographs(names), index, randomness.randn_like(photographs(names)))
     step = sampler.step(lambda x, t: 0.3 * x + 0.1, x_t.requires_grad_(), index, ImageRandomness(11, names))
     return sampler, step, measurement
@@ -312,8 +312,10 @@ def test_dpps_start(aligned):
     assert ((start - noise).abs().max() > 1e-4).item() == aligned
 
 
-def test_last_step_of_dpps_draws_nothing():
-    _, step, measurement = single_step(index=0)
+@pytest.mark.parametrize("diffusion", [{"index": 0}, {"index": 0, "sampler": "ddim", "eta": 1.0},
+                                       {"index": 5, "sampler": "ddim"}])
+def test_a_step_of_dpps_without_noise_draws_nothing(diffusion):
+    _, step, measurement = single_step(**diffusion)
     step = step.__class__(**{**step.__dict__, "randomness": ReplayedRandomness([])})
     x, _ = get_conditioning_method("dpps", scale=0.4, rescale=False).conditioning(step, measurement)
     torch.testing.assert_close(x, step.mean - 0.4 * guidance(step, measurement), atol=1e-9, rtol=1e-9)

@@ -27,9 +27,9 @@ class PosteriorProximalSampling(ConditioningMethod):
         x^i     = m + std z^i,   i = 1..n
         x_{t-1} = argmin_{x^i} || sqrt(ab') y - A(x^i - sqrt(1 - ab') eps) ||           proximal selection
 
-    The last step returns m. With the mean target the selection is argmin || c1 y + c2 A(x_t) - A(x^i) ||, c1 and c2
-    the factors of x0_hat and x_t in the mean of x_{t-1}. For a linear A, A(m + std z) = A(m) + A(std z), so a
-    candidate costs one A. With ddim, candidates differ only where eta > 0.
+    A step without noise returns m: the last one, and every one of ddim with eta = 0, where DPPS is DPS from another
+    start. With the mean target the selection is argmin || c1 y + c2 A(x_t) - A(x^i) ||, c1 and c2 the factors of x0_hat
+    and x_t in the mean of x_{t-1}. For a linear A, A(m + std z) = A(m) + A(std z), so a candidate costs one A.
 
     Args:
         scale: step size of the gradient, 0 or more.
@@ -78,7 +78,7 @@ class PosteriorProximalSampling(ConditioningMethod):
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         grad, distance = grad_and_value(step, measurement.distance)
         mean = step.mean - self.step_size(step, measurement, distance) * grad
-        if step.index == 0:
+        if step.deterministic:                      # every candidate is the mean
             return mean, distance
         return mean + step.std * self.select(mean, step, measurement), distance
 
