@@ -1,8 +1,9 @@
 """What a sampling step costs, and where its time goes: `python -m util.benchmark`.
 
-One table from one run compares two settings: `official-like` (batch 1, float32, the parameters' graph kept, blur by
-direct convolution, waiting for the device at every step, candidates one by one through the whole operator) and `fast`
-(what this program does). Then how the cost grows with images and pixels, and what DPPS costs over DPS.
+One table from one run compares two settings: `official-like` (batch 1, float32, the parameters' graph kept, attention's
+matrices written out, blur by direct convolution, waiting for the device at every step, candidates one by one through
+the whole operator) and `fast` (what this program does). Then how the cost grows with images and pixels, and what DPPS
+costs over DPS.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import copy
 import ctypes
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion.condition_methods import ConditioningMethod, get_conditioning_method
@@ -50,8 +51,8 @@ class Setting:
 
     Attributes:
         precision: of the network, "fp32" or "bf16".
-        as_official: keep the graph of the parameters, blur by direct convolution, wait for the device at every step,
-            and send candidates one by one through the whole operator.
+        as_official: keep the graph of the parameters, write out the matrices of attention, blur by direct convolution,
+            wait for the device at every step, and send candidates one by one through the whole operator.
         tf32: let a GPU round the factors of float32 products to TF32.
         channels_last: memory format of the network's weights, and so of what flows through it; otherwise contiguous.
         compile: by `torch.compile`.
@@ -145,7 +146,8 @@ def network_of(model: nn.Module, setting: Setting) -> Iterator[nn.Module]:
     model.requires_grad_(setting.as_official)
     model.to(memory_format=torch.channels_last if setting.channels_last else torch.contiguous_format)
     try:
-        yield torch.compile(model, dynamic=False) if setting.compile else model
+        with sdpa_kernel(SDPBackend.MATH) if setting.as_official else nullcontext():
+            yield torch.compile(model, dynamic=False) if setting.compile else model
     finally:
         model.autocast_dtype, matmul.allow_tf32, cudnn.allow_tf32 = before
         model.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -197,7 +199,7 @@ def count_flops(model: nn.Module, size: int) -> int:
     twin = copy.deepcopy(model).to("meta").requires_grad_(False)
     twin.autocast_dtype = None
     x = torch.empty(1, 3, size, size, device="meta", requires_grad=True)
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         twin(x * 1, torch.zeros(1, device="meta")).sum().backward()
     return counter.get_total_flops()
 

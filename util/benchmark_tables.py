@@ -50,7 +50,8 @@ class Report:
             f"{self.flops[size] / 1e9:.1f} GFLOP per image and step (forward, and gradient of the image, counted at "
             f"{size} x {size})\nmatrix products reach {speeds}: the floor of the network in that precision\n"
             f"fast: {', '.join(settings)}; parameters frozen, candidates by linearity in chunks\n"
-            f"official-like: fp32, parameters' graph kept, direct blur, a wait per step, candidates one by one\n"
+            f"official-like: fp32, parameters' graph kept, attention written out, direct blur, a wait per step, "
+            f"candidates one by one\n"
             f"a step is the mean of {facts['noise_levels']} noise levels, median of {facts['repeats']}; "
             f"images/s are extrapolated from it to {facts['sampling_steps']} steps")
 
