@@ -1,5 +1,6 @@
 """Batches as large as memory holds."""
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -51,6 +52,7 @@ class BatchSize:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        if torch.cuda.is_available():               # after the exception is gone, which held on to the batch's tensors
+        gc.collect()                                # the exception is gone, which held on to the batch's tensors
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return False
