@@ -46,6 +46,9 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
     method.check(operator, noiser)
     if method.needs_prior:
         find_checkpoint(config)
+        if config.model.get("class_cond", False) and config.model.get("class_label") is None:
+            raise UserError("model config: class_cond is true, but class_label is missing; set it to the class to "
+                            "restore with (0 to 999)")
     source = build_source(config, folder, overrides, chosen)
     source.check(operator, noiser)
     return Task(source, operator, noiser, sampler, method)

@@ -276,6 +276,8 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "diffusion.noise_schedule=linaer"], ["'linaer'", "did you mean 'linear'"]),
     (["--set", "diffusion.model_var_type=fixed_small"], ["learn_sigma: false", "fixed_small"]),
     (["--set", "model.learn_sigma=false"], ["learn_sigma: true", "learned_range"]),
+    (["--set", "model.class_cond=true"], ["class_label is missing", "0 to 999"]),
+    (["--set", "measurement.operator.in_shape=[1, 3, 256, 256]"], ["in_shape is [1, 3, 256, 256]", "data.image_size"]),
     (["--set", "model.num_chanels=3"], ["'num_chanels'", "did you mean 'num_channels'"]),
     (["--set", "model.image_size=33"], ["33"]),
     (["--set", "model.image_size=0"], ["image_size is 0"]),

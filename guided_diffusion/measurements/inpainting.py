@@ -67,7 +67,8 @@ class MaskGenerator:
         size = f"{height}x{width}"
         if self.image_size is not None and tuple(self.image_size) != (height, width):
             raise UserError(f"mask_opt: image_size is {self.image_size[0]}x{self.image_size[1]}, but the images are "
-                            f"{size}; leave image_size out or set it to the images' size")
+                            f"{size}; leave image_size out to take the images' own size, or choose another "
+                            "data.image_size")
         if self.file_mask is not None and self.file_mask.shape != (height, width):
             found = "x".join(map(str, self.file_mask.shape))
             raise UserError(f"mask_opt: the mask in file is {found}, but the images are {size}; "

@@ -46,7 +46,8 @@ class SuperResolutionOperator(LinearOperator):
         factor, (h, w) = self.scale_factor, shape[2:]
         if self.in_shape is not None and tuple(self.in_shape[1:]) != tuple(shape[1:]):
             raise UserError(f"super_resolution: in_shape is {list(self.in_shape)}, but the images are "
-                            f"{list(shape[1:])}; leave in_shape out to take the images' own shape")
+                            f"{list(shape[1:])}; leave in_shape out to take the images' own shape, or choose another "
+                            "data.image_size")
         if h % factor or w % factor:
             raise UserError(f"super_resolution: scale_factor {factor} does not divide the image size {h}x{w}; choose "
                             "a factor that divides height and width, or another image size")
