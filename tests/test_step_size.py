@@ -123,7 +123,7 @@ def test_the_curvature_is_the_largest_eigenvalue_of_the_distances_hessian(name, 
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
     measurement = Measurement.simulate(get_operator(name, **OPERATOR_EXAMPLES[name]).double(),
                                        get_noise(noise, **NOISE_EXAMPLES[noise]), x, ImageRandomness(0, ["a"]))
-    hessian = torch.func.hessian(lambda x: measurement.distance(x).square().sum() / 2)(x)
+    hessian = torch.autograd.functional.hessian(lambda x: measurement.distance(x).square().sum() / 2, x)
     largest = torch.linalg.eigvalsh(hessian.reshape(x.numel(), x.numel()))[-1]
     assert 0.9 * largest < measurement.curvature.item() < largest * (1 + 1e-9)
 
