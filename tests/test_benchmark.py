@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from guided_diffusion.measurements.super_resolution import SuperResolutionOperator
 from guided_diffusion.unet import create_model
 from tests.helpers import fill_network
-from util import benchmark
+from util import benchmark, run_dir
 from util.benchmark_clock import (
     BACKWARD,
     CANDIDATES,
@@ -36,7 +37,10 @@ from util.benchmark_runs import (
     run_case,
     sampler_through,
 )
+from util.benchmark_saving import Keeping, measure_keeping
 from util.benchmark_tables import growth_row
+from util.compute_metric import Metrics
+from util.row_store import RowStore
 
 CPU = torch.device("cpu")
 OFFICIAL = Setting("official-like", as_official=True)
@@ -215,6 +219,7 @@ def test_command(tmp_path, capsys):
     growth = [line.split() for line in shown.partition("Growth")[2].splitlines()[2:7]]
     assert [line[:2] for line in growth] == [
         ["images", "1"], ["images", "2"], ["steps", "1"], ["pixels", "256"], ["pixels", "1024"]]
+    share = float(re.search(r"([\d.]+)% of 1000 steps of fast, ps, batches of 2", shown).group(1)) / 100
     figures = json.loads(out.read_text())
     lines = {(r["setting"], r["method"], r["task"], r["size"], r["batch"]): r for r in figures["results"]}
     assert {key[:2] + key[4:] for key in lines if key[2] == "gaussian_blur"} == {
@@ -227,6 +232,32 @@ def test_command(tmp_path, capsys):
         assert line["images_per_second"] == pytest.approx(line["batch"] / seconds["step"] / 1000)
         assert 0 < line["share_of_floor"] < 1.5
         assert all(math.isfinite(value) for value in seconds.values())
+    kept = figures["seconds_to_keep_an_image"]
+    assert kept["total"] == pytest.approx(sum(kept[part] for part in ("files", "scores", "bookkeeping", "end")))
+    assert share == pytest.approx(kept["total"] * lines["fast", "ps", "gaussian_blur", 32, 2]["images_per_second"],
+                                  abs=6e-5)
+
+
+def test_the_cost_of_keeping_an_image_is_divided_among_what_it_is_for(monkeypatch):
+    """On a clock that scores advance by 1, pictures by 10, tables of rows by 100 and the end of the run by 1000."""
+    now = [0]
+
+    def advance(seconds, original):
+        def advanced(*args, **kwargs):
+            now[0] += seconds
+            return original(*args, **kwargs)
+        return advanced
+
+    monkeypatch.setattr("util.run_dir.save_image", advance(10, run_dir.save_image))
+    monkeypatch.setattr(RowStore, "add", advance(100, RowStore.add))
+    monkeypatch.setattr(run_dir.RunDirectory, "write_grid", advance(1000, run_dir.RunDirectory.write_grid))
+
+    class OneSecond(Metrics):
+        __call__ = advance(1, Metrics.__call__)
+
+    kept = measure_keeping(32, 3, 1, OneSecond(networks=()), lambda: now[0])
+    assert kept == Keeping(4, (), files=30, scores=2, bookkeeping=100, end=250)
+    assert kept.total == 382
 
 
 @pytest.mark.parametrize("argv, message", [

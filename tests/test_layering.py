@@ -43,8 +43,8 @@ RANKS = [                                           # the first pattern that fit
     ("util/settings.py", 3), ("guided_diffusion/choices.py", 9), ("guided_diffusion/building.py", 10),
     ("guided_diffusion/planning.py", 9),
     ("guided_diffusion/compiled.py", 2), ("guided_diffusion/batch_search.py", 10),
-    ("util/benchmark_clock.py", 9), ("util/benchmark_runs.py", 10), ("util/benchmark_tables.py", 11),
-    ("util/benchmark.py", 12),
+    ("util/benchmark_clock.py", 9), ("util/benchmark_runs.py", 10), ("util/benchmark_saving.py", 10),
+    ("util/benchmark_tables.py", 11), ("util/benchmark.py", 12),
     ("sample_condition.py", 11), ("guided_diffusion/train.py", 12), ("guided_diffusion/validate.py", 13),
 ]
 FORBIDDEN = [                                       # (importer, imported, why)

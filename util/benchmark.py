@@ -2,11 +2,12 @@
 
 One table from one run compares two settings: `official-like` (batch 1, float32, the parameters' graph kept, attention's
 matrices written out, blur by direct convolution, waiting for the device at every step, candidates one by one through
-the whole operator) and `fast` (what this program does). Then how the cost grows with images and pixels, and what DPPS
-costs over DPS.
+the whole operator) and `fast` (what this program does). Then how the cost grows with images and pixels, what DPPS
+costs over DPS, and what it costs to score and save an image such that a run can be continued.
 """
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 from guided_diffusion.unet import UNetModel, create_model
 from util.benchmark_clock import StepClock
 from util.benchmark_runs import METHODS, TASKS, Case, Setting, count_flops, matmul_peak, measure
+from util.benchmark_saving import measure_keeping
 from util.benchmark_tables import Report, write_json
 from util.command import Parser, choose_device, run_command, run_program
+from util.compute_metric import Metrics
 from util.config import find_file, read_yaml
 from util.console import environment
 from util.errors import UserError
@@ -48,7 +51,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sampling_steps", type=numbers, default=(1000,), metavar="N", help="of a restoration, for images per second")
     add("--sizes", type=numbers, default=(64, 128, 256), metavar="N,N", help="of the growth with pixels; "
         "default 64,128,256")
-    add("--only_table", action="store_true", help="leave out how cost grows, and the comparison of DPPS with DPS")
+    add("--only_table", action="store_true",
+        help="leave out how cost grows, the comparison of DPPS with DPS, and what keeping an image costs")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
     add("--contiguous", action="store_true", help="`fast` without channels_last, to see what that is worth")
     add("--compile", action="store_true", help="`fast` with the network compiled by torch.compile")
     add("--processor_time", action="store_true", help="on a CPU that is shared: processor time instead of wall time")
@@ -150,7 +155,12 @@ def run(args: argparse.Namespace) -> int:
         if case not in {result.case for result in results}:
             logger.warning(f"{case.batch} images of {case.size} x {case.size} ({case.setting.name}) need more memory "
                            "than there is; left out")
-    write_json(Path(args.out), report, results)
+    keeping = None if args.only_table else measure_keeping(
+        size, args.sampling_steps, 4, Metrics(device, args.weights_dir),
+        time.process_time if args.processor_time else time.perf_counter)
+    if keeping:
+        report.show_keeping(keeping, [r for r in results if r.case in cases])
+    write_json(Path(args.out), report, results, keeping)
     logger.info(f"\nall figures in {args.out}")
     return 0
 

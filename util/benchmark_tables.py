@@ -8,6 +8,7 @@ from pathlib import Path
 
 from util.benchmark_clock import PHASES
 from util.benchmark_runs import Case, Result
+from util.benchmark_saving import Keeping
 from util.img_utils import write_atomically
 from util.logger import get_logger
 
@@ -96,6 +97,18 @@ class Report:
                   [[r.case.task, f"{1e3 * r.step:.1f}", f"{1e3 * r.phase('candidate selection'):.1f}",
                     f"+ {r.selection_share:.1%}"] for r in results])
 
+    def show_keeping(self, keeping: Keeping, results: Sequence[Result]) -> None:
+        """What keeping an image costs, and its share of restoring it with `fast`."""
+        fast = [r for r in results if r.case.setting.name == "fast"]
+        shares = [(r.case, keeping.total / (r.step / r.case.batch * self.facts["sampling_steps"])) for r in fast]
+        log(f"\nKeeping an image, in ms: {self.facts['image_size']} x {self.facts['image_size']}, "
+            f"{' and '.join(['PSNR, SSIM', *keeping.networks])}, {keeping.images} images")
+        log_table(["files", "scores", "bookkeeping", "end of the run", "together"],
+                  [[f"{1e3 * value:.1f}" for value in (keeping.files, keeping.scores, keeping.bookkeeping, keeping.end,
+                                                       keeping.total)]])
+        for case, share in shares:
+            log(f"{share:.2%} of {self.facts['sampling_steps']} steps of fast, {case.method}, batches of {case.batch}")
+
 
 def growth_row(what: str, number: int, seconds: float, first_number: int, first_seconds: float) -> list[str]:
     """A line of the table of growth: so much of something, its time, and both over those of the first line."""
@@ -117,11 +130,12 @@ def describe(case: Case) -> dict[str, object]:
     return {**asdict(case), "setting": case.setting.name}
 
 
-def write_json(path: Path, report: Report, results: Sequence[Result]) -> None:
+def write_json(path: Path, report: Report, results: Sequence[Result], keeping: Keeping | None) -> None:
     """All figures, in seconds and bytes; UserError if the file cannot be written."""
     entries = [{**describe(r.case), "seconds_per_step": {name: r.phase(name) for name in PHASES} | {"step": r.step},
                 "seconds_per_image_step": r.step / r.case.batch, "images_per_second": report.images_per_second(r),
                 "share_of_floor": report.floor_share(r), "peak_memory_bytes": r.peak_bytes,
                 "selection_over_rest": r.selection_share, "measured_levels": r.levels} for r in results]
-    content = json.dumps({**report.facts, "results": entries}, indent=2, allow_nan=False) + "\n"
-    write_atomically(path.expanduser(), content.encode())
+    kept = None if keeping is None else {**asdict(keeping), "total": keeping.total}
+    content = {**report.facts, "results": entries, "seconds_to_keep_an_image": kept}
+    write_atomically(path.expanduser(), (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
