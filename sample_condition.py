@@ -105,14 +105,15 @@ def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Modul
                     observed=config.observed) if args.save_measurements else None
     explain = partial(likely_cause, has_scale="scale" in signature(type(method)).parameters,
                       half_precision=PRECISIONS[args.precision] is not None or config.model.get("use_fp16", False))
-    gatherer = Gatherer(run, source, metrics, num_samples, plan.finished, explain, store)
+    gatherer = Gatherer(run, source, metrics, num_samples, plan.finished, explain, store, device.type == "cuda")
     monitor = Monitor(prior, run, team, sum(map(len, plan.groups)), num_samples, method.num_steps(task.sampler),
                       args.progress)
     restorer = Restorer(task, prior, gatherer, monitor, BatchSize(plan.batch_size, device_name(device)), num_samples,
                         args.seed, device)
     with monitor:
-        for number in team.share(len(plan.groups)):
-            restorer(plan.groups[number])
+        with gatherer:
+            for number in team.share(len(plan.groups)):
+                restorer(plan.groups[number])
         monitor.draw()
         reports = team.gather({"table": run.store.own_table(), "unreadable": restorer.unreadable,
                                "peak_memory_bytes": environment(device)["peak_memory_bytes"]}, monitor.refresh)

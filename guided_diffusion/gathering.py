@@ -3,6 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from guided_diffusion.measurements.sources import Source
 from util.compute_metric import Metrics
 from util.logger import get_logger
 from util.measurement_files import StoredMeasurement
+from util.memory import is_out_of_memory
 from util.metrics_table import MEAN, Outcome, Trajectory, finite_samples
 from util.monitor import Monitor
 from util.run_dir import RunDirectory
@@ -21,7 +24,10 @@ logger = get_logger()
 
 
 class Gatherer:
-    """Brings the samples of an image together, and hands complete images to the run directory.
+    """Brings the samples of an image together, and has complete images scored and saved; a context manager.
+
+    In the background that happens in a thread, while the device restores the next batch. What goes wrong there is
+    raised by the next `add`, or at the end, where the context waits for all that is left.
 
     Args:
         source: knows the truth, and what else an image is saved with.
@@ -30,14 +36,40 @@ class Gatherer:
         finished: images that are left as they are.
         explain: explain(trajectory) -> why such a sample may have diverged.
         to_store: to_store(measurement, b) -> entry b as it is saved; None where measurements are not saved.
+        background: score and save in a thread.
     """
 
     def __init__(self, run: RunDirectory, source: Source, metrics: Metrics | None, num_samples: int,
                  finished: Collection[str] = (), explain: Callable[[Trajectory], str] | None = None,
-                 to_store: Callable[[Measurement, int], StoredMeasurement] | None = None):
+                 to_store: Callable[[Measurement, int], StoredMeasurement] | None = None, background: bool = False):
         self.run, self.source, self.metrics, self.num_samples = run, source, metrics, num_samples
         self.finished, self.explain, self.to_store = finished, explain or likely_cause, to_store
         self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
+        self.thread = ThreadPoolExecutor(1) if background else None
+        self.pending: list[tuple[Callable[[], None], Future]] = []
+
+    def __enter__(self) -> "Gatherer":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.thread is not None:
+            self.thread.shutdown()                  # complete images are saved, whatever else has happened
+        if kind is None:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for what is being saved, and raise what went wrong.
+
+        What found no memory beside the sampling is tried once more, now that nothing else runs.
+        """
+        pending, self.pending = self.pending, []
+        for save, future in pending:
+            try:
+                future.result()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                save()
 
     def begin(self, images: Iterable[str]) -> None:
         """Get ready for these images, perhaps once more."""
@@ -48,6 +80,7 @@ class Gatherer:
 
     def add(self, batch: Batch, measurement: Measurement, restored: Tensor, monitor: Monitor) -> None:
         """Take in a restored batch (B, 3, H, W), and save the images that are complete with it."""
+        self._settle()
         course = monitor.course(restored)
         seconds, evaluations = monitor.seconds / len(restored), monitor.evaluations / len(restored)
         for b, judged in enumerate(judge(measurement, restored)):
@@ -73,7 +106,12 @@ class Gatherer:
             return
         if self.to_store is not None:
             self.run.save_measurement(name, self.to_store(measurement, b))
-        self.run.save(name, self.source.truth(batch, b), lifted, outcomes, self.metrics, self.source.alpha(name))
+        save = partial(self.run.save, name, self.source.truth(batch, b), lifted, outcomes, self.metrics,
+                       self.source.alpha(name))
+        if self.thread is None:
+            save()
+        else:
+            self.pending.append((save, self.thread.submit(save)))
 
 
 def mean_image(outcomes: Sequence[Outcome]) -> Tensor:

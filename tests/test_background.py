@@ -1,0 +1,98 @@
+"""Images are scored and saved in a thread, as beside a GPU, with the results of a run without one."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample_condition
+from guided_diffusion.gathering import Gatherer
+from guided_diffusion.restoring import Restorer
+from tests.test_cli import prior, run, workplace
+from tests.test_resume import FOLDER, contents
+from util.errors import StorageError
+from util.run_dir import RunDirectory
+
+FIXTURES = (prior, run, workplace)
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """The run saves in a thread; the list of those that saved."""
+    threads, save = [], RunDirectory.save
+    monkeypatch.setattr(sample_condition, "Gatherer", lambda *given: Gatherer(*given[:-1], True))
+    monkeypatch.setattr(RunDirectory, "save", lambda *given: (threads.append(threading.current_thread()), save(*given)))
+    return threads
+
+
+def test_a_thread_saves_what_the_run_itself_would(run, beside, monkeypatch):
+    assert run("--batch_size", "1", "--num_samples", "2", "--save_dir", "beside")[0] == 0
+    assert len(beside) == 3 and threading.main_thread() not in beside
+    assert not beside[0].is_alive()
+    monkeypatch.setattr(sample_condition, "Gatherer", Gatherer)
+    assert run("--batch_size", "1", "--num_samples", "2", "--save_dir", "alone")[0] == 0
+    assert beside[3:] == [threading.main_thread()] * 3
+    assert contents(Path("beside", FOLDER)) == contents(Path("alone", FOLDER))
+
+
+def test_images_are_saved_while_the_next_batch_is_restored(run, beside, monkeypatch):
+    """The first image is not saved until the restoration of the second one has begun."""
+    begun, save, restore = threading.Event(), RunDirectory.save, Restorer._restore
+
+    def patient(self, image, *given):
+        assert begun.wait(timeout=60)
+        save(self, image, *given)
+
+    def telling(self, batches):
+        if batches[0].names[0] == "chelsea":
+            begun.set()
+        restore(self, batches)
+
+    monkeypatch.setattr(RunDirectory, "save", patient)
+    monkeypatch.setattr(Restorer, "_restore", telling)
+    assert run("--batch_size", "1")[0] == 0
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(run, beside, monkeypatch):
+    save = RunDirectory.save
+
+    def full(self, image, *given):
+        if image == "chelsea":
+            raise StorageError("cannot write chelsea.png: No space left on device")
+        save(self, image, *given)
+
+    monkeypatch.setattr(RunDirectory, "save", full)
+    status, _, err = run("--batch_size", "1")
+    assert status == 1
+    assert "No space left" in err and "1 of 3 images are finished" in err
+
+
+def test_an_interrupt_keeps_what_is_restored(run, beside, monkeypatch):
+    restore = Restorer._restore
+
+    def interrupted(self, batches):
+        if batches[0].names[0] == "coffee":
+            raise KeyboardInterrupt
+        restore(self, batches)
+
+    monkeypatch.setattr(Restorer, "_restore", interrupted)
+    status, _, err = run("--batch_size", "1")
+    assert status == 130
+    assert "2 of 3 images are finished" in err
+
+
+def test_scores_without_memory_beside_the_sampling_are_computed_after_it(run, beside, monkeypatch):
+    save, refused = RunDirectory.save, []
+
+    def hungry(*given):
+        if threading.current_thread() is not threading.main_thread():
+            refused.append(given[1])
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        save(*given)
+
+    monkeypatch.setattr(RunDirectory, "save", hungry)
+    status, out, err = run("--batch_size", "1")
+    assert (status, err.count("out of memory")) == (0, 0)
+    assert refused == ["astronaut", "chelsea", "coffee"]
+    assert all(name in out for name in refused)
