@@ -235,7 +235,7 @@ def test_command(tmp_path, capsys):
     kept = figures["seconds_to_keep_an_image"]
     assert kept["total"] == pytest.approx(sum(kept[part] for part in ("files", "scores", "bookkeeping", "end")))
     assert share == pytest.approx(kept["total"] * lines["fast", "ps", "gaussian_blur", 32, 2]["images_per_second"],
-                                  abs=6e-5)
+                                  abs=1e-6)
 
 
 def test_the_cost_of_keeping_an_image_is_divided_among_what_it_is_for(monkeypatch):

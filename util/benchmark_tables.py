@@ -107,7 +107,7 @@ class Report:
                   [[f"{1e3 * value:.1f}" for value in (keeping.files, keeping.scores, keeping.bookkeeping, keeping.end,
                                                        keeping.total)]])
         for case, share in shares:
-            log(f"{share:.2%} of {self.facts['sampling_steps']} steps of fast, {case.method}, batches of {case.batch}")
+            log(f"{share:.4%} of {self.facts['sampling_steps']} steps of fast, {case.method}, batches of {case.batch}")
 
 
 def growth_row(what: str, number: int, seconds: float, first_number: int, first_seconds: float) -> list[str]:
