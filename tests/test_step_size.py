@@ -148,6 +148,24 @@ def test_a_step_on_the_clean_image_stays_below_what_is_stable(scale, respacing, 
     torch.testing.assert_close(1 / carried, torch.full_like(carried, share / scale + 1 - share))
 
 
+@every_method
+@pytest.mark.parametrize("index, factor", [(999, 7.0), (500, 1 + 6 * 500 / 999), (0, 1.0)])
+def test_early_steps_are_larger(method, index, factor):
+    measurement = measure()
+    torch.testing.assert_close(guidance(method, index, measurement, scale=0.3, early=7),
+                               0.3 * factor * gradient(index, measurement, 1), atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("index, timestep", [(9, 999), (4, 444), (0, 0)])
+def test_early_steps_on_the_clean_image_stay_below_what_is_stable(index, timestep):
+    measurement, step = measure(operator="inpainting"), step_at(index, "10")
+    assert step.timestep == timestep
+    size = get_conditioning_method("ps", scale=0.02, power=2, schedule="alpha_bar", early=30).step_size
+    carried = size(step, measurement, torch.ones(2)).flatten() / (2 * step.alpha_bar)
+    full = 0.02 * (1 + 29 * timestep / 999)
+    assert (1 / carried).tolist() == pytest.approx([0.01 / full + 0.99] * 2)
+
+
 @pytest.mark.parametrize("method", ["ps", "dpps"])
 def test_few_steps_with_the_scale_of_many_do_not_blow_up(method):
     sampler = create_sampler(sampler="ddim", eta=1.0, model_var_type="fixed_small", timestep_respacing=10)
@@ -226,7 +244,8 @@ def test_inverse_variance_needs_a_noise_variance(method, noise):
     ({"schedule": "linaer"}, "schedule is 'linaer', expected one of 'constant', 'linear', 'exponential'"),
     ({"power": 0}, "power is 0, expected a positive number: 1 for the norm, 2 for its square"),
     ({"power": -1}, "power is -1"), ({"gamma": 0.0}, "gamma is 0.0, expected more than 0 and at most 1"),
-    ({"gamma": 1.5}, "gamma is 1.5"), ({"scale": -0.5}, "scale is -0.5, expected 0 or more"),
+    ({"gamma": 1.5}, "gamma is 1.5"), ({"early": 0.5}, "early is 0.5, expected 1 or more"),
+    ({"scale": -0.5}, "scale is -0.5, expected 0 or more"),
 ])
 def test_mistakes_are_named(method, params, message):
     with pytest.raises(UserError, match=f"conditioning method '{method}': {message}"):

@@ -40,15 +40,17 @@ class PosteriorProximalSampling(ConditioningMethod):
         target: what candidates are compared with, "eps" (the authors' code) or "mean".
         chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold (on the CPU 2 MiB).
             Changes no result.
-        schedule, power, gamma, rescale: f_t, what is differentiated, and fewer steps, as in `ps`; see `StepSize`.
+        schedule, power, gamma, rescale, early: f_t, what is differentiated, and fewer or earlier steps, as in `ps`; see
+            `StepSize`.
     """
 
     needs_grad = True
 
     def __init__(self, scale: float = 1.0, max_candidates: int = 50, aligned_init: bool = True, adaptive: bool = True,
                  proximal: bool = True, target: Literal["eps", "mean"] = "eps", chunk: int | None = None,
-                 schedule: StepSchedule = "constant", power: float = 1.0, gamma: float = 0.99, rescale: bool = True):
-        self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale)
+                 schedule: StepSchedule = "constant", power: float = 1.0, gamma: float = 0.99, rescale: bool = True,
+                 early: float = 1.0):
+        self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale, early)
         self.max_candidates = max_candidates
         self.aligned_init, self.adaptive, self.proximal = aligned_init, adaptive, proximal
         self.target, self.chunk = target, chunk

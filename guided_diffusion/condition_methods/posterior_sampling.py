@@ -26,13 +26,16 @@ class PosteriorSampling(ConditioningMethod):
         gamma: the factor per noise level of the exponential schedule.
         rescale: `scale` is that of the full process, and fewer steps are larger; false for the authors' code, where
             they are not.
+        early: how many times as large the step at the noisiest level is, falling linearly to once at the last; 1 or
+            more.
     """
 
     needs_grad = True
 
     def __init__(self, scale: float = 1.0, schedule: StepSchedule = "constant", power: float = 1.0,
-                 gamma: float = 0.99, rescale: bool = True):
-        self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale)
+                 gamma: float = 0.99, rescale: bool = True,
+                 early: float = 1.0):
+        self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale, early)
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
