@@ -101,7 +101,8 @@ def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[
             jobs.append(make_job(args, point, folder / point.name))
         except UserError as error:
             wrong.setdefault(str(error), point)
-    for error, point in wrong.items():
+    if wrong:
+        error, point = next(iter(wrong.items()))
         everywhere = len(wrong) == 1 and not jobs
         raise UserError(error if everywhere else f"{', '.join(point.overrides)}: {error}")
     return jobs
