@@ -167,8 +167,8 @@ def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirect
     announce(task, plan, team, device)
     try:
         prior = load() if task.method.needs_prior and plan.groups else None
-        if args.compile and prior is not None and measurable:
-            prior = compiled(prior, (plan.batch_size, 3, size, size), device)
+        if args.compile and prior is not None:
+            prior = compiled(prior, plan.batch_size, size, device)
         metrics = load_metrics(args, task, plan, device)
         report = sample(args, config, task, prior, metrics, run, plan, team, device) if plan.groups else Report()
         set_scores = score_sets(run, metrics, team, plan.names, args.num_samples) if args.fid and metrics else {}

@@ -8,9 +8,10 @@ from torch import nn
 
 from data.dataloader import DATASETS, LARGEST_SIDE
 from guided_diffusion.choices import METHODS
-from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import NOISES, OPERATORS
+from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
+from guided_diffusion.measurements import NOISES, OPERATORS, Noise
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
+from guided_diffusion.method import Method
 from guided_diffusion.restoring import Task
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
@@ -36,13 +37,8 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
     Raises:
         UserError: whatever is wrong in the configuration or the data.
     """
-    check_arguments(create_model, config.model, "model config")
-    check_arguments(create_sampler, config.diffusion, "diffusion config")
-    sampler = create_sampler(**config.diffusion)
-    sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
+    sampler, noiser, method = build_parts(config, overrides)
     operator = build_named(OPERATORS, config.operator, "measurement.operator.name", overrides)
-    noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
-    method = build_named(METHODS, config.conditioning, "conditioning.method", overrides)
     method.check(operator, noiser)
     if method.needs_prior:
         find_checkpoint(config)
@@ -54,18 +50,37 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
     return Task(source, operator, noiser, sampler, method)
 
 
-def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
+def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Noise, Method]:
+    """The parts that read no file: sampler, noise model and method. Of network and operator the parameters are checked.
+
+    Args:
+        overrides: the changes of --set, for advice.
+
+    Raises:
+        UserError: a name or a parameter is wrong.
+    """
+    check_arguments(create_model, config.model, "model config")
+    check_arguments(create_sampler, config.diffusion, "diffusion config")
+    sampler = create_sampler(**config.diffusion)
+    sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
+    build_named(OPERATORS, config.operator, "measurement.operator.name", overrides, check_only=True)
+    noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
+    return sampler, noiser, build_named(METHODS, config.conditioning, "conditioning.method", overrides)
+
+
+def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequence[str], check_only: bool = False):
     """Build a named thing of the configuration.
 
     Args:
         path: where its name stands, such as "conditioning.method".
         overrides: the changes of --set, for advice.
+        check_only: check the names and types of its parameters, and return None.
 
     Raises:
         UserError: there is no such thing, or its parameters are wrong.
     """
     try:
-        return registry.build(choice.name, **choice.params)
+        return (registry.check if check_only else registry.build)(choice.name, **choice.params)
     except UserError as error:
         renamed = any(override.partition("=")[0].strip() == path for override in overrides)
         if not renamed or choice.name not in registry or not choice.params:

@@ -82,7 +82,7 @@ class TiledPrior(nn.Module):
         for top, down in rows:
             for left, across in columns:
                 window = (..., slice(top, top + len(down)), slice(left, left + len(across)))
-                prediction = self._predict(x_t[window], t) * (down[:, None] * across)
+                prediction = self._predict(x_t[window].contiguous(), t) * (down[:, None] * across)
                 if blended is None:
                     blended = prediction.new_zeros(*prediction.shape[:2], *x_t.shape[2:])
                 blended[window] += prediction

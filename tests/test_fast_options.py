@@ -10,6 +10,7 @@ import yaml
 import sample_condition
 from guided_diffusion import batch_search, restoring
 from guided_diffusion.compiled import compiled
+from guided_diffusion.tiling import TiledPrior
 from guided_diffusion.unet import create_model
 from tests.helpers import fill_network
 from tests.test_cli import MODEL, prior, rows, run, workplace  # noqa: F401
@@ -73,6 +74,21 @@ def test_batch_sizes_that_are_none(run, word):  # noqa: F811
     assert word in err
 
 
+@pytest.fixture(autouse=True)
+def dynamo():
+    """What compiling leaves behind in this process does not reach other tests."""
+    with torch._dynamo.config.patch(suppress_errors=False):
+        yield
+    torch._dynamo.reset()
+
+
+class Doubling(torch.nn.Module):
+    """A network that compiles in no time."""
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return 2 * x_t + t.view(-1, 1, 1, 1)
+
+
 def network():
     return fill_network(create_model(**MODEL), 0).requires_grad_(False)
 
@@ -83,7 +99,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
 
     monkeypatch.setattr(torch, "compile", failing)
     model = network()
-    assert compiled(model, (1, 3, 32, 32), CPU) is model
+    assert compiled(model, 1, 32, CPU) is model
     assert "no C++ compiler here" in capsys.readouterr().err
 
 
@@ -93,7 +109,7 @@ def test_a_failure_at_the_first_call_is_one_of_compiling(monkeypatch, capsys):
 
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: call)
     model = network()
-    assert compiled(model, (1, 3, 32, 32), CPU) is model
+    assert compiled(model, 1, 32, CPU) is model
     assert "gcc is gone" in capsys.readouterr().err
 
 
@@ -112,7 +128,7 @@ def test_compiling_is_done_before_the_restoration(monkeypatch, capsys):
         return Compiled()
 
     monkeypatch.setattr(torch, "compile", compile)
-    assert isinstance(compiled(network(), (2, 3, 32, 32), CPU), Compiled)
+    assert isinstance(compiled(network(), 2, 32, CPU), Compiled)
     assert seen == [(2, 3, 32, 32), "gradient"]
     assert not capsys.readouterr().err
 
@@ -127,17 +143,36 @@ def test_what_cannot_be_compiled_later_runs_as_it_is(monkeypatch, capsys):
             raise RuntimeError("no compiler any more")
         return graph.forward
 
-    class Network(torch.nn.Module):
-        def forward(self, x_t, t):
-            return 2 * x_t + t.view(-1, 1, 1, 1)
-
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     monkeypatch.setattr(torch, "compile", partial(compile, backend=backend))
-    fast = compiled(Network(), (2, 3, 4, 4), CPU)
+    fast = compiled(Doubling(), 2, 4, CPU)
     assert shapes == [[(2, 3, 4, 4)]] and not capsys.readouterr().err
     x = torch.randn(1, 3, 4, 4)
     torch.testing.assert_close(fast(x, torch.ones(1, dtype=torch.int64)), 2 * x + 1)
     assert len(shapes) > 1
+
+
+@pytest.mark.parametrize("image_size, window", [(48, 32), (16, 16), (None, 32)])
+def test_of_a_tiled_prior_the_windows_are_compiled(monkeypatch, image_size, window):
+    """Compiled once, for a window and not for all of them together; predictions and gradients stay as they are."""
+    shapes, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        shapes.extend(tuple(x.shape) for x in inputs if x.dim() == 4)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(compile, backend=backend))
+    side, t = image_size or 48, torch.tensor([3])
+    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain, fast = TiledPrior(Doubling(), 32), compiled(TiledPrior(Doubling(), 32), 1, image_size, CPU)
+    expected, found = ((out := tiled(x, t), torch.autograd.grad(out.square().sum(), x)[0]) for tiled in (plain, fast))
+    torch.testing.assert_close(found, expected)
+    assert shapes == [(1, 3, window, window)]
+
+
+def test_images_of_any_size_are_not_compiled_and_it_is_said(capsys):
+    model = network()
+    assert compiled(model, 1, None, CPU) is model
+    assert "these images may have several" in capsys.readouterr().err
 
 
 def test_compile_option(run, monkeypatch):  # noqa: F811

@@ -44,10 +44,14 @@ class Registry:
             raise UserError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self)}")
         return self._classes[name]
 
+    def check(self, name: str, /, **params) -> None:
+        """UserError unless there is a class `name` and `params` fit its signature."""
+        check_arguments(self[name], params, where=f"{self.kind} '{name}'")
+
     def build(self, name: str, /, **params):
         """Instantiate the class registered as `name` after checking `params` against its signature."""
+        self.check(name, **params)
         cls = self[name]
-        check_arguments(cls, params, where=f"{self.kind} '{name}'")
         hints = annotations(cls)
         return cls(**{key: as_float(value, hints.get(key)) for key, value in params.items()})
 

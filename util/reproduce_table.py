@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.dataloader import DATASETS
+from guided_diffusion.building import build_parts
 from util.command import PRECISIONS, Parser, natural, positive, run_command, run_program
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
-from util.paper_table import PaperTable, load_table
+from util.paper_table import PaperTable, Run, load_table
 from util.table_plots import draw
 from util.table_report import evaluate, markdown, to_csv
 from util.table_run import Job, Options, count, duration, evaluations, execute, images_left, seconds_per_evaluation
@@ -49,7 +50,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]:
-    """A job per run of the table, under `folder`; UserError where a configuration or the images cannot be had."""
+    """A job per run of the table, under `folder`; UserError where a configuration is wrong or has no images.
+
+    Files that only some runs need, such as checkpoints, are looked for by these.
+    """
     spec = table.spec
     options = Options(args.data or spec.data, args.seed, args.limit or spec.limit, spec.num_samples, args.batch_size,
                       args.gpu, args.nproc, args.overwrite, args.weights_dir, args.precision)
@@ -57,14 +61,18 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
     jobs = []
     for run in table.runs:
         config = run.load(options.data)
+        try:
+            build_parts(config, run.overrides)
+        except UserError as error:
+            raise UserError(f"{title(table, run)}: {error}") from None
         images = DATASETS.build(config.data.name, **config.data.params)
         jobs.append(Job(run, config, images.names[:options.limit], folder / run.task / run.method, options))
     return jobs
 
 
-def title(table: PaperTable, job: Job) -> str:
-    """Words for a job: its task and its method."""
-    return f"{table.tasks[job.run.task].title}, {table.methods[job.run.method].title}"
+def title(table: PaperTable, run: Run) -> str:
+    """Words for a run: its task and its method."""
+    return f"{table.tasks[run.task].title}, {table.methods[run.method].title}"
 
 
 def dry_run(table: PaperTable, jobs: Sequence[Job]) -> None:
@@ -78,10 +86,10 @@ def dry_run(table: PaperTable, jobs: Sequence[Job]) -> None:
         except UserError as error:
             job.error, job.failed = str(error), True
             if job.error not in said:
-                logger.error(f"{title(table, job)}: {error}")
+                logger.error(f"{title(table, job.run)}: {error}")
             said.add(job.error)
         time_left = "unknown" if job.failed else duration(times[-1])
-        logger.info(f"{title(table, job)[:44]:44}  {images_left(job):7}  {evaluations(job):11}  {time_left:>12}")
+        logger.info(f"{title(table, job.run)[:44]:44}  {images_left(job):7}  {evaluations(job):11}  {time_left:>12}")
     unknown, nproc = len(jobs) - len(times), jobs[0].options.nproc
     total = " and ".join([duration(sum(times))] * bool(times)
                          + [f"{count(unknown, 'run')} of unknown time"] * (unknown > 0))
@@ -122,7 +130,7 @@ def reproduce(args: argparse.Namespace) -> int:
     try:
         logger.info(f"{table.spec.title}: {count(len(jobs), 'run')}, "
                     f"{sum(not job.to_do for job in jobs)} of them finished before")
-        execute(jobs, "Table", lambda job: title(table, job))
+        execute(jobs, "Table", lambda job: title(table, job.run))
     except KeyboardInterrupt:
         logger.error(f"interrupted: {sum(not job.missing() for job in jobs)} of {len(jobs)} runs are finished, all "
                      f"finished images are kept in {folder}; the same command continues")
