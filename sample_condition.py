@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed import DistError
 
 from guided_diffusion.batch_search import best_batch_size
-from guided_diffusion.building import build_task, find_checkpoint, load_prior
+from guided_diffusion.building import build_task, find_checkpoint, half_precision, load_prior
 from guided_diffusion.choices import list_choices, resolved_config
 from guided_diffusion.compiled import compiled
 from guided_diffusion.gathering import Gatherer, likely_cause
@@ -29,7 +29,7 @@ from guided_diffusion.measurements.sources import to_store
 from guided_diffusion.planning import Plan, default_entries, make_plan
 from guided_diffusion.restoring import Report, Restorer, Task
 from util.checkpoint import fingerprint
-from util.command import MOST_SAMPLES, PRECISIONS, Parser, at_most, positive
+from util.command import DEFAULT_PRECISION, MOST_SAMPLES, PRECISIONS, Parser, at_most, positive, run_command
 from util.compute_metric import Metrics, log_distances
 from util.config import Config, load_config
 from util.console import device_name, environment, log_table
@@ -66,7 +66,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num_samples", type=at_most(MOST_SAMPLES), default=1, metavar="N",
         help="posterior samples per image; default %(default)s")
     add("--limit", type=positive, metavar="N", help="restore the first N images only")
-    add("--precision", choices=PRECISIONS, default="tf32",
+    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
         help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
     add("--compile", action="store_true", help="compile the network by torch.compile, which takes minutes")
     add("--tile", type=positive, metavar="N", help="restore images larger than N x N in overlapping windows of N x N")
@@ -104,7 +104,7 @@ def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Modul
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
     explain = partial(likely_cause, has_scale="scale" in signature(type(method)).parameters,
-                      half_precision=PRECISIONS[args.precision] is not None or config.model.get("use_fp16", False))
+                      half_precision=half_precision(config, args.precision) is not None)
     gatherer = Gatherer(run, source, metrics, num_samples, plan.finished, explain, store, device.type == "cuda")
     monitor = Monitor(prior, run, team, sum(map(len, plan.groups)), num_samples, method.num_steps(task.sampler),
                       args.progress)
@@ -168,7 +168,7 @@ def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirect
     try:
         prior = load() if task.method.needs_prior and plan.groups else None
         if args.compile and prior is not None:
-            prior = compiled(prior, plan.batch_size, size, device)
+            prior = compiled(prior, plan.largest_batch(args.num_samples), size, device)
         metrics = load_metrics(args, task, plan, device)
         report = sample(args, config, task, prior, metrics, run, plan, team, device) if plan.groups else Report()
         set_scores = score_sets(run, metrics, team, plan.names, args.num_samples) if args.fid and metrics else {}
@@ -217,6 +217,24 @@ def restore(args: argparse.Namespace, team: Team) -> int:
         return conduct(args, config, task, run, team, device)
 
 
+def answer(argv: Sequence[str] | None, team: Team) -> int:
+    """Run the command line as one of a team and return the exit status; what goes wrong is said once."""
+    try:
+        return restore(parse_arguments(argv), team)
+    except UserError as error:
+        team.first("stopped")
+        logger.error(error)
+        return 1 if isinstance(error, StorageError) else 2
+    except DistError as error:
+        logger.error(f"the process that leads the run is gone ({str(error).splitlines()[0]}); what is finished is "
+                     "kept, and the same command continues")
+        return 1
+    except KeyboardInterrupt:
+        if team.first("stopped"):
+            logger.error("interrupted before the first image")
+        return 130
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -224,21 +242,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if images could not be read or diverged, or the disk is full or gone; 2 for a mistake;
         130 when interrupted.
     """
-    with Team() as team:
-        try:
-            return restore(parse_arguments(argv), team)
-        except UserError as error:
-            team.first("stopped")
-            logger.error(error)
-            return 1 if isinstance(error, StorageError) else 2
-        except DistError as error:
-            logger.error(f"the process that leads the run is gone ({str(error).splitlines()[0]}); what is finished is "
-                         "kept, and the same command continues")
-            return 1
-        except KeyboardInterrupt:
-            if team.first("stopped"):
-                logger.error("interrupted before the first image")
-            return 130
+    def work() -> int:
+        with Team() as team:
+            return answer(argv, team)
+    return run_command(work)
 
 
 if __name__ == "__main__":

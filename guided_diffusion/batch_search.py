@@ -24,7 +24,7 @@ class _Enough(Exception):
 def best_batch_size(task: Task, prior: Callable, image_size: int, device: torch.device, most: int) -> int:
     """Entries per batch, a power of 2 or `most`: doubled until images per second stop growing or memory ends.
 
-    Each is tried by the first steps of restoring random images; restorations do not depend on the choice, but for the
+    Each is tried by the first steps of restoring grey images; restorations do not depend on the choice, but for the
     rounding of their last digits.
 
     Args:
@@ -41,6 +41,8 @@ def best_batch_size(task: Task, prior: Callable, image_size: int, device: torch.
         if rate < WORTHWHILE * rates.get(size // 2, 0.0):
             break
         size = min(2 * size, most)
+    if device.type == "cuda":                       # the peak that is reported is the run's
+        torch.cuda.reset_peak_memory_stats(device)
     best = max(rates, key=rates.get, default=1)
     tried = ", ".join(f"{size}: {rate:.3g}" for size, rate in rates.items())
     get_logger().info(f"--batch_size auto: {best} (steps of an image per second by batch size: {tried}"

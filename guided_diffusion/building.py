@@ -15,7 +15,7 @@ from guided_diffusion.method import Method
 from guided_diffusion.restoring import Task
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
-from util.command import PRECISIONS
+from util.command import DEFAULT_PRECISION, PRECISIONS
 from util.config import Choice, Config, find_file
 from util.errors import UserError
 from util.logger import get_logger
@@ -128,6 +128,16 @@ def find_checkpoint(config: Config) -> str:
     return str(find_file(config.model["model_path"], "checkpoint", remedy))
 
 
+def half_precision(config: Config, precision: str) -> torch.dtype | None:
+    """What the network computes in, None for float32: use_fp16 of its config counts unless --precision says otherwise.
+
+    Args:
+        precision: a key of `PRECISIONS`.
+    """
+    use_fp16 = precision == DEFAULT_PRECISION and config.model.get("use_fp16", False)
+    return torch.float16 if use_fp16 else PRECISIONS[precision]
+
+
 def load_prior(config: Config, image_size: int | None, tile: int | None, precision: str,
                device: torch.device) -> nn.Module:
     """The network with its checkpoint, frozen, on `device`: model(x_t, t).
@@ -141,14 +151,15 @@ def load_prior(config: Config, image_size: int | None, tile: int | None, precisi
         UserError: the network or its checkpoint is wrong, or images or tiles do not fit the network.
     """
     model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
-    model.autocast_dtype = PRECISIONS[precision] or model.autocast_dtype
+    model.autocast_dtype = half_precision(config, precision)
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     prior = model.eval().requires_grad_(False).to(device)
     if tile is not None and tile % model.multiple:
         raise UserError(f"--tile {tile}: the network takes multiples of {model.multiple}, such as "
                         f"{max(1, round(tile / model.multiple)) * model.multiple}")
     if image_size is not None:
-        model.check_image_size(image_size, image_size)
+        side = min(image_size, tile or image_size)
+        model.check_image_size(side, side)
     else:
         prior = PaddedPrior(prior, model.multiple)
     return prior if tile is None else TiledPrior(prior, tile)

@@ -13,9 +13,10 @@ from data.dataloader import Batch
 from guided_diffusion.measurements.base import Measurement
 from guided_diffusion.measurements.sources import Source
 from util.compute_metric import Metrics
+from util.errors import UserError
 from util.logger import get_logger
 from util.measurement_files import StoredMeasurement
-from util.memory import is_out_of_memory
+from util.memory import free_memory, is_out_of_memory
 from util.metrics_table import MEAN, Outcome, Trajectory, finite_samples
 from util.monitor import Monitor
 from util.run_dir import RunDirectory
@@ -47,6 +48,7 @@ class Gatherer:
         self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
         self.thread = ThreadPoolExecutor(1) if background else None
         self.pending: list[tuple[Callable[[], None], Future]] = []
+        self.again: list[Callable[[], None]] = []   # what found no memory
 
     def __enter__(self) -> "Gatherer":
         return self
@@ -54,22 +56,28 @@ class Gatherer:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self.thread is not None:
             self.thread.shutdown()                  # complete images are saved, whatever else has happened
-        if kind is None:
+        if kind is not None:
+            return
+        try:
             self._settle()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f"{len(self.again)} of the restored images could not be scored and saved: out of memory, "
+                            "with nothing else at work; the same command tries them again") from None
 
     def _settle(self) -> None:
         """Wait for what is being saved, and raise what went wrong.
 
-        What found no memory beside the sampling is tried once more, now that nothing else runs.
+        What found no memory beside the sampling is tried again, now that nothing else runs, until it is saved.
         """
-        pending, self.pending = self.pending, []
-        for save, future in pending:
-            try:
-                future.result()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                save()
+        self.again += [save for save, future in self.pending if ran_out_of_memory(future)]
+        self.pending.clear()
+        if self.again:
+            free_memory()
+        while self.again:
+            self.again[0]()
+            del self.again[0]
 
     def begin(self, images: Iterable[str]) -> None:
         """Get ready for these images, perhaps once more."""
@@ -90,14 +98,16 @@ class Gatherer:
             if outcome.diverged is not None and batch.names[b] not in self.finished:
                 which = f", sample {outcome.sample}," if self.num_samples > 1 else ""
                 logger.warning(f"{batch.names[b]}{which} {outcome.status}; {self.explain(outcome.trajectory)}")
-        # the mean of the samples so far, per entry: complete at the last sample of its image
-        means = torch.stack([mean_image(self.outcomes[name]) for name in batch.names])
+        if self.num_samples > 1:
+            # the mean of the samples so far, per entry: complete at the last sample of its image
+            means = torch.stack([mean_image(self.outcomes[name]) for name in batch.names])
+            judgements = judge(measurement, means.to(restored.device))
         lifted = measurement.lift().cpu()
-        for b, judged in enumerate(judge(measurement, means.to(restored.device))):
-            if batch.samples[b] == self.num_samples - 1:
+        for b, sample in enumerate(batch.samples):
+            if sample == self.num_samples - 1:
                 outcomes = self.outcomes.pop(batch.names[b])
                 if self.num_samples > 1:
-                    outcomes.append(mean_outcome(outcomes, judged))
+                    outcomes.append(mean_outcome(outcomes, judgements[b]))
                 self._save(batch, b, measurement, lifted[b], outcomes)
 
     def _save(self, batch: Batch, b: int, measurement: Measurement, lifted: Tensor, outcomes: list[Outcome]) -> None:
@@ -112,6 +122,14 @@ class Gatherer:
             save()
         else:
             self.pending.append((save, self.thread.submit(save)))
+
+
+def ran_out_of_memory(future: Future) -> bool:
+    """Whether memory was what ended it, once it has; raises whatever else went wrong."""
+    error = future.exception()
+    if error is not None and not is_out_of_memory(error):
+        raise error
+    return error is not None
 
 
 def mean_image(outcomes: Sequence[Outcome]) -> Tensor:

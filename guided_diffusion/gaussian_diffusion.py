@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from guided_diffusion.posterior_mean_variance import (
 )
 from guided_diffusion.schedule import Schedule
 from util.errors import UserError
+from util.logger import get_logger
 from util.registry import Registry, check_arguments
 from util.seeding import ImageRandomness
 
 SAMPLERS = Registry("sampler")
 register_sampler = SAMPLERS.register
+
+NEARLY_CLEAN = 0.5                                  # alpha_bar of a first step that noise alone is no start for
 
 Conditioning = Callable[["Step"], tuple[Tensor, Tensor]]
 
@@ -52,10 +55,6 @@ class Step:
     def sample(self) -> Tensor:
         """Draw x_{t-1} (B, C, H, W)."""
         return self.mean + self.std * self.randomness.randn_like(self.mean)
-
-    def with_x0(self, x0_hat: Tensor) -> "Step":
-        """The same transition around another clean image (B, C, H, W)."""
-        return replace(self, x0_hat=x0_hat, mean=self.x0_coef * x0_hat + self.x_t_coef * self.x_t)
 
 
 class Sampler(ABC):
@@ -236,5 +235,9 @@ def create_sampler(
         raise UserError(f"diffusion config: eta is {eta}, but sampler '{sampler}' takes no eta but 1; "
                         "set sampler: ddim, or leave eta out")
     schedule = Schedule.create(noise_schedule, steps, timestep_respacing, rescale_timesteps)
+    if (start := schedule.alphas_cumprod[-1]) > NEARLY_CLEAN:
+        get_logger().warning(f"timestep_respacing {timestep_respacing!r} keeps no step noisier than t = "
+                             f"{schedule.timesteps[-1]}, where images are nearly clean (alpha_bar {start:.4g}); "
+                             "sampling begins there from noise alone")
     mean_processor = MEAN_PROCESSORS[model_mean_type](schedule, dynamic_threshold, clip_denoised)
     return cls(schedule, mean_processor, VAR_PROCESSORS[model_var_type](schedule), eta)

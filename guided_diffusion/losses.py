@@ -33,7 +33,7 @@ class HybridLoss(nn.Module):
     def terms(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The same -> each image's mean squared error of eps, (B,), and term of the bound, bits per dimension, (B,)."""
         x_t = self.schedule.q_sample(x0, index, noise)
-        eps, variance = model(x_t, index).chunk(2, dim=1)
+        eps, variance = model(x_t, self.schedule.model_timestep(index, x_t)).chunk(2, dim=1)
         return (eps - noise).square().flatten(1).mean(1), self._bits(x0, x_t, index, eps.detach(), variance)
 
     def _bits(self, x0: Tensor, x_t: Tensor, index: Tensor, eps: Tensor, variance: Tensor) -> Tensor:

@@ -34,6 +34,10 @@ class Plan:
     batch_size: int
     groups: Sequence[Sequence[int]]
 
+    def largest_batch(self, num_samples: int) -> int:
+        """Entries of the largest batch that there will be, with `num_samples` of each image."""
+        return min(self.batch_size, num_samples * max(map(len, self.groups)))
+
 
 def default_entries(image_size: int | None, device: torch.device) -> int:
     """Entries per batch: by the images' size, and 1 where it may differ."""

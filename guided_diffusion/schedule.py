@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -112,6 +112,7 @@ class Schedule:
     timesteps: np.ndarray
     num_train_steps: int
     rescale_timesteps: bool = False                 # the network sees t * 1000 / num_train_steps
+    _tensors: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def create(cls, noise_schedule: str, steps: int, timestep_respacing: int | str | Sequence[int] | None = None,
@@ -201,18 +202,27 @@ class Schedule:
         """What the network is shown at each step: int64 timesteps, or float64 ones on the scale of 1000 if rescaled."""
         return self.timesteps * (1000.0 / self.num_train_steps) if self.rescale_timesteps else self.timesteps
 
-    def model_timestep(self, index: int, like: Tensor) -> Tensor:
-        """The network's time argument (B,) for a batch `like` (B, ...): int64, or float32 if rescaled."""
+    def model_timestep(self, index: int | Tensor, like: Tensor) -> Tensor:
+        """The network's time argument (B,) for a batch `like` (B, ...) at an index, or at indices (B,): int64, or
+        float32 if rescaled.
+        """
         dtype = torch.float32 if self.rescale_timesteps else torch.int64
+        if isinstance(index, Tensor):
+            return self._tensor("model_timesteps", like.device)[index].to(dtype)
         return torch.full((len(like),), self.model_timesteps[index].item(), dtype=dtype, device=like.device)
 
     def at(self, name: str, index: int | Tensor, like: Tensor) -> float | Tensor:
         """Coefficient `name` at `index`: a number, or for indices (B,) a tensor (B, 1, ...) in the dtype of `like`."""
-        values = getattr(self, name)
         if isinstance(index, int):
-            return float(values[index])
-        gathered = torch.from_numpy(values).to(index.device)[index]
-        return gathered.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))
+            return float(getattr(self, name)[index])
+        return self._tensor(name, index.device)[index].to(like).view(-1, *[1] * (like.dim() - 1))
+
+    def _tensor(self, name: str, device: torch.device) -> Tensor:
+        """All values of a coefficient, (num_steps,), copied to `device` once."""
+        key = name, device
+        if key not in self._tensors:
+            self._tensors[key] = torch.from_numpy(getattr(self, name)).to(device)
+        return self._tensors[key]
 
     def q_sample(self, x0: Tensor, index: int | Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (DPS eq. 8); x0 and noise (B, ...)."""

@@ -15,7 +15,8 @@ from util.errors import UserError
 from util.registry import check_arguments
 
 NUM_CLASSES = 1000
-MOST = {"image_size": 2 ** 13, "num_channels": 2 ** 13, "num_res_blocks": 100, "num_heads": 2 ** 13}
+LARGEST = 2 ** 13
+MOST = {"image_size": LARGEST, "num_channels": LARGEST, "num_res_blocks": 100, "num_heads": LARGEST}
 DEFAULT_CHANNEL_MULT = {                            # image size -> width of each level over num_channels
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -161,8 +162,8 @@ def create_model(
         learn_sigma: predict variance channels as well (6 outputs instead of 3).
         class_cond, class_label: label embedding, and the label (0..999) to restore with.
         use_checkpoint: recompute activations in the backward pass; saves memory, costs time.
-        attention_resolutions: 16, "32,16,8" or a list: image sides at which attention stands, besides the middle; a
-            side that no level has is ignored.
+        attention_resolutions: 16, "32,16,8" or a list: image sides at which attention stands, besides the middle. A
+            side r stands for the level whose images are image_size // r times smaller, if there is one.
         num_heads, num_head_channels, num_heads_upsample: attention heads; -1 means "not set".
         use_scale_shift_norm: embedding scales and shifts the normalisation instead of being added.
         dropout: active in training only.
@@ -183,6 +184,8 @@ def create_model(
                             f"{', '.join(map(str, sorted(DEFAULT_CHANNEL_MULT)))}); set channel_mult")
         channel_mult = DEFAULT_CHANNEL_MULT[image_size]
     channel_mult = _numbers("channel_mult", channel_mult, float)
+    if not channel_mult:
+        raise UserError("model config: channel_mult names no level, expected numbers separated by commas")
     resolutions = _numbers("attention_resolutions", attention_resolutions, int)
     _check_options(options, channel_mult)
     model = UNetModel(
@@ -205,8 +208,8 @@ def _numbers(key: str, value: str | float | Sequence[float], kind: type) -> tupl
         numbers = tuple(kind(item) for item in items if str(item).strip())
     except ValueError:
         raise UserError(f"model config: {key} is {value!r}, expected numbers separated by commas") from None
-    if any(number <= 0 for number in numbers):
-        raise UserError(f"model config: {key} is {value!r}, expected positive numbers")
+    if not all(0 < number <= LARGEST for number in numbers):
+        raise UserError(f"model config: {key} is {value!r}, expected positive numbers of at most {LARGEST}")
     return numbers
 
 

@@ -96,3 +96,37 @@ def test_scores_without_memory_beside_the_sampling_are_computed_after_it(run, be
     assert (status, err.count("out of memory")) == (0, 0)
     assert refused == ["astronaut", "chelsea", "coffee"]
     assert all(name in out for name in refused)
+
+
+def test_an_image_without_memory_after_the_sampling_is_not_lost(run, beside, monkeypatch):
+    """Its second try fails, too: the batch after it is halved, and then it is saved."""
+    save, refused = RunDirectory.save, []
+
+    def hungry(*given):
+        if given[1] == "astronaut" and len(refused) < 2:
+            refused.append(given[1])
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        save(*given)
+
+    monkeypatch.setattr(RunDirectory, "save", hungry)
+    status, out, err = run("--batch_size", "2")
+    assert (status, len(refused)) == (0, 2)
+    assert "going on with batches of 1" in err
+    assert all(name in out for name in ("astronaut", "chelsea", "coffee"))
+
+
+def test_images_that_never_find_memory_are_told_of(run, beside, monkeypatch):
+    """Restored last, so that no smaller batch helps."""
+    save = RunDirectory.save
+
+    def hungry(*given):
+        if given[1] == "coffee":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        save(*given)
+
+    monkeypatch.setattr(RunDirectory, "save", hungry)
+    status, _, err = run("--batch_size", "2")
+    assert status == 2
+    assert "1 of the restored images could not be scored and saved: out of memory" in err and "Traceback" not in err
+    monkeypatch.setattr(RunDirectory, "save", save)
+    assert run("--batch_size", "2")[0] == 0

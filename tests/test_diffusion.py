@@ -43,9 +43,8 @@ def test_step_is_the_distribution_that_it_claims(sampler, kind):
         assert step.alpha_bar_prev == reverse.schedule.alphas_cumprod_prev[index]
         assert step.mean.shape == step.std.shape == step.eps.shape == step.x0_hat.shape == IMAGES
         assert (step.std == 0).all() if index == 0 else (step.std > 0).all()
-        torch.testing.assert_close(step.with_x0(step.x0_hat).mean, step.mean, atol=2e-5, rtol=1e-5)
-        moved = step.with_x0(step.x0_hat + 1)
-        torch.testing.assert_close(moved.mean - step.mean, torch.full(IMAGES, step.x0_coef), atol=2e-5, rtol=1e-5)
+        mean = step.x0_coef * step.x0_hat + step.x_t_coef * step.x_t
+        torch.testing.assert_close(mean, step.mean, atol=2e-5, rtol=1e-5)
         noise = randomness().randn_like(step.mean)
         assert torch.equal(step.sample(), step.mean + step.std * noise)
 
@@ -87,7 +86,7 @@ def test_mean_of_a_network_that_predicts_it():
     sampler = fixed(model_mean_type="previous_x", clip_denoised=False)
     step = sampler.step(linear_network, images(), 5, randomness())
     assert torch.equal(step.mean, linear_network(images(), None))
-    torch.testing.assert_close(step.with_x0(step.x0_hat).mean, step.mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(step.x0_coef * step.x0_hat + step.x_t_coef * step.x_t, step.mean, atol=1e-4, rtol=1e-4)
 
 
 def test_gradient_goes_through_the_clamp():
@@ -181,3 +180,10 @@ def test_respacing_forms(respacing, steps):
 def test_mistakes_in_a_diffusion_config(config, message):
     with pytest.raises(UserError, match=message):
         create_sampler(**config)
+
+
+@pytest.mark.parametrize("respacing, warned", [
+    ("1", True), ("ddim1", True), ("20,0,0,0", True), ("20,0", False), ("2", False), ("", False)])
+def test_a_start_among_nearly_clean_images_is_warned_of(respacing, warned, capsys):
+    create_sampler(timestep_respacing=respacing)
+    assert ("images are nearly clean" in capsys.readouterr().err) == warned

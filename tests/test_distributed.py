@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import DistNetworkError
 
 import sample_condition
 from tests.test_cli import arguments, prior, run, save_image, workplace
@@ -187,6 +188,24 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     assert device_of(1) == torch.device("cuda:1")
     with pytest.raises(UserError, match="2 GPUs.*--nproc_per_node=2"):
         device_of(2)
+
+
+def test_processes_that_cannot_meet_say_so(monkeypatch, capsys):
+    """Before there is a team: a line and status 2, no traceback."""
+    for pair in ("RANK=1", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_ADDR=localhost", "MASTER_PORT=9"):
+        monkeypatch.setenv(*pair.split("="))
+
+    def unreachable(url):
+        raise DistNetworkError("The client socket has timed out\nand more")
+
+    monkeypatch.setattr(torch.distributed, "rendezvous", unreachable)
+    assert sample_condition.main(["--list"]) == 2
+    assert "do not reach each other at localhost:9 (The client socket has timed out)" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert sample_condition.main(["--list"]) == 2
+    assert "--nproc_per_node=1" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):

@@ -183,8 +183,11 @@ def test_compile_option(run, monkeypatch):  # noqa: F811
         return model
 
     monkeypatch.setattr(torch, "compile", compile)
-    assert run("--limit", "1", "--compile")[0] == 0
-    assert len(asked) == 1
+    seen, compiled = [], sample_condition.compiled
+    monkeypatch.setattr(sample_condition, "compiled",
+                        lambda model, *given: seen.append(given) or compiled(model, *given))
+    assert run("--limit", "1", "--compile", "--batch_size", "8")[0] == 0
+    assert len(asked) == 1 and seen == [(1, 32, CPU)]       # for the batch that there is
     assert len(rows()) == 1
 
 
@@ -197,6 +200,15 @@ def test_tf32_is_for_convolutions_and_only_where_it_is_asked_for(run, monkeypatc
     assert not torch.backends.cuda.matmul.allow_tf32                    # operators multiply matrices in float32
     config = yaml.safe_load(Path("out/super_resolution/dpps/config.yaml").read_text())
     assert config["precision"] == (options[1] if options else "tf32")
+
+
+@pytest.mark.parametrize("options, dtype", [
+    ([], torch.float16), (["--precision", "fp32"], None), (["--precision", "bf16"], torch.bfloat16)])
+def test_use_fp16_of_the_model_config_gives_way_to_the_option(run, monkeypatch, options, dtype):  # noqa: F811
+    made, load = [], sample_condition.load_prior
+    monkeypatch.setattr(sample_condition, "load_prior", lambda *given: made.append(load(*given)) or made[0])
+    assert run(*options, "--limit", "1", "--set", "model.use_fp16=true")[0] == 0
+    assert made[0].autocast_dtype == dtype
 
 
 def test_half_precision_changes_the_gradient_little():

@@ -282,6 +282,15 @@ def test_frames_lie_evenly_on_a_path_about_its_mean_within_the_square():
         assert (steps.amax(1) / steps.median(1).values < 1.5).all()                     # shorter only round corners
 
 
+@pytest.mark.parametrize("name", ["00323", "00565", "00638", "01053"])
+def test_paths_that_touch_the_border_stay_within_it(name):
+    """Scaled to the radius, they exceeded it in the last digit."""
+    operator = get_operator("gopro_blur")
+    operator.prepare((1, 3, 32, 32), ImageRandomness(0, [name], purpose="operator"))
+    assert operator.shifts.abs().max() == operator.radius
+    assert operator(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
 def test_a_whole_step_moves_the_image():
     operator = gopro((1, 3, 16, 16), NAMES[:1], frames=1)
     x = 2 * torch.rand(1, 3, 16, 16, dtype=torch.float64) - 1

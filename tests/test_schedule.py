@@ -95,6 +95,8 @@ def test_timesteps_shown_to_the_network():
     assert t.dtype == torch.int64 and t.tolist() == [333, 333]
     t = Schedule.create("cosine", 500, "ddim10", rescale_timesteps=True).model_timestep(3, images)
     assert t.dtype == torch.float32 and t.tolist() == [300.0, 300.0]
+    t = Schedule.create("cosine", 500, rescale_timesteps=True).model_timestep(torch.tensor([499, 0]), images)
+    assert t.dtype == torch.float32 and t.tolist() == [998.0, 0.0]
 
 
 @pytest.mark.parametrize("counts", ["many", "10,x", "ddim", "ddim10,10", "-5", 0, "0", [], [-1, 5], "ddim0", "ddim-3"])

@@ -177,6 +177,14 @@ def test_biharmonic_keeps_observed_pixels_and_fills_a_gradient_exactly():
     torch.testing.assert_close(restore(measurement, "biharmonic"), ramp, atol=1e-6, rtol=0)
 
 
+def test_biharmonic_without_any_pixel_is_a_mistake():
+    operator = get_operator("inpainting", mask_opt={"mask_type": "random", "mask_prob_range": [1.0, 1.0]})
+    grey, randomness = torch.zeros(1, 3, 16, 16), ImageRandomness(0, ["a"])
+    measurement = Measurement.simulate(operator, get_noise("clean"), grey, randomness)
+    with pytest.raises(UserError, match="an image has none; lower mask_prob_range"):
+        restore(measurement, "biharmonic")
+
+
 def test_a_weight_of_zero_changes_nothing():
     _, measurement, _ = measure("sr")
     torch.testing.assert_close(restore(measurement, "total_variation", weight=0), restore(measurement, "lift"))

@@ -167,6 +167,9 @@ def test_tiles_from_the_command_line(run, workplace):
     assert "tile: 32" in Path("results/super_resolution/dpps/config.yaml").read_text()
     status, _, err = run(*options, "--tile", "48", "--save_dir", "b")
     assert status == 0, err
+    status, _, err = run(*options, "--tile", "32", "--set", "data.image_size=81", "--set",
+                         "measurement.operator={name: noise}", "--save_dir", "b")
+    assert status == 0, err                         # a size that the network cannot take, of windows that it can
     status, _, err = run(*options, "--tile", "33", "--save_dir", "c")
     assert status == 2 and "--tile 33" in err and "multiples of 2, such as 32" in err
     assert run(*options, "--tile", "big")[0] == 2

@@ -49,6 +49,19 @@ def train(tmp_path, photographs):
 PHASES = [dict(crop=8, batch_size=2, steps=3), dict(crop=16, batch_size=2, steps=3)]
 
 
+def test_loss_shows_the_network_what_the_sampler_shows_it():
+    seen, images = [], torch.zeros(3, 3, 4, 4)
+
+    def network(x_t, t):
+        seen.append(t.tolist())
+        return torch.zeros(3, 6, 4, 4)
+
+    for rescale in (False, True):
+        loss = HybridLoss(Schedule.create("linear", 500, rescale_timesteps=rescale), vlb_weight=1e-3)
+        loss(network, images, torch.tensor([0, 250, 499]), images)
+    assert seen == [[0, 250, 499], [0, 500, 998]]
+
+
 def test_loss_of_a_network_that_knows_the_noise():
     """With eps exact and v = -1 the variance is beta_tilde, so every KL term is zero and only step 0 costs bits."""
     schedule = Schedule.create("linear", 1000)

@@ -156,6 +156,8 @@ def test_attention_resolutions(resolutions, attention_blocks):
     (dict(channel_mult="1,x"), "channel_mult"),
     (dict(channel_mult="", image_size=100), "no default channel_mult"),
     (dict(channel_mult="-1,2"), "positive"),
+    *[(dict(channel_mult=mult), "positive numbers of at most") for mult in ("nan", "1,inf", "1,1e300")],
+    *[(dict(channel_mult=mult), "channel_mult names no level") for mult in (",", " ")],
     (dict(num_head_channels=48), "attention heads"),
     (dict(num_head_channels=-1, num_heads=5), "attention heads"),
     (dict(num_head_channels=0), "num_head_channels"),

@@ -12,8 +12,9 @@ from util.logger import get_logger
 
 MOST_SAMPLES = 10_000                               # posterior samples per image
 
-# Of the network; all else is float32. tf32 is float32, but for the products of convolutions on GPUs that have it.
+# Of the network; all else is float32. tf32 is float32, but for the products of all convolutions on GPUs that have it.
 PRECISIONS = {"tf32": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_PRECISION = "tf32"
 
 
 class Parser(argparse.ArgumentParser):

@@ -32,7 +32,7 @@ class Team:
         device: where this process computes; None for its free choice.
 
     Raises:
-        UserError: a machine has fewer GPUs than processes.
+        UserError: a machine has fewer GPUs than processes, or they do not reach each other.
     """
 
     def __init__(self):
@@ -57,10 +57,15 @@ class Team:
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(self.device)
-        store, self.rank, self.size = next(dist.rendezvous("env://"))
-        self.store = dist.PrefixStore("restoration", store)
-        dist.init_process_group("nccl" if on_gpu else "gloo", store=dist.PrefixStore("group", store), rank=self.rank,
-                                world_size=self.size)
+        try:
+            store, self.rank, self.size = next(dist.rendezvous("env://"))
+            self.store = dist.PrefixStore("restoration", store)
+            dist.init_process_group("nccl" if on_gpu else "gloo", store=dist.PrefixStore("group", store),
+                                    rank=self.rank, world_size=self.size)
+        except dist.DistError as error:
+            raise UserError("the processes of the run do not reach each other at "
+                            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); "
+                            "check torchrun's --nnodes and --rdzv_endpoint, and that no firewall is between") from None
 
     @property
     def leads(self) -> bool:

@@ -18,6 +18,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
+def free_memory() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class BatchSize:
     """A batch size that halves when memory runs out, for good, and says so.
 
@@ -52,7 +59,5 @@ class BatchSize:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        gc.collect()                                # the exception is gone, which held on to the batch's tensors
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()                               # the exception is gone, which held on to the batch's tensors
         return False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.dataloader import DATASETS
 from guided_diffusion.building import build_parts
-from util.command import PRECISIONS, Parser, natural, positive, run_command, run_program
+from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive, run_command, run_program
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
@@ -37,7 +37,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_dir", help="where results go; default ./results/tables/<name of the table>")
     add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
     add("--batch_size", type=positive, metavar="N", help="images restored together")
-    add("--precision", choices=PRECISIONS, default="tf32",
+    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
         help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
     add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
     add("--gpu", type=natural, metavar="N", help="index of the GPU")

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
+from util.command import DEFAULT_PRECISION
 from util.config import REPOSITORY, Config
 from util.errors import UserError
 from util.logger import get_logger
@@ -36,7 +37,7 @@ class Options:
     nproc: int = 1
     overwrite: bool = False
     weights_dir: str | None = None
-    precision: str = "tf32"
+    precision: str = DEFAULT_PRECISION
 
     def arguments(self) -> list[str]:
         """The options of `sample_condition.py`."""

@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 
 from guided_diffusion.building import build_task
 from util.command import (
+    DEFAULT_PRECISION,
     MOST_SAMPLES,
     PRECISIONS,
     Parser,
@@ -67,7 +68,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_dir", metavar="FOLDER", help="where the runs go; default ./results/tune/<name of the task file>")
     add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
     add("--batch_size", type=positive, metavar="N", help="images restored together")
-    add("--precision", choices=PRECISIONS, default="tf32",
+    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
         help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
     add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
     add("--gpu", type=natural, metavar="N", help="index of the GPU")

@@ -63,7 +63,8 @@ class GoproBlurOperator(Operator):
         times = np.linspace(0, travelled[-1], self.frames)
         points = np.stack([np.interp(times, travelled, axis) for axis in path.T], axis=1)
         points -= points.mean(axis=0)
-        return points * min(1, self.radius / max(np.abs(points).max(), 1e-12))
+        points *= min(1, self.radius / max(np.abs(points).max(), 1e-12))
+        return points.clip(-self.radius, self.radius)           # the product may exceed it in its last digit
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""

@@ -111,6 +111,9 @@ class Observed(Source):
         try:
             if not operator.pictures and not all(map(self._is_array, batch.names)):
                 raise UserError(f"operator '{operator.name}' measures no pictures; give its measurements as .npy files")
+            if y.dim() < 3:
+                raise UserError(f"the measurement is {'x'.join(map(str, y.shape[1:]))}, expected two axes or more, "
+                                "such as (H, W) or (C, H, W)")
             if y.dim() == 3 and operator.image_size_of((1, *y.shape[1:])) is not None:
                 y = y[:, None]                                          # grey: (B, H, W) -> (B, 1, H, W)
             size = operator.image_size_of(y.shape[1:]) or (self.usual_size, self.usual_size)

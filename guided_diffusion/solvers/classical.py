@@ -242,6 +242,9 @@ class Biharmonic(ClassicalRestorer):
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         missing = measurement.operator.mask.cpu().numpy()[:, 0] == 0                                    # (B, H, W)
+        if missing.all(axis=(1, 2)).any():
+            raise UserError(f"conditioning method '{self.name}' fills in from the pixels that are there, and an image "
+                            "has none; lower mask_prob_range, or use lift")
         images = to_arrays(measurement.lift())
         return [self.complete(image, holes) for image, holes in zip(images, missing, strict=True)]
 
