@@ -1,6 +1,7 @@
 """The discrete variance-preserving process: betas, respacing as an index map, float64 coefficients."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ from util.errors import UserError, did_you_mean
 
 NOISE_SCHEDULES = ("linear", "cosine")
 MOST_STEPS = 10 ** 6
+LEADING_ZERO = re.compile(r"\s*0\d")                 # of the second section of "1,000", which is no thousand
 
 
 def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
@@ -78,7 +80,7 @@ def _parse_counts(counts: int | str | Sequence[int], request: object, at_most: i
     """Read `at_most` or fewer section counts; UserError if they are no numbers, negative, or keep no step at all."""
     items = counts.split(",") if isinstance(counts, str) else [counts] if isinstance(counts, int) else counts
     try:
-        numbers = [int(item) for item in items]
+        numbers = [] if any(LEADING_ZERO.match(str(item)) for item in items) else [int(item) for item in items]
     except ValueError:
         numbers = []
     if not 1 <= len(numbers) <= at_most or min(numbers) < 0 or sum(numbers) < 1:

@@ -32,7 +32,7 @@ from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.signals import undivided
-from util.user_path import user_path
+from util.user_path import output_folder
 
 logger = get_logger()
 
@@ -85,9 +85,15 @@ class Trainer:
                 self._train_step(model, x0, bar)
                 if self.step % self.config.save_every == 0:
                     self.save()
+        except UserError:                           # of a gradient that is not finite: what was saved before is sound
+            raise
+        except BaseException:
+            self.save()
+            raise
+        else:
+            self.save()
         finally:
             bar.close()
-            self.save()
 
     def _draw(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps (B,) and noise like x0 of this process's crops: its share of what one process draws for all."""
@@ -116,7 +122,8 @@ class Trainer:
             distributed.all_reduce(means)
         norm, *losses = means.tolist()
         if not math.isfinite(norm):
-            raise UserError(f"the gradient is {norm} at step {self.step}; lower learning_rate or use fp32")
+            raise UserError(f"the gradient is {norm} at step {self.step}; lower learning_rate or set precision: fp32, "
+                            "and the same command continues from the last save")
         # a young average forgets faster: decay (1 + n) / (10 + n) until that reaches ema_decay
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         with undivided(), torch.no_grad():
@@ -227,7 +234,7 @@ def train(args: argparse.Namespace) -> int:
         if world > 1:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         config, phases = TrainConfig.read(args.config)
-        trainer = Trainer(config, phases, args.data, user_path(args.out), device, rank, world)
+        trainer = Trainer(config, phases, args.data, output_folder(args.out), device, rank, world)
         started, first = time.perf_counter(), trainer.step
         trainer.run()
     except KeyboardInterrupt:

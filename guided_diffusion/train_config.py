@@ -91,8 +91,9 @@ class TrainConfig:
 
 
 def resumable(config: TrainConfig) -> dict:
-    """The settings that must not change when a run is resumed: all but how long it lasts and how it is fed."""
-    free = ("phases", "save_every", "workers", "cache")
+    """The settings that must not change when a run is resumed: all but how long it lasts, how it is fed, and what is
+    changed where it diverges."""
+    free = ("phases", "save_every", "workers", "cache", "learning_rate", "precision")
     return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items() if key not in free}
 
 

@@ -31,7 +31,7 @@ from util.logger import get_logger
 from util.registry import check_arguments
 from util.seeding import ImageRandomness
 from util.statistics import Summary, describe
-from util.user_path import user_path
+from util.user_path import output_folder
 
 SIGMAS = (0.05, 0.1, 0.2, 0.5)                      # of the noise, on images in [-1, 1]
 BINS = 10                                           # of the timesteps, besides t = 0
@@ -270,7 +270,7 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Sch
 
 def validate(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
-    device = choose_device(args.gpu)
+    device, folder = choose_device(args.gpu), output_folder(args.out)
     model, schedule, path = load(args, device)
     data = get_dataset("skimage") if args.data == "skimage" else get_dataset("folder", root=args.data)
     others = (get_dataset("skimage", images=REFERENCE_PHOTOGRAPHS) if args.reference_data is None
@@ -281,7 +281,7 @@ def validate(args: argparse.Namespace) -> int:
     table = denoising(prior, crops, reference, args.seed)
     remark = (f"{Path(path).name} on {len(crops.names)} centre crops of {args.crop} x {args.crop} pixels, seed "
               f"{args.seed}; 95 % intervals over images")
-    text, folder = markdown(levels, table, remark), user_path(args.out)
+    text = markdown(levels, table, remark)
     result = {"checkpoint": str(path), "images": list(crops.names), "crop": args.crop, "seed": args.seed,
               "draws": args.draws, "loss": [asdict(level) for level in levels], "denoising_psnr": table}
     write_atomically(folder / "validation.md", text.encode())

@@ -5,6 +5,7 @@ import math
 import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,7 +269,14 @@ def test_the_cost_of_keeping_an_image_is_divided_among_what_it_is_for(monkeypatc
     (["--image_size", "100"], "multiples of 8"),
     (["--model_config", "configs/no_config.yaml"], "no_config"),
     (["--bach_sizes", "1"], "did you mean '--batch_sizes'"),
+    (["--out", "/proc/self/x.json"], "--out /proc/self cannot be written to"),
+    (["--out", "mine.yaml"], "mine.yaml is there already and holds no benchmark"),
+    (["--weights_dir", "nowhere"], "'nowhere' not found"),
 ])
-def test_mistakes(argv, message, capsys):
+def test_mistakes(argv, message, capsys, tmp_path, monkeypatch):
+    """Found before anything is measured."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("a: 1")
+    monkeypatch.setattr(benchmark, "matmul_peak", lambda *_: pytest.fail("measured"))
     assert benchmark.main(argv) == 2
     assert message in capsys.readouterr().err

@@ -160,6 +160,23 @@ def test_results_of_other_settings_are_not_shown_as_ours(run, tree, in_process):
     assert run("--limit", "1", "--methods", "free", "--overwrite")[0] == 0
 
 
+def test_figures_of_another_precision_or_checkpoint_are_not_shown_as_these(run, prior, tree, in_process, tmp_path):
+    tree["model_config"] = str(tmp_path / "model.yaml")
+    weights = torch.load(prior / "tiny.pt", weights_only=True)
+    torch.save(weights, tmp_path / "mine.pt")
+    Path(tree["model_config"]).write_text(yaml.safe_dump({**MODEL, "model_path": str(tmp_path / "mine.pt")}))
+    only = ("--limit", "1", "--methods", "free")
+    assert run(*only)[0] == 0
+    assert "1 of them finished before" in run(*only)[1]
+    status, _, err = run(*only, "--precision", "bf16")
+    assert status == 1 and "precision (tf32 there, bf16 now)" in err
+    torch.save({name: value + 1 for name, value in weights.items()}, tmp_path / "mine.pt")
+    status, _, err = run(*only)
+    assert status == 1 and "checkpoint" in err
+    (tmp_path / "mine.pt").unlink()
+    assert "1 of them finished before" in run(*only)[1]                     # results outlive their checkpoint
+
+
 def test_an_interrupted_table_continues(run, in_process, monkeypatch):
     working, started = table_run.launch, []
 
@@ -337,6 +354,7 @@ def test_every_metric_is_a_column_that_runs_write(tree, run, in_process):
     (["paper", 0, "rows", "dps", "values"], [1.0], ["1 entries, expected 2"]),
     (["paper", 0, "rows", "dps", "values"], ["a", 1.0], ["values is ['a', 1.0]"]),
     (["paper", 0, "source"], None, ["paper[0]", "source is None"]),
+    (["methods"], {}, ["paper[0]"]),
 ])
 def test_mistakes_in_a_table_are_named(run, tree, in_process, keys, value, words):
     node = tree
@@ -374,6 +392,18 @@ def test_mistakes_on_the_command_line_end_with_status_2(run, in_process, options
     assert status == 2 and len(errors) == 1, out + err
     for word in words:
         assert word in errors[0]
+
+
+def test_a_table_of_nothing_is_a_mistake(run, tree):
+    tree["methods"], tree["paper"] = {"other": {"title": "Other"}}, []
+    status, _, err = run("--dry_run")
+    assert status == 2 and "nothing to show" in err
+
+
+def test_a_table_of_the_papers_figures_alone(run, tree):
+    del tree["methods"]["dps"], tree["methods"]["free"], tree["paper"][0]["rows"]["dps"]
+    assert run("--dry_run")[0] == run()[0] == 0
+    assert "| SR   | Other  |   1.5 |  paper only |" in Path("results/tables/tiny/table.md").read_text()
 
 
 def test_a_table_that_is_not_there():

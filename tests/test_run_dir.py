@@ -246,7 +246,7 @@ def test_impossible_folders_are_found_at_once(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("util.img_utils.open", refuse, raising=False)
-    with pytest.raises(UserError, match="cannot write .*Permission denied.*--save_dir"):
+    with pytest.raises(UserError, match="cannot write .*Permission denied; choose another place"):
         open_run(tmp_path / "locked")
 
 

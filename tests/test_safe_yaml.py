@@ -1,5 +1,6 @@
 """YAML that is written is read as the same values, whatever characters are in them; odd YAML ends in a sentence."""
 
+import math
 import os
 
 import pytest
@@ -74,3 +75,12 @@ def test_odd_yaml_is_a_sentence(text):
 
 def test_dates_are_texts():
     assert parse_yaml("{root: 2024-01-01, to: 2024-13-45}") == {"root": "2024-01-01", "to": "2024-13-45"}
+
+
+def test_numbers_are_decimal():
+    """What YAML 1.1 takes for base 8 and 60 is a text, which no parameter takes for a number."""
+    assert parse_yaml("[061, 010, 10:20, 1:20.5, +0o7]") == ["061", "010", "10:20", "1:20.5", "+0o7"]
+    assert parse_yaml("[0, -61, 1_000, 0x1F, 0b11, +5]") == [0, -61, 1000, 31, 3, 5]
+    assert parse_yaml("[1e-3, 1.5, .5, -0.25, 1., 2.5e3, -.inf, 5e-4, 06.5]") == [
+        0.001, 1.5, 0.5, -0.25, 1.0, 2500.0, -math.inf, 0.0005, 6.5]
+    assert all(parse_yaml(dump_yaml([text])) == [text] for text in ("061", "10:20", "1e3", "0x1F", "5"))

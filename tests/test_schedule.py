@@ -99,7 +99,8 @@ def test_timesteps_shown_to_the_network():
     assert t.dtype == torch.float32 and t.tolist() == [998.0, 0.0]
 
 
-@pytest.mark.parametrize("counts", ["many", "10,x", "ddim", "ddim10,10", "-5", 0, "0", [], [-1, 5], "ddim0", "ddim-3"])
+@pytest.mark.parametrize("counts", [
+    "many", "10,x", "ddim", "ddim10,10", "1,000", "-5", 0, "0", [], [-1, 5], "ddim0", "ddim-3"])
 def test_unreadable_requests(counts):
     with pytest.raises(UserError, match="timestep_respacing"):
         space_timesteps(1000, counts)

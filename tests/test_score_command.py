@@ -111,6 +111,11 @@ def test_two_folders_are_scored_pair_by_pair(folders, tmp_path, capsys, tiny_inc
     assert "4 against 4 images" in out
 
 
+def test_equal_images_are_told_of(folders, capsys, tiny_inception):
+    assert main([str(folders[0]), str(folders[0]), "--metrics", "psnr"]) == 0
+    assert "4 of 4 pairs are equal: their PSNR is infinite" in capsys.readouterr().err
+
+
 def test_nothing_is_written_beside_folders_of_images(folders, tmp_path, tiny_inception):
     before = sorted(tmp_path.rglob("*"))
     assert main([*map(str, folders)]) == 0

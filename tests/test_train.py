@@ -175,9 +175,24 @@ def test_resuming_with_another_network_is_refused(tmp_path, train, capsys):
 
 def test_resuming_with_other_settings_is_refused(tmp_path, train, capsys):
     assert train(tmp_path / "out", PHASES[:1]) == 0
-    assert train(tmp_path / "out", PHASES, learning_rate=5e-4) == 2
-    assert "learning_rate: 0.001 -> 0.0005" in capsys.readouterr().err
+    assert train(tmp_path / "out", PHASES, ema_decay=0.5) == 2
+    assert "ema_decay: 0.9 -> 0.5" in capsys.readouterr().err
     assert train(tmp_path / "out", PHASES) == 0                             # but a run may be prolonged
+
+
+def test_a_run_that_diverges_goes_on_from_its_last_save_at_a_lower_rate(tmp_path, train, capsys):
+    assert train(tmp_path / "out", PHASES[:1]) == 0
+    state = (tmp_path / "out" / "state.pt").read_bytes()
+    assert train(tmp_path / "out", PHASES, learning_rate=1e30, save_every=100) == 2
+    assert "lower learning_rate" in (err := capsys.readouterr().err) and "Traceback" not in err
+    assert (tmp_path / "out" / "state.pt").read_bytes() == state
+    assert train(tmp_path / "out", PHASES, learning_rate=5e-4) == 0
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_training(tmp_path, train, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert train(tmp_path / "file", PHASES) == 2
+    assert "file cannot be written to" in (err := capsys.readouterr().err) and "step/s" not in err
 
 
 @pytest.mark.parametrize("length", [0, -20, None])                       # empty, torn, another checkpoint

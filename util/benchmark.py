@@ -26,6 +26,8 @@ from util.console import environment
 from util.errors import UserError
 from util.logger import get_logger
 from util.registry import check_arguments
+from util.user_path import output_file
+from util.weights import WeightStore
 
 SETTINGS = ("official-like", "fast")
 CANDIDATE_TASKS = ("super_resolution", "inpainting", "gaussian_blur", "motion_blur")
@@ -125,8 +127,18 @@ def further_cases(args: argparse.Namespace, setting: Setting, size: int) -> tupl
             [Case(setting, "dpps", task, size, 1) for task in CANDIDATE_TASKS])
 
 
+def place_for(file: str) -> Path:
+    """Where --out goes; UserError where it cannot be written, or is there and is no benchmark's."""
+    out = output_file(file, "benchmark.json")
+    if out.exists() and b'"matmul_peak_flops"' not in out.read_bytes():
+        raise UserError(f"--out {file} is there already and holds no benchmark; choose another name")
+    return out
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, show and save what the command line asks for; return the exit status."""
+    out = place_for(args.out)
+    WeightStore(args.weights_dir)                   # complains about a folder that is not there
     device = choose_device(args.gpu)
     model, trained = load_network(args.model_config, device)
     size = args.image_size or model.image_size
@@ -160,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
         time.process_time if args.processor_time else time.perf_counter)
     if keeping:
         report.show_keeping(keeping, [r for r in results if r.case in cases])
-    write_json(Path(args.out), report, results, keeping)
+    write_json(out, report, results, keeping)
     logger.info(f"\nall figures in {args.out}")
     return 0
 

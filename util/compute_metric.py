@@ -222,6 +222,9 @@ def score(args: Namespace) -> int:
     summary = {"restored": args.restored, "labels": args.labels or "label", "source": source,
                **comparison.summary(args.metrics)}
     log_summary(summary)
+    if equal := sum(math.isinf(scores.psnr) for *_, scores in comparison.rows):
+        get_logger().warning(f"{equal} of {len(comparison.rows)} pairs are equal: their PSNR is infinite, and no part "
+                             "of its mean")
     folder = args.save_dir or (args.restored if args.labels is None else None)
     if folder:
         _save(user_path(folder), comparison, summary)

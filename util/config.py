@@ -4,6 +4,7 @@ Only the structure is checked here; the parameters of a named thing (operator, n
 sampler) are checked against its signature when it is built.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,7 +146,7 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
     origins = {key: f"{files[key[0]]}: {'.'.join(key[1:])}" if key[0] in files else f"{task_config}: {'.'.join(key)}"
                for key in leaves(tree)}
     if data is not None:
-        tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": data}
+        tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": os.path.normpath(data)}
         _mark(origins, ("data",), tree["data"], "--data")
     if measurement is not None:
         tree["measurement"] = measurement

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from util.config import SECTIONS
 from util.errors import UserError, did_you_mean
+from util.image_pairs import MEAN
 from util.safe_yaml import parse_yaml
 from util.statistics import Summary, describe
 from util.table_run import Job
 
 TUNABLE = ("conditioning", "measurement")           # sections of the task file
-MEAN = "mean"                                       # in the column "sample" of metrics.csv: the mean of the samples
 COLUMNS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg", "chi_square": "chi_square"}
 TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (vgg)", "chi_square": "chi-square"}
 FORMATS = {"psnr": ".2f", "ssim": ".3f", "lpips": ".3f", "chi_square": ".3f"}
@@ -84,8 +84,8 @@ def read_grid(options: Sequence[str]) -> dict[str, list[object]]:
 def _check_key(key: str, option: str) -> None:
     section, _, rest = key.partition(".")
     if section not in TUNABLE or not rest:
-        raise UserError(f"--grid {option}: '{key}' is no value of a task file; expected a path such as "
-                        f"conditioning.params.scale; {did_you_mean(section, TUNABLE)}")
+        raise UserError(f"--grid {option}: '{key}' cannot be tuned; expected a path such as conditioning.params.scale; "
+                        f"{did_you_mean(section, TUNABLE)}")
     first = rest.partition(".")[0]
     if first not in SECTIONS[(section,)]:
         raise UserError(f"--grid {option}: unknown key '{first}'; {did_you_mean(first, SECTIONS[(section,)])}")

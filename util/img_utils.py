@@ -69,7 +69,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         reason = error.strerror or error
-        raise StorageError(f"cannot write {path}: {reason}; choose another folder with --save_dir") from None
+        raise StorageError(f"cannot write {path}: {reason}; choose another place") from None
 
 
 def save_image(path: Path, x: Tensor, alpha: Tensor | None = None) -> None:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from util.compute_metric import Metrics, Scores
-from util.image_pairs import is_file_name
+from util.image_pairs import MEAN, is_file_name
 from util.img_utils import to_unit
 from util.statistics import Summary, describe
 
-MEAN = "mean"
 OK = "ok"
 Trajectory = Sequence[tuple[int, float]]            # (step index, measurement distance)
 NO_SCORES = Scores(math.nan, math.nan, math.nan)

@@ -205,6 +205,8 @@ def load_table(path: str | Path) -> PaperTable:
     runs = {(task, method): _run(spec, task, tasks[task], method, methods[method], str(path))
             for task in tasks for method in methods
             if methods[method].method and task in (methods[method].tasks or tasks)}
+    if not runs and not figures:
+        raise UserError(f"{path}: nothing to show: no entry of methods has a `method` to run, and paper has no figures")
     cells = [Cell(metric, task, method, figures.get((metric, task, methods[method].compare_with or method)),
                   runs.get((task, method)))
              for metric in spec.metrics for task in tasks for method in methods]

@@ -14,9 +14,9 @@ from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.report_data import find_runs
 from util.report_figures import Pictures
-from util.report_files import PAGE
+from util.report_files import PAGE, is_report
 from util.report_page import View, page
-from util.user_path import user_path
+from util.user_path import output_file, user_path
 
 logger = get_logger()
 
@@ -46,9 +46,9 @@ def _crop(text: str) -> tuple[int, int, int]:
 def write_report(args: argparse.Namespace) -> int:
     """Write the page; exit status 1 if pictures could not be read."""
     runs = find_runs(args.results)
-    out = user_path(args.out) if args.out is not None else user_path(args.results) / PAGE
-    if out.is_dir():
-        raise UserError(f"--out {args.out} is a folder, expected a file such as {out / PAGE}")
+    out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results) / PAGE
+    if out.exists() and not is_report(out):
+        raise UserError(f"{out} is there already and is no report; choose another file with --out")
     pictures = Pictures(out)
     write_atomically(out, page(args.title, runs, pictures, View(args.images, args.crop)).encode())
     tasks = len({run.task for run in runs})

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from util.config import read_yaml
+from util.config import leaves, read_yaml
 from util.errors import UserError
-from util.image_pairs import is_file_name
+from util.image_pairs import MEAN, is_file_name
 from util.logger import get_logger
 from util.user_path import user_path
 
-MEAN = "mean"                                       # the sample that is the mean of an image's posterior samples
 OK = ("", "ok")                                     # states of a row that needs no remark
 BAND = (10, 90)                                     # percentiles between which a trajectory's band lies
 
@@ -162,12 +161,9 @@ def read_curve(run: Run, images: Sequence[str]) -> Curve | None:
     return Curve(*map(np.array, (steps, mean, low, high)))
 
 
-def flatten(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+def flatten(tree: dict[str, object]) -> dict[str, object]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
+    return {".".join(key): value for key, value in leaves(tree).items()}
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:

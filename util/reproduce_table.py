@@ -75,7 +75,7 @@ def title(table: PaperTable, run: Run) -> str:
     return f"{table.tasks[run.task].title}, {table.methods[run.method].title}"
 
 
-def dry_run(table: PaperTable, jobs: Sequence[Job]) -> None:
+def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> None:
     """List what would be run: images, network evaluations, and the time of each run from a measured step."""
     logger.info(f"{table.spec.title}\n\n{'run':44}  {'images':>7}  {'evaluations':>11}  {'time':>12}")
     measured: dict[tuple[object, ...], float | UserError] = {}
@@ -90,8 +90,8 @@ def dry_run(table: PaperTable, jobs: Sequence[Job]) -> None:
             said.add(job.error)
         time_left = "unknown" if job.failed else duration(times[-1])
         logger.info(f"{title(table, job.run)[:44]:44}  {images_left(job):7}  {evaluations(job):11}  {time_left:>12}")
-    unknown, nproc = len(jobs) - len(times), jobs[0].options.nproc
-    total = " and ".join([duration(sum(times))] * bool(times)
+    unknown = len(jobs) - len(times)
+    total = " and ".join([duration(sum(times))] * (bool(times) or not unknown)
                          + [f"{count(unknown, 'run')} of unknown time"] * (unknown > 0))
     logger.info(f"\n{count(len(jobs), 'run')}, {sum(map(evaluations, jobs))} network evaluations, "
                 f"{total} on this machine with {nproc} process{'es' * (nproc > 1)}; nothing was run")
@@ -124,7 +124,7 @@ def reproduce(args: argparse.Namespace) -> int:
     folder = user_path(args.save_dir or f"./results/tables/{table.name}")
     jobs = plan(table, args, folder)
     if args.dry_run:
-        dry_run(table, jobs)
+        dry_run(table, jobs, args.nproc)
         return 1 if any(job.error for job in jobs) else 0
     started = time.perf_counter()
     try:

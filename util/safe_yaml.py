@@ -8,12 +8,15 @@ import yaml
 MOST_VALUES = 100_000                               # in a file, aliases written out, or as many hundred characters
 MOST_LEVELS = 50
 UNFINISHED = -1, -1
-FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")      # YAML 1.2's 1e-3, too
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$")      # neither 010 for 8 nor 1:20 for 80
+FLOAT = re.compile(r"[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|"
+                   r"\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$")       # YAML 1.2's 1e-3, too
+OURS = {"tag:yaml.org,2002:int": INTEGER, "tag:yaml.org,2002:float": FLOAT}
 
 
 class ConfigLoader(yaml.SafeLoader):
-    """Plain YAML of texts, numbers, lists and mappings: no key twice, no dates (2024-01-01 is a text), numbers such as
-    1e-3, and the one Python tag in DPS's files (`!!python/tuple`).
+    """Plain YAML of texts, numbers, lists and mappings: no key twice, neither dates nor numbers to the base of 8 or 60
+    (2024-01-01, 010 and 1:20 are texts), numbers such as 1e-3, and `!!python/tuple`, the one Python tag in DPS's files.
 
     A text that is huge once its aliases are written out, or is nested too deeply, is a YAMLError.
     """
@@ -77,7 +80,7 @@ ConfigLoader.add_constructor("tag:yaml.org,2002:python/tuple",
 for _tag in (None, *(f"tag:yaml.org,2002:{name}" for name in ("binary", "omap", "pairs", "set", "timestamp"))):
     ConfigLoader.add_constructor(_tag, _construct_unknown)
 ConfigLoader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, OURS.get(tag, form)) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
 
@@ -90,7 +93,6 @@ def _represent_text(dumper: ConfigDumper, text: str) -> yaml.ScalarNode:
 
 
 ConfigDumper.add_representer(str, _represent_text)
-ConfigLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 ConfigDumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 

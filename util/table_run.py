@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
+from util.checkpoint import fingerprint
 from util.command import DEFAULT_PRECISION
-from util.config import REPOSITORY, Config
+from util.config import REPOSITORY, Config, find_file
 from util.errors import UserError
 from util.logger import get_logger
 from util.paper_table import Run
@@ -119,12 +120,21 @@ class Job:
     def _same_settings(self) -> bool:
         try:
             found = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
-            return all(found[key] == value for key, value in self._settings().items())
+            return all(found[key] == value for key, value in self._settings().items()) and self._same_prior(found)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def _settings(self) -> dict[str, object]:
-        return {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples}
+        return {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples,
+                "precision": self.options.precision}
+
+    def _same_prior(self, found: dict[str, object]) -> bool:
+        """Whether the checkpoint is still the one of the run that `found` describes; results may outlive it."""
+        try:
+            return "checkpoint" not in found or found["checkpoint"] == fingerprint(
+                find_file(self.config.model["model_path"], "checkpoint"))
+        except UserError:
+            return True
 
     def command(self) -> list[str]:
         """The command line, as a user would type it."""

@@ -11,7 +11,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from guided_diffusion.building import build_task
 from util.command import (
@@ -34,7 +33,7 @@ from util.logger import get_logger
 from util.paper_table import Run
 from util.safe_yaml import parse_yaml
 from util.table_run import Job, Options, count, duration, execute
-from util.user_path import user_path
+from util.user_path import output_file, user_path
 from util.weights import WeightStore
 from util.yaml_text import set_values
 
@@ -79,16 +78,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def place_for(file: str, overwrite: bool) -> Path:
     """Where --out goes; UserError where it cannot be written, or is there and must not be replaced."""
-    out = user_path(file)
-    try:
-        if out.is_dir():
-            raise UserError(f"--out '{file}' is a folder, expected a file such as tuned.yaml")
-        if out.exists() and not overwrite:
-            raise UserError(f"--out {file} is there already; choose another name, or replace it with --overwrite")
-        with TemporaryFile(dir=next(folder for folder in out.absolute().parents if folder.exists())):
-            return out
-    except OSError as error:
-        raise UserError(f"--out {file} cannot be written: {error.strerror or error}") from None
+    out = output_file(file, "tuned.yaml")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out {file} is there already; choose another name, or replace it with --overwrite")
+    return out
 
 
 def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[Job]:
