@@ -4,7 +4,6 @@ Only the structure is checked here; the parameters of a named thing (operator, n
 sampler) are checked against its signature when it is built.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,7 +145,8 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
     origins = {key: f"{files[key[0]]}: {'.'.join(key[1:])}" if key[0] in files else f"{task_config}: {'.'.join(key)}"
                for key in leaves(tree)}
     if data is not None:
-        tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": os.path.normpath(data)}
+        root = str(Path(data)) if data else data    # without a slash at its end
+        tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": root}
         _mark(origins, ("data",), tree["data"], "--data")
     if measurement is not None:
         tree["measurement"] = measurement
