@@ -12,7 +12,6 @@ import yaml
 from PIL import Image
 
 import sample_condition
-from guided_diffusion.schedule import space_timesteps
 from guided_diffusion.unet import create_model
 from util import reproduce_table, table_report, table_run
 from util.errors import UserError
@@ -207,6 +206,15 @@ def test_a_dry_run_lists_cost_and_time_and_runs_nothing(run, in_process):
     assert "1 run, 2 network evaluations" in out                        # two of the three images are there
 
 
+def test_a_method_without_a_network_takes_one_step(run, tree, in_process):
+    tree["methods"] = {"lift": {"title": "Lift", "method": "lift", "params": {}, "tasks": ["sr"]}}
+    del tree["paper"]
+    out = run("--limit", "3", "--dry_run")[1]
+    assert "1 run, 3 network evaluations" in out
+    assert run("--limit", "1")[0] == 0
+    assert "1 step, 1 image" in Path("results/tables/tiny/table.md").read_text()
+
+
 def test_a_dry_run_without_the_checkpoint_says_so(run, tree, in_process):
     status, out, err = run("--dry_run", "--limit", "1", "--set", "model.model_path=models/none.pt")
     assert status == 1 and "models/none.pt not found" in err and "unknown" in out
@@ -297,13 +305,7 @@ def test_a_process_is_read_line_by_line_and_interrupted_with_us(tmp_path):
 def job_of(options: Options, **diffusion) -> Job:
     run = Run("sr", "dps", "configs/demo_model_config.yaml", "configs/diffusion_config.yaml",
               "configs/demo_task_config.yaml", tuple(f"diffusion.{k}={json.dumps(v)}" for k, v in diffusion.items()))
-    return Job(run, run.load("skimage"), ["a", "b"], Path("place"), options)
-
-
-@pytest.mark.parametrize("respacing", [1000, 250, "100", "ddim50", "10,15,20", [5, 6], "", None])
-def test_steps_are_counted_as_the_sampler_counts_them(respacing):
-    job = job_of(Options(None, 0, None, 1), timestep_respacing=respacing)
-    assert job.steps == len(space_timesteps(1000, respacing))
+    return Job(run, run.load("skimage"), ["a", "b"], Path("place"), options, 1)
 
 
 def test_torchrun_inside_where_asked_for():
@@ -332,7 +334,7 @@ def test_every_metric_is_a_column_that_runs_write(tree, run, in_process):
     assert {metric.column for metric in METRICS.values()} - {None} <= columns
     table = load_table("tiny.yaml")
     assert [entry.score.remark for entry in evaluate(table, [
-        Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1))
+        Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1), 1)
     ])] == ["no image is finished"] * 2
 
 

@@ -62,11 +62,12 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
     for run in table.runs:
         config = run.load(options.data)
         try:
-            build_parts(config, run.overrides)
+            sampler, _, method = build_parts(config, run.overrides)
         except UserError as error:
             raise UserError(f"{title(table, run)}: {error}") from None
         images = DATASETS.build(config.data.name, **config.data.params)
-        jobs.append(Job(run, config, images.names[:options.limit], folder / run.task / run.method, options))
+        jobs.append(Job(run, config, images.names[:options.limit], folder / run.task / run.method, options,
+                        method.num_steps(sampler)))
     return jobs
 
 

@@ -19,7 +19,7 @@ from util.img_utils import load_image
 from util.paper_table import METRICS, Cell, PaperTable
 from util.perceptual import frechet_distance
 from util.statistics import bootstrap_interval
-from util.table_run import Job
+from util.table_run import Job, count
 from util.weights import INCEPTION, MissingWeightsError, WeightStore
 
 EXCLUDED = " *"                                     # behind a difference whose interval excludes the paper's figure
@@ -216,8 +216,8 @@ def _settings(table: PaperTable, job: Job) -> str:
     status = f"; FAILED: {job.error}" if job.failed else f"; {job.error}" if job.error else ""
     return (f"{_title(table, job.run.task, job.run.method)}: {job.run.task_config}, "
             f"{config.conditioning.name} {_plain(config.conditioning.params)}, "
-            f"noise {config.noise.name} {_plain(config.noise.params)}, {job.steps} steps, "
-            f"{len([] if job.failed else job.rows())} images{status}")
+            f"noise {config.noise.name} {_plain(config.noise.params)}, {count(job.steps, 'step')}, "
+            f"{count(len([] if job.failed else job.rows()), 'image')}{status}")
 
 
 def _plain(params: dict) -> str:

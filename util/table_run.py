@@ -57,6 +57,7 @@ class Job:
         run, config: what is run.
         names: the images, in order.
         save_dir: the run's own --save_dir.
+        steps: of one sample of one image, each one evaluation of the network if the method has one.
         error: in one line why the run failed, or why images are missing from it.
         failed: whether there are no results to show for that reason.
         warnings: what the run said besides.
@@ -67,6 +68,7 @@ class Job:
     names: Sequence[str]
     save_dir: Path
     options: Options
+    steps: int
     error: str = ""
     failed: bool = False
     warnings: list[str] = field(default_factory=list)
@@ -75,15 +77,6 @@ class Job:
     def path(self) -> Path:
         """The folder with metrics.csv, recon/ and label/."""
         return self.save_dir / self.config.operator.name / self.config.conditioning.name
-
-    @property
-    def steps(self) -> int:
-        """Reverse steps, each one evaluation of the network, of one sample of one image."""
-        kept = self.config.diffusion.get("timestep_respacing")
-        if kept is None or kept == "":
-            return int(self.config.diffusion.get("steps", 0))
-        sections = re.findall(r"\d+", str(kept))
-        return sum(map(int, sections))
 
     def all_rows(self) -> list[dict[str, str]]:
         """The lines of metrics.csv of this run's images, in the file's order: their samples and the samples' means."""
@@ -188,8 +181,6 @@ def _reason(status: int, lines: Sequence[str]) -> str:
 def seconds_per_evaluation(job: Job) -> float:
     """Time on this machine of one step of `job` for one image: network, gradient and method, after a first batch.
 
-    A method without a network has its time divided by the steps that the job is taken to have.
-
     Raises:
         UserError: the run ends with an error, which is the message.
     """
@@ -199,7 +190,7 @@ def seconds_per_evaluation(job: Job) -> float:
         command = [sys.executable, str(REPOSITORY / "sample_condition.py"), *job.run.options(), *options.arguments(),
                    "--set", "diffusion.timestep_respacing=2", "--save_dir", folder]
         status, lines = launch(command)
-        trial = Job(job.run, job.config, job.names, Path(folder), options)
+        trial = replace(job, save_dir=Path(folder), options=options)
         rows = trial.rows() if status in (0, 1) else []
     if not rows:
         raise UserError(_reason(status, lines))

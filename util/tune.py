@@ -107,10 +107,10 @@ def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
     run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
               (*args.overrides, *point.overrides))
     config = run.load(args.data)
-    names = build_task(config, run.overrides, chosen=args.data is not None).source.names[:args.limit]
+    task = build_task(config, run.overrides, chosen=args.data is not None)
     options = Options(args.data, args.seed, args.limit, args.samples, args.batch_size, args.gpu, args.nproc,
                       weights_dir=args.weights_dir, precision=args.precision)
-    job = Job(run, config, names, save_dir, options)
+    job = Job(run, config, task.source.names[:args.limit], save_dir, options, task.method.num_steps(task.sampler))
     return job.replacing() if args.overwrite else job
 
 
