@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed import DistError
 
 from guided_diffusion.batch_search import best_batch_size
-from guided_diffusion.building import build_task, find_checkpoint, half_precision, load_prior
+from guided_diffusion.building import autocast_dtype, build_task, find_checkpoint, load_prior
 from guided_diffusion.choices import list_choices, resolved_config
 from guided_diffusion.compiled import compiled
 from guided_diffusion.gathering import Gatherer, likely_cause
@@ -44,6 +44,8 @@ from util.run_dir import RunDirectory
 from util.run_files import run_path
 from util.set_scores import score_sets
 from util.signals import Terminated, catch_signals
+
+NEARLY_CLEAN = 0.5                                  # alpha_bar of a first step that noise alone is no start for
 
 logger = get_logger()
 
@@ -104,7 +106,7 @@ def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Modul
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
     explain = partial(likely_cause, has_scale="scale" in signature(type(method)).parameters,
-                      half_precision=half_precision(config, args.precision) is not None)
+                      half_precision=autocast_dtype(config, args.precision) is not None)
     gatherer = Gatherer(run, source, metrics, num_samples, plan.finished, explain, store, device.type == "cuda")
     monitor = Monitor(prior, run, team, sum(map(len, plan.groups)), num_samples, method.num_steps(task.sampler),
                       args.progress)
@@ -130,6 +132,10 @@ def announce(task: Task, plan: Plan, team: Team, device: torch.device) -> None:
     processes = f"{team.size} processes, each on " * (team.size > 1)
     logger.info(f"{task.operator.name} by {task.method.name}: {count} image{'s' * (count != 1)} of {task.source.size}"
                 f"{f' ({done} finished before)' * (done > 0)}{steps}, on {processes}{device_name(device)}")
+    schedule = task.sampler.schedule
+    if task.method.needs_prior and (start := schedule.alphas_cumprod[-1]) > NEARLY_CLEAN:
+        logger.warning(f"timestep_respacing keeps no step noisier than t = {schedule.timesteps[-1]}, where images are "
+                       f"nearly clean (alpha_bar {start:.4g}), but sampling begins there from noise; keep noisier ones")
     if 0 < len(plan.groups) < team.size:
         logger.info(f"{len(plan.groups)} batches for {team.size} processes: a smaller --batch_size gives all some work")
 

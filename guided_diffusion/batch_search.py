@@ -10,7 +10,7 @@ from torch import Tensor
 from guided_diffusion.measurements import Measurement
 from guided_diffusion.restoring import Task
 from util.logger import get_logger
-from util.memory import is_out_of_memory
+from util.memory import free_memory, is_out_of_memory
 from util.seeding import ImageRandomness
 
 WARM_UP, MEASURED = 1, 2                            # steps of every attempt
@@ -58,8 +58,7 @@ def _rate(task: Task, prior: Callable, shape: tuple[int, int, int, int], device:
         if not is_out_of_memory(error):
             raise
         seconds = None
-    if device.type == "cuda":                       # after the exception is gone, which held on to the batch's tensors
-        torch.cuda.empty_cache()
+    free_memory()                                   # the exception is gone, which held on to the batch's tensors
     return None if seconds is None else shape[0] / seconds
 
 

@@ -51,7 +51,7 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
 
 
 def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Noise, Method]:
-    """The parts that read no file: sampler, noise model and method. Of network and operator the parameters are checked.
+    """The parts that read no file: sampler, noise model and method. The network's parameters are checked.
 
     Args:
         overrides: the changes of --set, for advice.
@@ -63,24 +63,22 @@ def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Nois
     check_arguments(create_sampler, config.diffusion, "diffusion config")
     sampler = create_sampler(**config.diffusion)
     sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
-    build_named(OPERATORS, config.operator, "measurement.operator.name", overrides, check_only=True)
     noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
     return sampler, noiser, build_named(METHODS, config.conditioning, "conditioning.method", overrides)
 
 
-def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequence[str], check_only: bool = False):
+def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
     """Build a named thing of the configuration.
 
     Args:
         path: where its name stands, such as "conditioning.method".
         overrides: the changes of --set, for advice.
-        check_only: check the names and types of its parameters, and return None.
 
     Raises:
         UserError: there is no such thing, or its parameters are wrong.
     """
     try:
-        return (registry.check if check_only else registry.build)(choice.name, **choice.params)
+        return registry.build(choice.name, **choice.params)
     except UserError as error:
         renamed = any(override.partition("=")[0].strip() == path for override in overrides)
         if not renamed or choice.name not in registry or not choice.params:
@@ -128,7 +126,7 @@ def find_checkpoint(config: Config) -> str:
     return str(find_file(config.model["model_path"], "checkpoint", remedy))
 
 
-def half_precision(config: Config, precision: str) -> torch.dtype | None:
+def autocast_dtype(config: Config, precision: str) -> torch.dtype | None:
     """What the network computes in, None for float32: use_fp16 of its config counts unless --precision says otherwise.
 
     Args:
@@ -151,7 +149,7 @@ def load_prior(config: Config, image_size: int | None, tile: int | None, precisi
         UserError: the network or its checkpoint is wrong, or images or tiles do not fit the network.
     """
     model = create_model(**{**config.model, "model_path": find_checkpoint(config)})
-    model.autocast_dtype = half_precision(config, precision)
+    model.autocast_dtype = autocast_dtype(config, precision)
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     prior = model.eval().requires_grad_(False).to(device)
     if tile is not None and tile % model.multiple:

@@ -16,14 +16,11 @@ from guided_diffusion.posterior_mean_variance import (
 )
 from guided_diffusion.schedule import Schedule
 from util.errors import UserError
-from util.logger import get_logger
 from util.registry import Registry, check_arguments
 from util.seeding import ImageRandomness
 
 SAMPLERS = Registry("sampler")
 register_sampler = SAMPLERS.register
-
-NEARLY_CLEAN = 0.5                                  # alpha_bar of a first step that noise alone is no start for
 
 Conditioning = Callable[["Step"], tuple[Tensor, Tensor]]
 
@@ -235,9 +232,5 @@ def create_sampler(
         raise UserError(f"diffusion config: eta is {eta}, but sampler '{sampler}' takes no eta but 1; "
                         "set sampler: ddim, or leave eta out")
     schedule = Schedule.create(noise_schedule, steps, timestep_respacing, rescale_timesteps)
-    if (start := schedule.alphas_cumprod[-1]) > NEARLY_CLEAN:
-        get_logger().warning(f"timestep_respacing {timestep_respacing!r} keeps no step noisier than t = "
-                             f"{schedule.timesteps[-1]}, where images are nearly clean (alpha_bar {start:.4g}); "
-                             "sampling begins there from noise alone")
     mean_processor = MEAN_PROCESSORS[model_mean_type](schedule, dynamic_threshold, clip_denoised)
     return cls(schedule, mean_processor, VAR_PROCESSORS[model_var_type](schedule), eta)

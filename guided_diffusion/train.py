@@ -79,21 +79,18 @@ class Trainer:
         """Train to the last step; state is saved every `save_every` steps, at the end and on an interrupt."""
         model = DistributedDataParallel(self.model) if self.world > 1 else self.model
         self.model.train()
-        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.rank > 0)
-        try:
-            for x0 in self._batches():
-                self._train_step(model, x0, bar)
-                if self.step % self.config.save_every == 0:
-                    self.save()
-        except UserError:                           # of a gradient that is not finite: what was saved before is sound
-            raise
-        except BaseException:
-            self.save()
-            raise
-        else:
-            self.save()
-        finally:
-            bar.close()
+        with tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.rank > 0) as bar:
+            try:
+                for x0 in self._batches():
+                    self._train_step(model, x0, bar)
+                    if self.step % self.config.save_every == 0:
+                        self.save()
+            except UserError:                       # a gradient that is not finite: what was saved before is sound
+                raise
+            except BaseException:
+                self.save()
+                raise
+        self.save()
 
     def _draw(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps (B,) and noise like x0 of this process's crops: its share of what one process draws for all."""

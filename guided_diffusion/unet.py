@@ -111,7 +111,7 @@ class UNetModel(nn.Module):
         if height < step or width < step or height % step or width % step:
             raise UserError(f"images of {height} x {width} do not fit the network: with {self.levels} levels both "
                             f"sides must be multiples of {step}; "
-                            f"use {max(step, height // step * step)}, for data.image_size say")
+                            f"use {max(step, height // step * step)} (of restorations: data.image_size)")
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Noisy images (B, 3, H, W), their timesteps (B,) and labels (B,) -> (B, out_channels, H, W)."""

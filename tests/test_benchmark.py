@@ -269,7 +269,7 @@ def test_the_cost_of_keeping_an_image_is_divided_among_what_it_is_for(monkeypatc
     (["--image_size", "100"], "multiples of 8"),
     (["--model_config", "configs/no_config.yaml"], "no_config"),
     (["--bach_sizes", "1"], "did you mean '--batch_sizes'"),
-    (["--out", "/proc/self/x.json"], "--out /proc/self cannot be written to"),
+    (["--out", "/proc/self/x.json"], "--out /proc/self/x.json cannot be written"),
     (["--out", "mine.yaml"], "mine.yaml is there already and holds no benchmark"),
     (["--weights_dir", "nowhere"], "'nowhere' not found"),
 ])

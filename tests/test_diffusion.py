@@ -180,10 +180,3 @@ def test_respacing_forms(respacing, steps):
 def test_mistakes_in_a_diffusion_config(config, message):
     with pytest.raises(UserError, match=message):
         create_sampler(**config)
-
-
-@pytest.mark.parametrize("respacing, warned", [
-    ("1", True), ("ddim1", True), ("20,0,0,0", True), ("20,0", False), ("2", False), ("", False)])
-def test_a_start_among_nearly_clean_images_is_warned_of(respacing, warned, capsys):
-    create_sampler(timestep_respacing=respacing)
-    assert ("images are nearly clean" in capsys.readouterr().err) == warned

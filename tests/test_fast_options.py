@@ -67,6 +67,13 @@ def test_search_when_memory_ends(run, monkeypatch):  # noqa: F811
     assert "then memory ends" in out
 
 
+@pytest.mark.parametrize("respacing, warned", [
+    ("1", True), ("ddim1", True), ("[2,0,0,0]", True), ("[2,0]", False), ("2", False)])
+def test_a_start_among_nearly_clean_images_is_warned_of(run, respacing, warned):  # noqa: F811
+    status, _, err = run("--limit", "1", "--set", f"diffusion.timestep_respacing={respacing}")
+    assert status == 0 and ("images are nearly clean" in err) == warned
+
+
 @pytest.mark.parametrize("word", ["automatic", "0", "-1"])
 def test_batch_sizes_that_are_none(run, word):  # noqa: F811
     status, _, err = run("--batch_size", word)

@@ -353,11 +353,11 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, report):
     assert report()[0] == 0
     before = (tmp_path / "report.html").read_bytes()
     status, _, out = report("--out", "/proc/self/report.html")
-    assert status == 2 and "--out /proc/self cannot be written to" in out
+    assert status == 2 and "--out /proc/self/report.html cannot be written" in out
     table = next(tmp_path.rglob("metrics.csv"))
     content = table.read_bytes()
     status, _, out = report("--out", str(table))
-    assert status == 2 and "metrics.csv is there already and is no report" in out
+    assert status == 2 and "metrics.csv is there already and is no report of ours" in out
     assert table.read_bytes() == content and (tmp_path / "report.html").read_bytes() == before
     report()
     assert (tmp_path / "report.html").read_bytes() == before        # the same results, the same page

@@ -325,7 +325,7 @@ def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run):
     (["--set", "model.num_chanels=3"], ["did you mean 'num_channels'"]),
     (["--gpu", "9"], ["--gpu 9"]),
     (["--out", "."], ["--out . is a folder"]),
-    (["--out", "task.yaml/tuned.yaml"], ["--out task.yaml cannot be written to"]),
+    (["--out", "task.yaml/tuned.yaml"], ["--out task.yaml/tuned.yaml cannot be written"]),
     (["--grid", "diffusion.steps=2"], ["cannot be tuned", "conditioning"]),
     (["--data", "nowhere"], ["'nowhere' not found"]),
     (["--by", "fid"], ["fid", "chi_square"]),

@@ -223,7 +223,7 @@ def test_the_checkpoint_may_be_another(run):
     (["--data", "nowhere"], ["'nowhere' not found"]),
     (["--crop", "4096"], ["no image is as large as --crop 4096"]),
     (["--crop", "0"], ["--crop", "whole number"]),
-    (["--out", "start.yaml"], ["--out start.yaml cannot be written to"]),
+    (["--out", "start.yaml"], ["--out start.yaml cannot be written"]),
     (["--model_confg", "x"], ["did you mean '--model_config'"]),
     (["--gpu", "0"], ["no GPU"]),
     (["--diffusion_config", "start.yaml"], ["model_mean_type is 'start_x', expected 'epsilon'"]),

@@ -130,7 +130,11 @@ def further_cases(args: argparse.Namespace, setting: Setting, size: int) -> tupl
 def place_for(file: str) -> Path:
     """Where --out goes; UserError where it cannot be written, or is there and is no benchmark's."""
     out = output_file(file, "benchmark.json")
-    if out.exists() and b'"matmul_peak_flops"' not in out.read_bytes():
+    try:
+        foreign = out.exists() and not (out.is_file() and b'"matmul_peak_flops"' in out.read_bytes())
+    except OSError:                                 # it cannot be read
+        foreign = True
+    if foreign:
         raise UserError(f"--out {file} is there already and holds no benchmark; choose another name")
     return out
 

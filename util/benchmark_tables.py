@@ -138,4 +138,4 @@ def write_json(path: Path, report: Report, results: Sequence[Result], keeping: K
                 "selection_over_rest": r.selection_share, "measured_levels": r.levels} for r in results]
     kept = None if keeping is None else {**asdict(keeping), "total": keeping.total}
     content = {**report.facts, "results": entries, "seconds_to_keep_an_image": kept}
-    write_atomically(path.expanduser(), (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -48,7 +48,7 @@ def write_report(args: argparse.Namespace) -> int:
     runs = find_runs(args.results)
     out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results) / PAGE
     if out.exists() and not is_report(out):
-        raise UserError(f"{out} is there already and is no report; choose another file with --out")
+        raise UserError(f"{out} is there already and is no report of ours; choose another file with --out")
     pictures = Pictures(out)
     write_atomically(out, page(args.title, runs, pictures, View(args.images, args.crop)).encode())
     tasks = len({run.task for run in runs})

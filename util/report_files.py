@@ -18,7 +18,7 @@ def pictures_folder(page: Path) -> Path:
 def delete_report(folder: Path) -> None:
     """Delete the report in a folder with its pictures, and no page that somebody else made."""
     page = folder / PAGE
-    if page.is_symlink() or not page.is_file() or not is_report(page):
+    if page.is_symlink() or not is_report(page):
         return
     page.unlink()
     pictures = pictures_folder(page)
@@ -31,6 +31,11 @@ def delete_report(folder: Path) -> None:
 
 
 def is_report(page: Path) -> bool:
-    """Whether a file is a page of ours."""
-    with open(page, "rb") as file:
-        return MARK in file.read(MARKED)
+    """Whether there is a page of ours that can be read."""
+    if not page.is_file():
+        return False
+    try:
+        with open(page, "rb") as file:
+            return MARK in file.read(MARKED)
+    except OSError:
+        return False

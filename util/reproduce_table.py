@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.dataloader import DATASETS
 from guided_diffusion.building import build_parts
+from guided_diffusion.measurements import OPERATORS
 from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive, run_command, run_program
 from util.errors import UserError
 from util.img_utils import write_atomically
@@ -63,6 +64,7 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
         config = run.load(options.data)
         try:
             sampler, _, method = build_parts(config, run.overrides)
+            OPERATORS.check(config.operator.name, **config.operator.params)
         except UserError as error:
             raise UserError(f"{title(table, run)}: {error}") from None
         images = DATASETS.build(config.data.name, **config.data.params)

@@ -26,31 +26,29 @@ def user_path(path: str | Path) -> Path:
     return expanded
 
 
-def output_folder(path: str | Path, option: str = "--out") -> Path:
-    """The folder that a user named for results, which need not be there.
-
-    Raises:
-        UserError: nothing can be written there; the message names `option`.
-    """
+def output_folder(path: str | Path) -> Path:
+    """The folder of `--out`, which need not be there; UserError if nothing can be written there."""
     folder = user_path(path)
-    try:
-        with TemporaryFile(dir=next(place for place in (folder, *folder.absolute().parents) if place.exists())):
-            return folder
-    except OSError as error:
-        raise UserError(f"{option} {path} cannot be written to: {error.strerror or error}") from None
+    _require_writable(folder, path)
+    return folder
 
 
-def output_file(path: str | Path, example: str, option: str = "--out") -> Path:
-    """The file that a user named for a result, which may be there.
+def output_file(path: str | Path, example: str) -> Path:
+    """The file of `--out`, which may be there; UserError if it is a folder or cannot be written.
 
     Args:
         example: a file name, for messages.
-
-    Raises:
-        UserError: it is a folder, or cannot be written; the message names `option`.
     """
     file = user_path(path)
     if file.is_dir():
-        raise UserError(f"{option} {path} is a folder, expected a file such as {example}")
-    output_folder(file.parent, option)
+        raise UserError(f"--out {path} is a folder, expected a file such as {example}")
+    _require_writable(file.parent, path)
     return file
+
+
+def _require_writable(folder: Path, path: str | Path) -> None:
+    try:
+        with TemporaryFile(dir=next(place for place in (folder, *folder.absolute().parents) if place.exists())):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror or error}; choose another place") from None

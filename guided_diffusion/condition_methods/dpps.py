@@ -40,8 +40,8 @@ class PosteriorProximalSampling(ConditioningMethod):
         target: what candidates are compared with, "eps" (the authors' code) or "mean".
         chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold (on the CPU 2 MiB).
             Changes no result.
-        schedule, power, gamma, rescale, early: f_t, what is differentiated, and fewer or earlier steps, as in `ps`; see
-            `StepSize`.
+        schedule, power, gamma, rescale, early: f_t, what is differentiated, the size of fewer steps and of early ones,
+            as in `ps`; see `StepSize`.
     """
 
     needs_grad = True

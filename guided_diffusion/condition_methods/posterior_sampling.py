@@ -33,8 +33,7 @@ class PosteriorSampling(ConditioningMethod):
     needs_grad = True
 
     def __init__(self, scale: float = 1.0, schedule: StepSchedule = "constant", power: float = 1.0,
-                 gamma: float = 0.99, rescale: bool = True,
-                 early: float = 1.0):
+                 gamma: float = 0.99, rescale: bool = True, early: float = 1.0):
         self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale, early)
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
