@@ -1,4 +1,4 @@
-"""What several test files share: one thread, and the golden reference numbers."""
+"""What several test files share: one thread, the golden reference numbers, and the program with a tiny network."""
 
 import os
 from collections.abc import Callable
@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+
+import sample_condition
+from guided_diffusion.unet import create_model
+from tests.command_line import MODEL, TASK, arguments
 
 os.environ["OMP_NUM_THREADS"] = "1"                 # of the programs that tests start
 torch.set_num_threads(1)                            # networks of a few pixels: threads would wait for each other
@@ -31,3 +36,39 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
         with np.load(golden_path(name if name.endswith(".npz") else f"{name}.npz")) as arrays:
             return dict(arrays)
     return load
+
+
+@pytest.fixture(scope="session")
+def prior(tmp_path_factory) -> Path:
+    """A folder with the tiny network: tiny.pt and model.yaml, and task.yaml."""
+    folder = tmp_path_factory.mktemp("prior")
+    torch.manual_seed(0)
+    network = create_model(**MODEL)
+    with torch.no_grad():
+        for parameter in network.parameters():      # the last layers of a new network are zero
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    torch.save(network.state_dict(), folder / "tiny.pt")
+    (folder / "model.yaml").write_text(yaml.safe_dump({**MODEL, "model_path": str(folder / "tiny.pt")}))
+    (folder / "task.yaml").write_text(yaml.safe_dump(TASK))
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """An empty working directory, without GPU and network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+@pytest.fixture
+def run(prior, workplace, capsys):
+    """run(*arguments) -> (exit status, standard output, standard error) of the program in this process."""
+    def run(*more: str) -> tuple[int, str, str]:
+        status = sample_condition.main(arguments(prior, *more))
+        return status, *capsys.readouterr()
+    return run

@@ -9,12 +9,9 @@ import torch
 import sample_condition
 from guided_diffusion.gathering import Gatherer
 from guided_diffusion.restoring import Restorer
-from tests.test_cli import prior, run, workplace
 from tests.test_resume import FOLDER, contents
 from util.errors import StorageError
 from util.run_dir import RunDirectory
-
-FIXTURES = (prior, run, workplace)
 
 
 @pytest.fixture

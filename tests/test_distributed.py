@@ -14,7 +14,7 @@ import torch
 from torch.distributed import DistNetworkError
 
 import sample_condition
-from tests.test_cli import arguments, prior, run, save_image, workplace
+from tests.command_line import arguments, save_image
 from tests.test_resume import FOLDER, contents
 from tests.test_set_scores import ChannelMeans
 from util import compute_metric
@@ -25,7 +25,6 @@ from util.lock import hold
 from util.logger import get_logger
 from util.perceptual import load_networks
 
-FIXTURES = (prior, run, workplace)
 IMAGES = 5
 OPTIONS = ["--data", "photos", "--batch_size", "1"]
 DRIVER = f"""

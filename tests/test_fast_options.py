@@ -12,8 +12,8 @@ from guided_diffusion import batch_search, restoring
 from guided_diffusion.compiled import compiled
 from guided_diffusion.tiling import TiledPrior
 from guided_diffusion.unet import create_model
+from tests.command_line import MODEL, rows
 from tests.helpers import fill_network
-from tests.test_cli import MODEL, prior, rows, run, workplace  # noqa: F401
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def test_batch_size_doubles_while_it_pays(rates, most, best, tried, monkeypatch,
     assert f"--batch_size auto: {best} " in capsys.readouterr().out
 
 
-def test_auto_restores_the_same_images(run):  # noqa: F811
+def test_auto_restores_the_same_images(run):
     status, out, _ = run("--batch_size", "auto", "--limit", "2", "--save_dir", "auto")
     assert status == 0
     assert "--batch_size auto: " in out
@@ -52,7 +52,7 @@ def test_auto_restores_the_same_images(run):  # noqa: F811
     assert len(rows("auto/super_resolution/dpps")) == 2
 
 
-def test_search_when_memory_ends(run, monkeypatch):  # noqa: F811
+def test_search_when_memory_ends(run, monkeypatch):
     original = batch_search._seconds_per_step
 
     def limited(task, network, shape, device):
@@ -69,13 +69,13 @@ def test_search_when_memory_ends(run, monkeypatch):  # noqa: F811
 
 @pytest.mark.parametrize("respacing, warned", [
     ("1", True), ("ddim1", True), ("[2,0,0,0]", True), ("[2,0]", False), ("2", False)])
-def test_a_start_among_nearly_clean_images_is_warned_of(run, respacing, warned):  # noqa: F811
+def test_a_start_among_nearly_clean_images_is_warned_of(run, respacing, warned):
     status, _, err = run("--limit", "1", "--set", f"diffusion.timestep_respacing={respacing}")
     assert status == 0 and ("images are nearly clean" in err) == warned
 
 
 @pytest.mark.parametrize("word", ["automatic", "0", "-1"])
-def test_batch_sizes_that_are_none(run, word):  # noqa: F811
+def test_batch_sizes_that_are_none(run, word):
     status, _, err = run("--batch_size", word)
     assert status == 2
     assert word in err
@@ -182,7 +182,7 @@ def test_images_of_any_size_are_not_compiled_and_it_is_said(capsys):
     assert "these images may have several" in capsys.readouterr().err
 
 
-def test_compile_option(run, monkeypatch):  # noqa: F811
+def test_compile_option(run, monkeypatch):
     asked = []
 
     def compile(model, dynamic):
@@ -200,7 +200,7 @@ def test_compile_option(run, monkeypatch):  # noqa: F811
 
 @pytest.mark.parametrize("options, allowed", [
     ([], True), (["--precision", "tf32"], True), (["--precision", "fp32"], False), (["--precision", "bf16"], False)])
-def test_tf32_is_for_convolutions_and_only_where_it_is_asked_for(run, monkeypatch, options, allowed):  # noqa: F811
+def test_tf32_is_for_convolutions_and_only_where_it_is_asked_for(run, monkeypatch, options, allowed):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
     assert run(*options, "--limit", "1", "--save_dir", "out")[0] == 0
     assert torch.backends.cudnn.allow_tf32 == allowed
@@ -211,7 +211,7 @@ def test_tf32_is_for_convolutions_and_only_where_it_is_asked_for(run, monkeypatc
 
 @pytest.mark.parametrize("options, dtype", [
     ([], torch.float16), (["--precision", "fp32"], None), (["--precision", "bf16"], torch.bfloat16)])
-def test_use_fp16_of_the_model_config_gives_way_to_the_option(run, monkeypatch, options, dtype):  # noqa: F811
+def test_use_fp16_of_the_model_config_gives_way_to_the_option(run, monkeypatch, options, dtype):
     made, load = [], sample_condition.load_prior
     monkeypatch.setattr(sample_condition, "load_prior", lambda *given: made.append(load(*given)) or made[0])
     assert run(*options, "--limit", "1", "--set", "model.use_fp16=true")[0] == 0
@@ -231,7 +231,7 @@ def test_half_precision_changes_the_gradient_little():
     assert errors[torch.float16] < errors[torch.bfloat16] < 0.05
 
 
-def test_sampling_noise_is_drawn_on_the_device_of_the_run(run, monkeypatch):  # noqa: F811
+def test_sampling_noise_is_drawn_on_the_device_of_the_run(run, monkeypatch):
     """Masks and measurement noise stay on the CPU, so that they are the same on every machine."""
     made = []
 
@@ -251,7 +251,7 @@ def config(folder: str) -> dict:
     return yaml.safe_load(Path(f"{folder}/super_resolution/dpps/config.yaml").read_text())
 
 
-def test_a_continued_run_keeps_the_batch_size_that_was_chosen(run, monkeypatch):  # noqa: F811
+def test_a_continued_run_keeps_the_batch_size_that_was_chosen(run, monkeypatch):
     """Timings differ from run to run; the batches, on which last digits depend, do not."""
     asked = []
 

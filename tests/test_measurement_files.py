@@ -11,13 +11,12 @@ from PIL import Image
 
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.measurements.sources import to_store
+from tests.command_line import save_image
 from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
-from tests.test_cli import prior, run, save_image, workplace
 from util.errors import UserError
 from util.measurement_files import MeasurementFolder, read_measurement, write_measurement
 from util.seeding import ImageRandomness
 
-FIXTURES = (prior, run, workplace)
 RESULTS = "super_resolution/dpps"
 INPAINTING = ["--set", "measurement.operator={name: inpainting}", "--set",
               "measurement.mask_opt={mask_type: random, mask_prob_range: [0.3, 0.7]}"]

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from guided_diffusion.measurements import Operator, get_operator
-from tests.test_cli import prior, run, workplace
 from tests.test_nonlinear_blur import checkpoint, official_shapes, weights
 from util.compute_metric import Scores, psnr, ssim
 from util.config import REPOSITORY
@@ -17,7 +16,7 @@ from util.console import log_table
 from util.img_utils import load_image
 from util.run_dir import Outcome, RunDirectory
 
-FIXTURES = (prior, run, workplace, checkpoint, official_shapes, weights)
+FIXTURES = (checkpoint, official_shapes, weights)
 SHAPE = (3, 16, 16)
 
 

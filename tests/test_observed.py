@@ -14,15 +14,14 @@ import torch
 from PIL import Image
 
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
+from tests.command_line import save_image
 from tests.helpers import OPERATOR_EXAMPLES
-from tests.test_cli import prior, run, save_image, workplace
 from tests.test_img_utils import png_16_bit
 from util.config import load_config
 from util.errors import UserError
 from util.img_utils import load_alpha, load_image
 from util.seeding import ImageRandomness
 
-FIXTURES = (prior, run, workplace)
 RANDOMNESS = ImageRandomness(0, ["a"])
 
 

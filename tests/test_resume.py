@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.test_cli import arguments, prior, run, save_image, workplace
+from tests.command_line import arguments, save_image
 from util.checkpoint import fingerprint
 from util.config import REPOSITORY
 from util.errors import UserError
@@ -23,7 +23,6 @@ from util.img_utils import write_atomically
 from util.lock import SILENCE_SECONDS, FolderLock
 from util.run_files import TEMPORARY_FILE
 
-FIXTURES = (prior, run, workplace)
 FOLDER = "super_resolution/dpps"
 KILLS = 20
 DRIVER = """

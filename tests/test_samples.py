@@ -13,13 +13,10 @@ from PIL import Image
 from data.dataloader import get_dataloader, get_dataset
 from guided_diffusion.condition_methods import ConditioningMethod
 from guided_diffusion.planning import DEFAULT_BATCH_PIXELS, default_entries
-from tests.test_cli import prior, run, workplace
 from util.compute_metric import Scores
 from util.img_utils import save_map
 from util.metrics_table import MEAN, Outcome, spread, standard_deviation
 from util.run_dir import RunDirectory
-
-FIXTURES = (prior, run, workplace)
 
 
 def outcomes(samples: torch.Tensor) -> list[Outcome]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import sample_condition
 from data.dataloader import ImageFolder, get_dataloader
-from tests.test_cli import arguments, prior, run, workplace
+from tests.command_line import arguments
 from util import img_utils, safe_yaml
 from util.arrays import read_array
 from util.config import read_yaml
@@ -27,8 +27,6 @@ from util.measurement_files import MeasurementFolder, read_measurement
 from util.metrics_table import COLUMNS, Outcome, Row
 from util.run_dir import RunDirectory
 from util.safe_yaml import parse_yaml
-
-__all__ = ["prior", "run", "workplace"]             # fixtures
 
 NAMES = ["plain", "..", "...", "-rf", "--help", "a b", "<script>alert(1)<", "new\nline", "\x1b[2Jclear", "tab\t",
          "e\u0301", "日本語", "\u202egnp", "a" * 251, "ü" * 125, "😀" * 62, "%2e%2e%2f", "$(touch mark)",

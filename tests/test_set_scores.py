@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 from guided_diffusion.condition_methods.base import ConditioningMethod
+from tests.command_line import save_image
 from tests.fake_weights import write_inception
-from tests.test_cli import prior, run, save_image, workplace
 from util import compute_metric
 from util.errors import UserError
 from util.perceptual import EXTRACTOR
 from util.weights import INCEPTION
 
-FIXTURES = (prior, run, workplace)
 FOLDER = Path("results/super_resolution/dpps")
 
 

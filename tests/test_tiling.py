@@ -15,11 +15,9 @@ from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.tiling import PaddedPrior, TiledPrior, reflect
-from tests.test_cli import prior, run, workplace
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
-FIXTURES = (prior, run, workplace)
 T = torch.zeros(1, dtype=torch.long)
 
 

@@ -15,13 +15,12 @@ from torch import nn
 
 import sample_condition
 from guided_diffusion.gathering import likely_cause
-from tests.test_cli import arguments, prior, rows, run, save_image, workplace
+from tests.command_line import arguments, rows, save_image
 from tests.test_resume import contents
 from util.config import REPOSITORY
 from util.memory import BatchSize, is_out_of_memory
 from util.monitor import CHECK_EVERY
 
-FIXTURES = (prior, run, workplace)
 FOLDER = Path("results/super_resolution/dpps")
 
 

@@ -1,0 +1,42 @@
+"""The command line with a tiny network: its model, its arguments, and what it leaves."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from util.config import REPOSITORY
+
+MODEL = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "learn_sigma": True,
+         "attention_resolutions": "16", "num_heads": 1, "use_scale_shift_norm": True}
+TASK = {"conditioning": {"method": "dpps", "params": {"scale": 1.0}},
+        "data": {"name": "skimage"},
+        "measurement": {"operator": {"name": "super_resolution", "scale_factor": 4},
+                        "noise": {"name": "gaussian", "sigma": 0.05}}}
+
+
+def arguments(prior: Path, *more: str) -> list[str]:
+    return ["--model_config", str(prior / "model.yaml"), "--task_config", str(prior / "task.yaml"),
+            "--set", "diffusion.timestep_respacing=3", *more]
+
+
+def launch(prior: Path, *more: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, str(REPOSITORY / "sample_condition.py"), *arguments(prior, *more)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rows(folder: str = "results/super_resolution/dpps") -> list[dict[str, str]]:
+    with open(f"{folder}/metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*.png"))}
+
+
+def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
