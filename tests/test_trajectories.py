@@ -2,7 +2,7 @@
 
 The official `project` is wrong for blur and inpainting and uses nearest-neighbour upsampling for A^+ in
 super-resolution. For mcg and projection the recorded arithmetic is therefore checked with the official `project` put
-into the operator here; the methods with the true projection are tested in test_condition_methods.py.
+into the operator here; the methods with the true projection are tested in test_condition_equations.py.
 """
 
 import functools
