@@ -1,5 +1,6 @@
-"""What several test files share: one thread, the golden reference numbers, and the program with a tiny network."""
+"""What several test files share: one thread, golden numbers, the program with a tiny network, KernelWizard weights."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 import sample_condition
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
+from tests.fake_weights import kernel_wizard_weights
 
 os.environ["OMP_NUM_THREADS"] = "1"                 # of the programs that tests start
 torch.set_num_threads(1)                            # networks of a few pixels: threads would wait for each other
@@ -72,3 +75,23 @@ def run(prior, workplace, capsys):
         status = sample_condition.main(arguments(prior, *more))
         return status, *capsys.readouterr()
     return run
+
+
+@pytest.fixture(scope="session")
+def official_shapes() -> dict[str, list[int]]:
+    """Names and shapes of GOPRO_wVAE.pth, in its order."""
+    return json.loads(golden_path("kernelwizard_keys.json").read_text())["state_dict"]
+
+
+@pytest.fixture(scope="session")
+def weights(official_shapes) -> dict[str, Tensor]:
+    """A state dict of the KernelWizard, as kernel_wizard_weights fills it."""
+    return kernel_wizard_weights(official_shapes)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(weights, tmp_path_factory) -> str:
+    """The path of a file of these weights."""
+    file = tmp_path_factory.mktemp("wizard") / "GOPRO_wVAE.pth"
+    torch.save(weights, file)
+    return str(file)

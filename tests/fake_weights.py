@@ -1,9 +1,15 @@
-"""Small files with the names and shapes of the published weights of VGG16, AlexNet and Inception v3."""
+"""Weights with the published names and shapes: small files of VGG16, AlexNet and Inception v3; the KernelWizard's."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tests.helpers import deterministic
+
+SALT, RESIDUAL_FACTOR = 30000, 0.3                  # of the KernelWizard
 
 
 def write_vgg16(path: Path, missing: int = 0) -> None:
@@ -50,3 +56,18 @@ def _constant(key: str, value: Tensor) -> Tensor:
 
 def _save(state: dict[str, Tensor], path: Path, missing: int) -> None:
     torch.save(dict(list(state.items())[missing:]), path)
+
+
+def kernel_wizard_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """A state dict with the official names, filled by the rule of the golden numbers; the encoder's share is zero."""
+    filled = {}
+    for k, (name, shape) in enumerate(shapes.items()):
+        if name.startswith("kernel_extractor."):
+            filled[name] = torch.zeros(1).expand(shape)                                 # takes no space in the file
+            continue
+        values = deterministic(SALT + k, tuple(shape))
+        values *= math.sqrt(2 * 3 / np.prod(shape[1:])) if len(shape) > 1 else 0.1
+        if len(shape) > 1 and (".conv1." in name or ".conv2." in name):
+            values *= RESIDUAL_FACTOR
+        filled[name] = torch.from_numpy(values).float()
+    return filled

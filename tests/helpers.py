@@ -1,4 +1,4 @@
-"""What several test files share: the deterministic network filling, and recorded noise."""
+"""What several test files share: examples of operators and noise, the deterministic network filling, random numbers."""
 
 import numpy as np
 import torch
@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from guided_diffusion.measurements import OPERATORS
 from util.config import REPOSITORY, read_yaml
+from util.seeding import ImageRandomness
 
 MASK = np.uint64(0xFFFFFFFF)
+NAMES = ["a.png", "b.png", "c.png"]         # of the images of a batch
 OPERATOR_EXAMPLES = {                       # parameters of every operator that needs no file, for images of 16 x 16
     "noise": {},
     "super_resolution": {"scale_factor": 4},
@@ -64,6 +66,14 @@ def fill_network(model: nn.Module, salt: int, gain: float = 1.0) -> nn.Module:
         filled[name] = torch.from_numpy(values).to(tensor.dtype)
     model.load_state_dict(filled)
     return model.eval().requires_grad_(False)
+
+
+def randomness(names: list[str], seed: int = 0) -> ImageRandomness:
+    return ImageRandomness(seed, names, purpose="operator")
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 class ReplayedRandomness:

@@ -1,4 +1,4 @@
-"""Blur by the network of Tran et al. (2021), and blur in linear light."""
+"""Blur by the network of Tran et al. (2021): its numbers, its codes, its weights."""
 
 import json
 import math
@@ -7,58 +7,12 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from guided_diffusion.condition_methods import get_conditioning_method
-from guided_diffusion.measurements import LinearOperator, get_noise, get_operator
+from guided_diffusion.measurements import LinearOperator, get_operator
 from guided_diffusion.measurements.kernel_wizard import KernelWizard
 from tests.conftest import golden_path
-from tests.helpers import deterministic
+from tests.helpers import NAMES, deterministic, normal, randomness
 from util.errors import UserError
-from util.seeding import ImageRandomness
-
-NAMES = ["a.png", "b.png", "c.png"]
-SALT, RESIDUAL_FACTOR = 30000, 0.3
-
-
-def randomness(names: list[str], seed: int = 0) -> ImageRandomness:
-    return ImageRandomness(seed, names, purpose="operator")
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-# The network
-
-@pytest.fixture(scope="session")
-def official_shapes() -> dict[str, list[int]]:
-    """Names and shapes of GOPRO_wVAE.pth, in its order."""
-    return json.loads(golden_path("kernelwizard_keys.json").read_text())["state_dict"]
-
-
-@pytest.fixture(scope="session")
-def weights(official_shapes) -> dict[str, Tensor]:
-    """A state dict with the official names, filled by the rule of the golden numbers; the encoder's share is zero."""
-    filled = {}
-    for k, (name, shape) in enumerate(official_shapes.items()):
-        if name.startswith("kernel_extractor."):
-            filled[name] = torch.zeros(1).expand(shape)                                 # takes no space in the file
-            continue
-        values = deterministic(SALT + k, tuple(shape))
-        values *= math.sqrt(2 * 3 / np.prod(shape[1:])) if len(shape) > 1 else 0.1
-        if len(shape) > 1 and (".conv1." in name or ".conv2." in name):
-            values *= RESIDUAL_FACTOR
-        filled[name] = torch.from_numpy(values).float()
-    return filled
-
-
-@pytest.fixture(scope="session")
-def checkpoint(weights, tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("wizard") / "GOPRO_wVAE.pth"
-    torch.save(weights, file)
-    return str(file)
 
 
 @pytest.fixture(scope="session")
@@ -238,126 +192,3 @@ def test_the_options_file_of_dps_names_the_weights(nowhere, checkpoint, weights)
                           ({"opt_yml_path": "bkse/default.yml", "model_path": "x.pth"}, "leave one out")):
         with pytest.raises(UserError, match=words):
             get_operator("nonlinear_blur", **params)
-
-
-# Linear light
-
-def gopro(shape: tuple[int, ...], names: list[str] = NAMES, seed: int = 0, **params):
-    operator = get_operator("gopro_blur", **{"kernel_size": 9, **params})
-    operator.prepare(shape, randomness(names, seed))
-    return operator
-
-
-def by_hand(x: Tensor, shifts: np.ndarray, radius: int) -> Tensor:
-    """The mean of frames in linear light by one convolution with bilinear weights, (C, H, W) -> (C, H, W)."""
-    kernel = torch.zeros(2 * radius + 1, 2 * radius + 1, dtype=x.dtype)
-    offsets = torch.arange(-radius, radius + 1)
-    for down, right in shifts:
-        rows, columns = ((1 - (offsets - s).abs()).clamp_min(0) for s in (down, right))
-        kernel += rows[:, None] * columns / len(shifts)
-    light = F.pad(((x + 1) / 2) ** 2.2, (radius,) * 4, mode="reflect")
-    return 2 * F.conv2d(light[:, None], kernel[None, None])[:, 0] ** (1 / 2.2) - 1
-
-
-@pytest.mark.parametrize("params", [{}, {"frames": 1}, {"frames": 5, "kernel_size": 4, "intensity": 1.0},
-                                    {"frames": 40, "kernel_size": 23, "intensity": 0.0}])
-@pytest.mark.parametrize("size", [(16, 16), (13, 21)])
-def test_equation_56(params, size):
-    operator = gopro((3, 3, *size), **params)
-    x = 2 * torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
-    y = operator(x)
-    for b in range(3):
-        torch.testing.assert_close(y[b], by_hand(x[b], operator.shifts[b].numpy(), operator.radius))
-    assert y.min() >= -1 and y.max() <= 1
-
-
-def test_frames_lie_evenly_on_a_path_about_its_mean_within_the_square():
-    for intensity in (0.0, 0.5, 1.0):
-        names = [f"{i}.png" for i in range(40)]
-        shifts = gopro((40, 3, 32, 32), names, kernel_size=15, frames=200, intensity=intensity).shifts
-        assert shifts.shape == (40, 200, 2)
-        assert shifts.abs().max() <= 7 + 1e-9
-        assert shifts.mean(1).abs().max() < 1e-9 and shifts.std(1).amax(1).median() > 0.5
-        steps = shifts.diff(dim=1).norm(dim=2)
-        assert (steps.amax(1) / steps.median(1).values < 1.5).all()                     # shorter only round corners
-
-
-@pytest.mark.parametrize("name", ["00323", "00565", "00638", "01053"])
-def test_paths_that_touch_the_border_stay_within_it(name):
-    """Scaled to the radius, they exceeded it in the last digit."""
-    operator = get_operator("gopro_blur")
-    operator.prepare((1, 3, 32, 32), ImageRandomness(0, [name], purpose="operator"))
-    assert operator.shifts.abs().max() == operator.radius
-    assert operator(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
-
-
-def test_a_whole_step_moves_the_image():
-    operator = gopro((1, 3, 16, 16), NAMES[:1], frames=1)
-    x = 2 * torch.rand(1, 3, 16, 16, dtype=torch.float64) - 1
-    torch.testing.assert_close(operator(x), x)                                          # one frame does not move
-    operator.shifts = torch.tensor([[[4.0, -3.0]]], dtype=torch.float64)
-    torch.testing.assert_close(operator(x)[..., :12, 3:], x[..., 4:, :13])
-
-
-def test_grey_stays_grey_and_light_adds_up():
-    operator = gopro((1, 3, 24, 24), NAMES[:1], frames=2)
-    operator.shifts = torch.tensor([[[0.0, 2.0], [0.0, -2.0]]], dtype=torch.float64)
-    for value in (-1.0, -0.3, 1.0):
-        torch.testing.assert_close(operator(torch.full((1, 3, 24, 24), value)), torch.full((1, 3, 24, 24), value))
-    x = -torch.ones(1, 3, 24, 24)
-    x[..., 12] = 1                                                                      # a white line on black
-    seen = operator(x)[..., 10]
-    torch.testing.assert_close(seen, torch.full_like(seen, 2 * 0.5 ** (1 / 2.2) - 1))   # brighter than mid-grey 0
-
-
-def test_the_path_belongs_to_the_image_and_is_kept():
-    batch = gopro((3, 3, 16, 16))
-    x = normal(3, 3, 16, 16, dtype=torch.float32)
-    y = batch(x)
-    assert torch.equal(y, batch(x))
-    for b, name in enumerate(NAMES):
-        single = gopro((1, 3, 16, 16), [name])
-        assert torch.equal(single.shifts[0], batch.shifts[b])
-        assert torch.equal(single(x[b:b + 1])[0], y[b])
-    assert not torch.equal(batch.shifts[0], batch.shifts[1])
-    assert not torch.equal(gopro((3, 3, 16, 16), seed=1).shifts, batch.shifts)
-    candidates = normal(4, 3, 3, 16, 16, seed=1)
-    torch.testing.assert_close(batch.forward_many(candidates), torch.stack([batch(c) for c in candidates]))
-
-
-def test_gradient_check_in_linear_light():
-    operator = gopro((2, 1, 7, 6), NAMES[:2], kernel_size=5, frames=3)
-    x = 1.8 * torch.rand(2, 1, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.9
-    assert torch.autograd.gradcheck(operator, x.requires_grad_())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("value", [-1.0, -1.5, -1 + 1e-7, 1.0, 3.0])
-def test_the_gradient_is_finite_in_black_and_beyond_the_range(value, dtype):
-    operator = gopro((1, 3, 16, 16), NAMES[:1])
-    x = torch.full((1, 3, 16, 16), value, dtype=dtype)
-    x[..., 8:, :] = 0.5
-    x[..., 0, 0] = value + 1e-7
-    x.requires_grad_()
-    y = operator(x)
-    loss = get_noise("gaussian", sigma=0.1).distance(torch.zeros_like(y), y)
-    gradient, = torch.autograd.grad(loss.sum() + y.sum(), x)
-    assert torch.isfinite(y).all() and torch.isfinite(gradient).all()
-    assert gradient.abs().max() < 100
-
-
-def test_it_is_nonlinear_by_type():
-    operator = gopro((1, 3, 16, 16), NAMES[:1])
-    assert not isinstance(operator, LinearOperator)
-    with pytest.raises(UserError, match="needs a linear operator, found 'gopro_blur'"):
-        get_conditioning_method("projection").check(operator)
-
-
-@pytest.mark.parametrize("params, words", [
-    ({"frames": 0}, "frames is 0, expected 1 or more"), ({"kernel_size": 2}, "kernel_size is 2, expected 3"),
-    ({"intensity": 1.5}, r"intensity is 1.5, expected 0 \(straight\)"), ({"frame": 3}, "did you mean 'frames'"),
-    ({"kernel_size": 33}, "needs images larger than 16 pixels, found 16x16; use a kernel_size of at most 31"),
-])
-def test_bad_inputs_are_named(params, words):
-    with pytest.raises(UserError, match=words):
-        gopro((1, 3, 16, 16), NAMES[:1], **params)

@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from guided_diffusion.measurements import Operator, get_operator
-from tests.test_nonlinear_blur import checkpoint, official_shapes, weights
 from util.compute_metric import Scores, psnr, ssim
 from util.config import REPOSITORY
 from util.console import log_table
 from util.img_utils import load_image
 from util.run_dir import Outcome, RunDirectory
 
-FIXTURES = (checkpoint, official_shapes, weights)
 SHAPE = (3, 16, 16)
 
 
