@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_operators import prepared
+from tests.operator_cases import prepared
 from util.errors import UserError
 
 

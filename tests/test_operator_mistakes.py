@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from guided_diffusion.measurements import get_operator
-from tests.test_operators import NAMES, inpainting, normal, prepared
+from tests.helpers import NAMES, normal
+from tests.operator_cases import inpainting, prepared
 from util.errors import UserError
 
 BAD = {
