@@ -1,4 +1,4 @@
-"""What several test files share: one thread, golden numbers, the program with a tiny network, KernelWizard weights."""
+"""What several test files share: one thread, golden numbers, programs that run in this process, KernelWizard weights."""
 
 import json
 import os
@@ -15,6 +15,8 @@ import sample_condition
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
 from tests.fake_weights import kernel_wizard_weights
+from tests.report_pages import Page
+from util.report import main as write_report
 
 os.environ["OMP_NUM_THREADS"] = "1"                 # of the programs that tests start
 torch.set_num_threads(1)                            # networks of a few pixels: threads would wait for each other
@@ -95,3 +97,14 @@ def checkpoint(weights, tmp_path_factory) -> str:
     file = tmp_path_factory.mktemp("wizard") / "GOPRO_wVAE.pth"
     torch.save(weights, file)
     return str(file)
+
+
+@pytest.fixture
+def report(tmp_path, capsys):
+    """report(*options) -> (exit status, the page or None, standard output and error)."""
+    def report(*options: str) -> tuple[int, Page | None, str]:
+        status = write_report([str(tmp_path), *options])
+        streams = capsys.readouterr()
+        file = tmp_path / "report.html"
+        return status, Page(file.read_text(encoding="utf-8")) if file.exists() else None, streams.out + streams.err
+    return report

@@ -1,121 +1,18 @@
-"""The page to look at: what it holds, what it leaves out, and that nothing in a results folder can break it."""
+"""The page to look at: what it holds of whole, unfinished, diverged and differing runs, and how it shows it."""
 
 import base64
-import csv
-import hashlib
-import json
-import os
 import re
 import shutil
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
-import pytest
 import yaml
 from PIL import Image
 
+from tests.report_pages import CONFIG, Page, make_run, table
 from util import report_figures
 from util.report import main
 from util.report_data import find_runs, read_curve
 from util.statistics import describe
-
-COLUMNS = ["image", "sample", "psnr", "ssim", "psnr_input", "ssim_input", "distance", "seconds", "chi_square", "best",
-           "std", "error_to_std", "status"]
-CONFIG = {"conditioning": {"method": "x"}, "seed": 0,
-          "measurement": {"operator": {"name": "inpainting"}, "noise": {"name": "gaussian", "sigma": 0.05}}}
-VOID = {"img", "meta", "br", "col", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks that elements nest, and collects them."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[str] = []
-        self.rows: list[list[str]] = []             # data-value of the cells of every row of a table
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "td":
-            self.rows[-1].append(dict(attrs)["data-value"])
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.texts)
-
-
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (32, 32)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
-
-
-def make_run(results: Path, task: str = "inpainting", method: str = "ps", images: tuple[str, ...] = ("a", "b", "c"),
-             samples: int = 1, truth: bool = True, curves: bool = False, summary: bool = True, status: str = "ok",
-             config: dict | None = None) -> Path:
-    """A run's folder as sample_condition.py leaves it, with invented numbers."""
-    path = results / task / method
-    path.mkdir(parents=True)
-    rng, rows = np.random.default_rng(len(method)), []
-    for i, image in enumerate(images):
-        own = [*map(str, range(samples)), *["mean"] * (samples > 1)]
-        for k, sample in enumerate(own):
-            figures = [f"{v:.6g}" for v in rng.uniform(10, 30, 9)]
-            row = dict(zip(COLUMNS, [image, sample, *figures, "", ""], strict=False), status=status,
-                       best="" if sample == "mean" else str(int(k == samples - 1)), error_to_std="")
-            if not truth:
-                row |= {"psnr": "", "ssim": "", "psnr_input": "", "ssim_input": ""}
-            rows.append(row)
-            picture(path / "recon" / (f"{image}_{sample}.png" if samples > 1 else f"{image}.png"), 10 * i + k)
-        picture(path / "input" / f"{image}.png", i)
-        if truth:
-            picture(path / "label" / f"{image}.png", 100 + i)
-        if curves:
-            (path / "trajectories").mkdir(exist_ok=True)
-            lines = [["step", *map(str, range(samples))], *([s, *[f"{s + 2.5}"] * samples] for s in (2, 1, 0))]
-            (path / "trajectories" / f"{image}.csv").write_text("".join(",".join(map(str, c)) + "\n" for c in lines))
-    with open(path / "metrics.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    (path / "config.yaml").write_text(yaml.safe_dump(config or CONFIG))
-    if summary:
-        (path / "summary.json").write_text(json.dumps({"device": "CPU", "seed": 0, "metrics": {}}))
-    return path
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def report(tmp_path, capsys):
-    """report(*options) -> (exit status, the page or None, standard output and error)."""
-    def report(*options: str) -> tuple[int, Page | None, str]:
-        status = main([str(tmp_path), *options])
-        streams = capsys.readouterr()
-        file = tmp_path / "report.html"
-        return status, Page(file.read_text(encoding="utf-8")) if file.exists() else None, streams.out + streams.err
-    return report
 
 
 def test_a_page_is_whole_and_fetches_nothing(tmp_path, report):
@@ -137,17 +34,6 @@ def test_a_page_is_whole_and_fetches_nothing(tmp_path, report):
         "Inpainting", "Sr / gaussian blur"] * 2                     # links, then headings, in the order of the paths
     assert {"lang": "en"} in page.all("html")
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["report.html"]
-
-
-def test_the_policy_allows_the_own_script_and_no_other(tmp_path, report):
-    make_run(tmp_path)
-    report()
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
-    assert f"script-src &#x27;sha256-{digest}&#x27;" in policy
-    assert policy.startswith("default-src &#x27;none&#x27;")
 
 
 def test_the_pictures_are_those_of_the_run(tmp_path, report):
@@ -228,14 +114,6 @@ def test_trajectories_are_lines_with_words_and_absent_where_nothing_was_kept(tmp
     assert not report()[1].all("svg")
 
 
-@pytest.mark.parametrize("text", ["", "step,0\n", "step,0\n1,nan\n0,inf\n", "step,0\n1,0\n0,-1\n", "step,0\n1,x\n",
-                                  "step,0\n\n1\n", "a\0b", "step,0\n5,1e-300\n0,1e300\n"])
-def test_odd_trajectories_are_no_obstacle(tmp_path, report, text):
-    path = make_run(tmp_path, curves=True, images=("a",))
-    (path / "trajectories" / "a.csv").write_text(text)
-    assert report()[0] == 0
-
-
 def test_diverged_images_are_said_and_count_nowhere(tmp_path, report):
     path = make_run(tmp_path, images=("a", "b"))
     rows = (path / "metrics.csv").read_text().splitlines()
@@ -271,96 +149,6 @@ def test_settings_that_differ_are_named(tmp_path, report):
     _, page, _ = report()
     assert "The runs differ in seed: 7 (dpps), 0 (ps)." in page.texts
     assert "conditioning.method:" not in page.text
-
-
-HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a&amp;b", "'; alert(1)//", "new\nline",
-           "\u202eevil", "-rf", "--images=9", "</style><b>", "%2e%2e", "data:text/html,x", "日本語", "{x}", "${x}")
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_names_are_text_and_nothing_else(tmp_path, report, name):
-    make_run(tmp_path, images=("plain",), curves=True, samples=2)
-    plain = [tag for tag, _ in report()[1].elements]
-    shutil.rmtree(tmp_path / "inpainting")
-    if "/" in name:
-        name = name.replace("/", "\u2215")
-    make_run(tmp_path, images=(name,), curves=True, samples=2)
-    _, page, _ = report()
-    assert [tag for tag, _ in page.elements] == plain
-    assert name in page.texts
-    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
-
-
-def test_hostile_methods_settings_and_facts_are_text(tmp_path, report):
-    evil = "<script>x<b>"
-    path = make_run(tmp_path, task=f"{evil}t", method=f"{evil}m", status=f"{evil}s", curves=True, samples=2,
-                    config={f"{evil}k": f"{evil}v", "measurement": {"operator": {"name": evil}, "noise": evil}})
-    (path / "summary.json").write_text(json.dumps({"device": f"{evil}d", evil: 1}))
-    status, page, _ = report("--title", evil)
-    assert status == 0
-    assert len(page.all("script")) == 1
-    for mark in "tmskvd":
-        assert f"{evil}{mark}" in page.text
-
-
-def test_a_table_that_points_outside_is_refused(tmp_path, report):
-    path = make_run(tmp_path)
-    picture(tmp_path / "secret.png")
-    for name in ("../../../secret", "/etc/passwd", "..", ""):
-        (path / "metrics.csv").write_text(f"image,sample,psnr\n{name},0,1\n")
-        status, page, out = report()
-        assert (status, page) == (2, None) and "is not the table of a run" in out
-    (path / "metrics.csv").write_text("image,sample,psnr\na,/../../secret,1\n")
-    assert report()[0] == 2
-
-
-@pytest.mark.parametrize("text", ["", "image,sample\n", "what,ever\n1,2\n", "image,sample,psnr\na,0\n",
-                                  "image,sample,psnr\na,0,1,2\n", "image,sample,psnr\nzzz,0,abc\n", "\xff\0"])
-def test_odd_tables_are_shown_or_refused(tmp_path, report, text):
-    path = make_run(tmp_path)
-    (path / "metrics.csv").write_text(text, encoding="latin-1")
-    status, page, out = report()
-    assert (status == 2 and len(out.splitlines()) == 1) or (status == 0 and page is not None)
-
-
-def test_missing_and_damaged_pictures_leave_a_gap(tmp_path, report):
-    path = make_run(tmp_path, images=("a", "b"))
-    (path / "recon" / "a.png").unlink()
-    status, page, _ = report()
-    assert status == 0 and page.texts.count("no picture") == 1
-    (path / "recon" / "b.png").write_bytes(b"no picture at all")
-    status, page, out = report()
-    assert status == 1 and page.texts.count("no picture") == 2
-    assert len(out.splitlines()) == 2 and "b.png" in out
-
-
-def test_mistakes_end_with_status_2_and_one_line(tmp_path, report):
-    status, page, out = report()
-    assert (status, page) == (2, None) and "holds no run" in out and len(out.splitlines()) == 1
-    make_run(tmp_path)
-    for options, words in ((("--images", "0"), "whole number"), (("--crop", "1,2"), "X,Y,SIDE"),
-                           (("--crop", "1,2,0"), "X,Y,SIDE"), (("--imagse", "3"), "did you mean '--images'"),
-                           (("--out", str(tmp_path)), "is a folder")):
-        status, page, out = report(*options)
-        assert status == 2 and page is None and words in out and len(out.splitlines()) == 1
-    assert main([str(tmp_path / "nowhere")]) == 2
-    assert main([str(tmp_path / "inpainting" / "ps" / "metrics.csv")]) == 2
-
-
-@pytest.mark.skipif(os.name != "posix" or not Path("/proc/self").is_dir(), reason="needs /proc")
-def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, report):
-    make_run(tmp_path)
-    assert report()[0] == 0
-    before = (tmp_path / "report.html").read_bytes()
-    status, _, out = report("--out", "/proc/self/report.html")
-    assert status == 2 and "--out /proc/self/report.html cannot be written" in out
-    table = next(tmp_path.rglob("metrics.csv"))
-    content = table.read_bytes()
-    status, _, out = report("--out", str(table))
-    assert status == 2 and "metrics.csv is there already and is no report of ours" in out
-    assert table.read_bytes() == content and (tmp_path / "report.html").read_bytes() == before
-    report()
-    assert (tmp_path / "report.html").read_bytes() == before        # the same results, the same page
 
 
 def test_a_run_may_be_named_itself(tmp_path, capsys):

@@ -1,0 +1,123 @@
+"""Nothing in a results folder can break the page: hostile names, odd tables and pictures, mistakes of the user."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.report_pages import make_run, picture
+from util.report import main
+
+
+def test_the_policy_allows_the_own_script_and_no_other(tmp_path, report):
+    make_run(tmp_path)
+    report()
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert f"script-src &#x27;sha256-{digest}&#x27;" in policy
+    assert policy.startswith("default-src &#x27;none&#x27;")
+
+
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a&amp;b", "'; alert(1)//", "new\nline",
+           "\u202eevil", "-rf", "--images=9", "</style><b>", "%2e%2e", "data:text/html,x", "日本語", "{x}", "${x}")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_text_and_nothing_else(tmp_path, report, name):
+    make_run(tmp_path, images=("plain",), curves=True, samples=2)
+    plain = [tag for tag, _ in report()[1].elements]
+    shutil.rmtree(tmp_path / "inpainting")
+    if "/" in name:
+        name = name.replace("/", "\u2215")
+    make_run(tmp_path, images=(name,), curves=True, samples=2)
+    _, page, _ = report()
+    assert [tag for tag, _ in page.elements] == plain
+    assert name in page.texts
+    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
+
+
+def test_hostile_methods_settings_and_facts_are_text(tmp_path, report):
+    evil = "<script>x<b>"
+    path = make_run(tmp_path, task=f"{evil}t", method=f"{evil}m", status=f"{evil}s", curves=True, samples=2,
+                    config={f"{evil}k": f"{evil}v", "measurement": {"operator": {"name": evil}, "noise": evil}})
+    (path / "summary.json").write_text(json.dumps({"device": f"{evil}d", evil: 1}))
+    status, page, _ = report("--title", evil)
+    assert status == 0
+    assert len(page.all("script")) == 1
+    for mark in "tmskvd":
+        assert f"{evil}{mark}" in page.text
+
+
+def test_a_table_that_points_outside_is_refused(tmp_path, report):
+    path = make_run(tmp_path)
+    picture(tmp_path / "secret.png")
+    for name in ("../../../secret", "/etc/passwd", "..", ""):
+        (path / "metrics.csv").write_text(f"image,sample,psnr\n{name},0,1\n")
+        status, page, out = report()
+        assert (status, page) == (2, None) and "is not the table of a run" in out
+    (path / "metrics.csv").write_text("image,sample,psnr\na,/../../secret,1\n")
+    assert report()[0] == 2
+
+
+@pytest.mark.parametrize("text", ["", "image,sample\n", "what,ever\n1,2\n", "image,sample,psnr\na,0\n",
+                                  "image,sample,psnr\na,0,1,2\n", "image,sample,psnr\nzzz,0,abc\n", "\xff\0"])
+def test_odd_tables_are_shown_or_refused(tmp_path, report, text):
+    path = make_run(tmp_path)
+    (path / "metrics.csv").write_text(text, encoding="latin-1")
+    status, page, out = report()
+    assert (status == 2 and len(out.splitlines()) == 1) or (status == 0 and page is not None)
+
+
+@pytest.mark.parametrize("text", ["", "step,0\n", "step,0\n1,nan\n0,inf\n", "step,0\n1,0\n0,-1\n", "step,0\n1,x\n",
+                                  "step,0\n\n1\n", "a\0b", "step,0\n5,1e-300\n0,1e300\n"])
+def test_odd_trajectories_are_no_obstacle(tmp_path, report, text):
+    path = make_run(tmp_path, curves=True, images=("a",))
+    (path / "trajectories" / "a.csv").write_text(text)
+    assert report()[0] == 0
+
+
+def test_missing_and_damaged_pictures_leave_a_gap(tmp_path, report):
+    path = make_run(tmp_path, images=("a", "b"))
+    (path / "recon" / "a.png").unlink()
+    status, page, _ = report()
+    assert status == 0 and page.texts.count("no picture") == 1
+    (path / "recon" / "b.png").write_bytes(b"no picture at all")
+    status, page, out = report()
+    assert status == 1 and page.texts.count("no picture") == 2
+    assert len(out.splitlines()) == 2 and "b.png" in out
+
+
+def test_mistakes_end_with_status_2_and_one_line(tmp_path, report):
+    status, page, out = report()
+    assert (status, page) == (2, None) and "holds no run" in out and len(out.splitlines()) == 1
+    make_run(tmp_path)
+    for options, words in ((("--images", "0"), "whole number"), (("--crop", "1,2"), "X,Y,SIDE"),
+                           (("--crop", "1,2,0"), "X,Y,SIDE"), (("--imagse", "3"), "did you mean '--images'"),
+                           (("--out", str(tmp_path)), "is a folder")):
+        status, page, out = report(*options)
+        assert status == 2 and page is None and words in out and len(out.splitlines()) == 1
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert main([str(tmp_path / "inpainting" / "ps" / "metrics.csv")]) == 2
+
+
+@pytest.mark.skipif(os.name != "posix" or not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, report):
+    make_run(tmp_path)
+    assert report()[0] == 0
+    before = (tmp_path / "report.html").read_bytes()
+    status, _, out = report("--out", "/proc/self/report.html")
+    assert status == 2 and "--out /proc/self/report.html cannot be written" in out
+    table = next(tmp_path.rglob("metrics.csv"))
+    content = table.read_bytes()
+    status, _, out = report("--out", str(table))
+    assert status == 2 and "metrics.csv is there already and is no report of ours" in out
+    assert table.read_bytes() == content and (tmp_path / "report.html").read_bytes() == before
+    report()
+    assert (tmp_path / "report.html").read_bytes() == before        # the same results, the same page
