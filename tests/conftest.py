@@ -1,4 +1,4 @@
-"""What several test files share: one thread, golden numbers, programs that run in this process, KernelWizard weights."""
+"""What several test files share: one thread, golden numbers, programs run in this process, KernelWizard weights."""
 
 import json
 import os
