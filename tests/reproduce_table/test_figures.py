@@ -1,0 +1,119 @@
+"""What is printed side by side: our figures, the paper's, their difference, and why a figure is absent."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.reproduce_table.conftest import read_csv
+from util import reproduce_table, table_report
+from util.paper_table import METRICS, load_table
+from util.table_report import Entry, Score, evaluate, score
+from util.table_run import Job, Options
+from util.weights import INCEPTION
+
+
+def test_a_table_is_run_and_stands_beside_the_paper(run, in_process):
+    status, out, err = run("--limit", "2", "--seed", "4")
+    assert status == 0, err
+    assert [command[command.index("--save_dir") + 1] for command in in_process] == [
+        f"results/tables/tiny/{name}" for name in ("sr/dps", "sr/free", "noise/dps")]
+    folder = Path("results/tables/tiny")
+    text = (folder / "table.md").read_text()
+    assert text in out
+    row, = [line for line in text.splitlines() if line.startswith("| SR ") and " 99 " in line]
+    measured = [float(r["psnr"]) for r in read_csv(folder / "sr/dps/super_resolution/ps/metrics.csv")]
+    mean = sum(measured) / 2
+    assert len(measured) == 2 and f"{mean:.2f} ± {abs(measured[0] - measured[1]) / 2:.2f}" in row
+    assert f"{mean - 99:+.2f} *" in row and row.split("|")[-2].strip() == "2"
+    assert "paper only" in next(line for line in text.splitlines() if "Other" in line)
+    for words in ("A note.", "P, Table 9", "Seed 4", "skimage, 2 asked for", "2 steps", '"sigma": 0.05', "tiny.pt"):
+        assert words in text
+    cells = {(r["metric"], r["task"], r["method"]): r for r in read_csv(folder / "table.csv")}
+    dps = cells["psnr", "sr", "dps"]
+    assert float(dps["ours"]) == pytest.approx(mean, rel=1e-4)
+    assert [dps[k] for k in ("paper", "source", "excludes_paper", "images", "seed", "steps")] == [
+        "99.0", "P, Table 9, row Ours", "1", "2", "4", "2"]
+    assert cells["ssim", "sr", "dps"]["paper"] == "" and cells["ssim", "sr", "dps"]["ours"]
+    assert cells["psnr", "sr", "other"]["remark"] == "not run"
+    assert Image.open(folder / "table.png").width > 600
+    assert "super_resolution by ps" in (folder / "sr/dps/log.txt").read_text()
+
+
+def test_of_several_samples_the_best_fit_counts(run, tree, in_process):
+    tree |= {"num_samples": 2, "metrics": ["psnr"]}
+    assert run("--limit", "2", "--methods", "dps")[0] == 0
+    rows = read_csv("results/tables/tiny/sr/dps/super_resolution/ps/metrics.csv")
+    best = [min((r for r in rows if r["image"] == image and r["sample"] != "mean"), key=lambda r: float(r["distance"]))
+            for image in ("astronaut", "chelsea")]
+    ours = next(r for r in read_csv("results/tables/tiny/table.csv") if (r["task"], r["method"]) == ("sr", "dps"))
+    assert float(ours["ours"]) == pytest.approx(sum(float(r["psnr"]) for r in best) / 2, rel=1e-4)
+    assert "lowest measurement error" in Path("results/tables/tiny/table.md").read_text()
+
+
+def test_metrics_that_cannot_be_had_give_their_reason(run, tree, in_process):
+    tree["metrics"] = ["psnr", "lpips", "fid"]
+    status, _, err = run("--limit", "2", "--methods", "free")
+    assert status == 0, err
+    text = Path("results/tables/tiny/table.md").read_text()
+    assert "LPIPS" in text.partition("## LPIPS, VGG (lower is better)")[2].partition("##")[0]
+    assert "FID is left out" in text
+    assert {r["ours"] for r in read_csv("results/tables/tiny/table.csv") if r["metric"] != "psnr"} == {""}
+
+
+def test_fid_is_of_the_saved_images(run, tree, in_process, monkeypatch):
+    class Colours:
+        def features(self, x):
+            return x.mean(dim=(1, 2))               # (3, H, W) -> (3,)
+
+    monkeypatch.setattr(table_report, "_features", lambda gpu, weights_dir: Colours())
+    tree["metrics"] = ["fid"]
+    Path("weights").mkdir()
+    (Path("weights") / INCEPTION.name).touch()
+    assert run("--methods", "free", "--weights_dir", "weights")[0] == 0
+    row, = [r for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "free"]
+    assert float(row["ours"]) > 0 and row["images"] == "3" and row["ci95_low"] == ""
+    job, = reproduce_table.plan(load_table("tiny.yaml").select(["free"]), reproduce_table.parse_arguments(
+        ["tiny.yaml", "--weights_dir", "weights"]), Path("results/tables/tiny"))
+    for name in job.names:
+        shutil.copy(job.path / "label" / f"{name}.png", job.path / "recon" / f"{name}.png")
+    assert score(job, "fid").value == pytest.approx(0, abs=1e-3)
+
+
+def test_a_line_plot_over_x(run, tree, in_process):
+    tree |= {"plot": "line", "log_x": True, "x_label": "steps", "metrics": ["psnr"]}
+    tree["tasks"]["sr"]["x"], tree["tasks"]["noise"]["x"] = 1, 10
+    assert run("--limit", "2")[0] == 0
+    picture = Image.open("results/tables/tiny/table.png").convert("RGB")
+    assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 100
+
+
+@pytest.mark.parametrize("paper, excluded", [(10.0, False), (9.0, True), (12.9, False), (13.1, True)])
+def test_a_figure_is_marked_when_the_interval_excludes_it(tree, paper, excluded):
+    tree["paper"][0]["rows"]["dps"]["values"] = [paper, None]
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    cell = load_table("tiny.yaml").cells[0]
+    entry = Entry(cell, None, Score(11.0, 9.5, 13.0, 4))
+    assert entry.excludes_paper == excluded
+    assert entry.difference == pytest.approx(11 - paper)
+    assert not Entry(cell, None, Score(11.0, images=1)).excludes_paper  # one image has no interval
+
+
+def test_every_metric_is_a_column_that_runs_write(tree, run, in_process):
+    tree["methods"] = {"free": tree["methods"]["free"]}
+    del tree["paper"]
+    assert run("--limit", "1")[0] == 0
+    columns = set(read_csv("results/tables/tiny/sr/free/super_resolution/vanilla/metrics.csv")[0])
+    assert {metric.column for metric in METRICS.values()} - {None} <= columns
+    table = load_table("tiny.yaml")
+    assert [entry.score.remark for entry in evaluate(table, [
+        Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1), 1)
+    ])] == ["no image is finished"] * 2
+
+
+def test_a_table_of_the_papers_figures_alone(run, tree):
+    del tree["methods"]["dps"], tree["methods"]["free"], tree["paper"][0]["rows"]["dps"]
+    assert run("--dry_run")[0] == run()[0] == 0
+    assert "| SR   | Other  |   1.5 |  paper only |" in Path("results/tables/tiny/table.md").read_text()

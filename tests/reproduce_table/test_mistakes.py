@@ -1,0 +1,77 @@
+"""Mistakes in the file of a table and on the command line, found before anything is run."""
+
+from pathlib import Path
+
+import pytest
+
+from util.errors import UserError
+from util.paper_table import load_table
+
+
+@pytest.mark.parametrize("keys, value, words", [
+    (["titel"], "x", ["'titel'", "did you mean 'title'"]),
+    (["metrics"], ["psnr", "sim"], ["'sim'", "did you mean 'ssim'"]),
+    (["plot"], "pie", ["plot is 'pie'", "'bar', 'line'"]),
+    (["plot"], "line", ["tasks.sr.x is None"]),
+    (["limit"], 0, ["limit is 0"]),
+    (["tasks", "sr", "confg"], "x", ["tasks.sr", "'confg'", "did you mean 'config'"]),
+    (["tasks", "sr"], 3, ["tasks.sr is 3", "expected a mapping"]),
+    (["tasks", "../up"], {"title": "x", "config": "y"}, ["'../up' names a folder"]),
+    (["tasks", ".."], {"title": "x", "config": "y"}, ["'..' names a folder"]),
+    (["tasks", "sr", "config"], "{settings}.yaml", ["methods.dps needs settings"]),
+    (["methods", "dps", "methd"], "ps", ["methods.dps", "did you mean 'method'"]),
+    (["methods", "dps", "tasks"], ["nois"], ["unknown task 'nois'", "did you mean 'noise'"]),
+    (["methods", "dps", "compare_with"], "othr", ["did you mean 'other'"]),
+    (["paper", 0, "rows", "dpss"], {"row": "x", "values": [1, 2]}, ["did you mean 'dps'"]),
+    (["paper", 0, "rows", "dps", "values"], [1.0], ["1 entries, expected 2"]),
+    (["paper", 0, "rows", "dps", "values"], ["a", 1.0], ["values is ['a', 1.0]"]),
+    (["paper", 0, "source"], None, ["paper[0]", "source is None"]),
+    (["methods"], {}, ["paper[0]"]),
+])
+def test_mistakes_in_a_table_are_named(run, tree, in_process, keys, value, words):
+    node = tree
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    status, out, err = run()
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1, err
+    for word in words:
+        assert word in err
+    assert not in_process
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--methods", "dsp"], ["'dsp'", "no method of this table", "did you mean 'dps'"]),
+    (["--methods", "other"], ["'other'", "not implemented here", "choose from dps, free"]),
+    (["--methods", ""], ["''", "choose from dps, free"]),
+    (["--limt", "3"], ["'--limt'", "did you mean '--limit'"]),
+    (["--limit", "0"], ["--limit", "1 or more"]),
+    (["--seed", "-1"], ["--seed"]),
+    (["--nproc", "two"], ["--nproc"]),
+    (["--weights_dir", "nowhere"], ["--weights_dir", "'nowhere' not found"]),
+    (["--data", "nowhere"], ["'nowhere' not found"]),
+    (["--set", "measurment.noise.sigma=1"], ["'measurment'", "did you mean 'measurement'"]),
+    (["--set", "conditioning.params.scal=1"], ["SR, DPS", "unknown key 'scal'", "did you mean 'scale'"]),
+    (["--set", "conditioning.params.scale=-1"], ["SR, DPS", "scale is -1, expected 0 or more"]),
+    (["--set", "measurement.operator.scale_facto=2"], ["SR, DPS", "'scale_facto'", "did you mean 'scale_factor'"]),
+    (["--set", "diffusion.eta=x"], ["SR, DPS", "eta is 'x'"]),
+    (["--save_dir", "file"], ["cannot write", "--save_dir"]),
+])
+def test_mistakes_on_the_command_line_end_with_status_2(run, in_process, options, words):
+    Path("file").write_text("in the way")
+    status, out, err = run(*options)
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(errors) == 1, out + err
+    for word in words:
+        assert word in errors[0]
+
+
+def test_a_table_of_nothing_is_a_mistake(run, tree):
+    tree["methods"], tree["paper"] = {"other": {"title": "Other"}}, []
+    status, _, err = run("--dry_run")
+    assert status == 2 and "nothing to show" in err
+
+
+def test_a_table_that_is_not_there():
+    with pytest.raises(UserError, match=r"did you mean '.*demo.yaml'"):
+        load_table("configs/tables/dmo.yaml")

@@ -1,0 +1,164 @@
+"""The runs of a table: started, continued, failed, interrupted, and what they would cost."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import sample_condition
+from tests.reproduce_table.conftest import MODEL, read_csv
+from util import reproduce_table, table_run
+from util.paper_table import Run, load_table
+from util.table_report import score
+from util.table_run import Job, Options
+
+
+def test_what_is_there_is_not_run_again_and_more_images_are_added(run, in_process):
+    assert run("--limit", "1")[0] == 0
+    first = Path("results/tables/tiny/table.csv").read_bytes()
+    status, out, _ = run("--limit", "1")
+    assert status == 0 and len(in_process) == 3 and "3 of them finished before" in out
+    assert Path("results/tables/tiny/table.csv").read_bytes() == first
+    assert run("--limit", "2", "--methods", "dps")[0] == 0
+    assert len(in_process) == 5
+    assert {r["images"] for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "dps"} == {"2"}
+
+
+def test_a_run_that_fails_leaves_the_others(run, tree, in_process):
+    tree["methods"]["broken"] = {"title": "Broken", "method": "ps", "set": ["model.model_path=models/none.pt"],
+                                 "tasks": ["sr"], "compare_with": "dps"}
+    status, _, err = run("--limit", "1")
+    assert status == 1
+    assert [line for line in err.splitlines() if "models/none.pt not found" in line and "SR, Broken" in line]
+    assert "Traceback" not in err and "1 of 4 runs went wrong" in err
+    text = Path("results/tables/tiny/table.md").read_text()
+    assert "FAILED: checkpoint models/none.pt not found" in text and "SR, Broken: checkpoint" in text
+    cells = {(r["metric"], r["task"], r["method"]): r for r in read_csv("results/tables/tiny/table.csv")}
+    assert cells["psnr", "noise", "dps"]["ours"] and not cells["psnr", "sr", "broken"]["ours"]
+    assert "models/none.pt" in cells["psnr", "sr", "broken"]["remark"]
+
+
+def test_results_of_other_settings_are_not_shown_as_ours(run, tree, in_process):
+    assert run("--limit", "1", "--methods", "free")[0] == 0
+    tree["set"] += ["measurement.noise.sigma=0.2"]
+    status, _, err = run("--limit", "1", "--methods", "free")
+    assert status == 1 and "measurement.noise.sigma (0.05 there, 0.2 now)" in err
+    assert "FAILED" in Path("results/tables/tiny/table.md").read_text()
+    assert run("--limit", "1", "--methods", "free", "--overwrite")[0] == 0
+
+
+def test_figures_of_another_precision_or_checkpoint_are_not_shown_as_these(run, prior, tree, in_process, tmp_path):
+    tree["model_config"] = str(tmp_path / "model.yaml")
+    weights = torch.load(prior / "tiny.pt", weights_only=True)
+    torch.save(weights, tmp_path / "mine.pt")
+    Path(tree["model_config"]).write_text(yaml.safe_dump({**MODEL, "model_path": str(tmp_path / "mine.pt")}))
+    only = ("--limit", "1", "--methods", "free")
+    assert run(*only)[0] == 0
+    assert "1 of them finished before" in run(*only)[1]
+    status, _, err = run(*only, "--precision", "bf16")
+    assert status == 1 and "precision (tf32 there, bf16 now)" in err
+    torch.save({name: value + 1 for name, value in weights.items()}, tmp_path / "mine.pt")
+    status, _, err = run(*only)
+    assert status == 1 and "checkpoint" in err
+    (tmp_path / "mine.pt").unlink()
+    assert "1 of them finished before" in run(*only)[1]                     # results outlive their checkpoint
+
+
+def test_an_interrupted_table_continues(run, in_process, monkeypatch):
+    working, started = table_run.launch, []
+
+    def interrupted(*arguments):
+        started.append(arguments)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return working(*arguments)
+
+    monkeypatch.setattr(table_run, "launch", interrupted)
+    status, _, err = run("--limit", "1")
+    assert status == 130 and "1 of 3 runs are finished" in err and "the same command continues" in err
+    assert run("--limit", "1")[0] == 0
+    assert len(started) == 4
+
+
+def test_a_dry_run_lists_cost_and_time_and_runs_nothing(run, in_process):
+    status, out, err = run("--limit", "3", "--dry_run", "--batch_size", "1")
+    assert status == 0, err
+    rows = {line[:44].strip(): line[44:].split() for line in out.splitlines() if "," in line[:44]}
+    assert rows["SR, DPS"][:2] == ["3", "6"] and rows["SR, DPS"][3] == "s"
+    assert "3 runs, 18 network evaluations" in out and "nothing was run" in out
+    assert not Path("results").exists()
+    assert len(in_process) == 2                                         # one trial per method
+    assert run("--limit", "2", "--methods", "free")[0] == 0
+    assert "free" in in_process[-1][-1]
+    out = run("--limit", "3", "--dry_run", "--methods", "free")[1]
+    assert "1 run, 2 network evaluations" in out                        # two of the three images are there
+
+
+def test_a_method_without_a_network_takes_one_step(run, tree, in_process):
+    tree["methods"] = {"lift": {"title": "Lift", "method": "lift", "params": {}, "tasks": ["sr"]}}
+    del tree["paper"]
+    out = run("--limit", "3", "--dry_run")[1]
+    assert "1 run, 3 network evaluations" in out
+    assert run("--limit", "1")[0] == 0
+    assert "1 step, 1 image" in Path("results/tables/tiny/table.md").read_text()
+
+
+def test_a_dry_run_without_the_checkpoint_says_so(run, tree, in_process):
+    status, out, err = run("--dry_run", "--limit", "1", "--set", "model.model_path=models/none.pt")
+    assert status == 1 and "models/none.pt not found" in err and "unknown" in out
+    assert len(in_process) == 2                                         # not tried again for every run
+
+
+@pytest.mark.parametrize("seconds, words", [(3, "3 s"), (99, "99 s"), (125, "2 min"), (3 * 3600 + 300, "3 h 05 min"),
+                                            (100 * 3600, "4 d 4 h")])
+def test_times_in_words(seconds, words):
+    assert reproduce_table.duration(seconds) == words
+
+
+def test_the_command_as_a_user_starts_it(run, tree, capsys):
+    del tree["tasks"]["noise"]
+    steps = []
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    table = load_table("tiny.yaml").select(["free"])
+    args = reproduce_table.parse_arguments(["tiny.yaml", "--limit", "1"])
+    job, = reproduce_table.plan(table, args, Path("results"))
+    assert job.missing() == 1
+    job.execute(lambda done, total: steps.append((done, total)))
+    assert (job.error, job.missing()) == ("", 0)
+    assert steps[-1] == (2, 2)                                          # the bar of the process was understood
+    assert score(job, "psnr").images == 1
+
+
+def test_a_process_is_read_line_by_line_and_interrupted_with_us(tmp_path):
+    code = ("import sys; sys.stderr.write('\\rRestoring: 30%| 3/10 [00:01]\\rRestoring: 40%| 4/10 [00:01]\\n');"
+            "print('warning: hot'); print('error: no luck'); sys.exit(2)")
+    steps, log = [], []
+    status, lines = table_run.launch([sys.executable, "-c", code], lambda *s: steps.append(s), log.append)
+    assert (status, steps, sorted(lines)) == (2, [(3, 10), (4, 10)], ["error: no luck", "warning: hot"])
+    assert sorted(log) == sorted(lines)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    witness = tmp_path / "it_went_on"                              # shells start background jobs with SIGINT ignored
+    waiting = ("import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler);"
+               f"sys.stderr.write('1/2 [x]\\n'); sys.stderr.flush(); time.sleep(60); open({str(witness)!r}, 'w')")
+    with pytest.raises(KeyboardInterrupt):
+        table_run.launch([sys.executable, "-c", waiting], stop)
+    assert not witness.exists()
+
+
+def job_of(options: Options, **diffusion) -> Job:
+    run = Run("sr", "dps", "configs/demo_model_config.yaml", "configs/diffusion_config.yaml",
+              "configs/demo_task_config.yaml", tuple(f"diffusion.{k}={json.dumps(v)}" for k, v in diffusion.items()))
+    return Job(run, run.load("skimage"), ["a", "b"], Path("place"), options, 1)
+
+
+def test_torchrun_inside_where_asked_for():
+    command = job_of(Options("photos", 0, None, 4, nproc=3)).command()
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    arguments = sample_condition.parse_arguments(command[6:])
+    assert (arguments.data, arguments.num_samples, arguments.save_dir) == ("photos", 4, "place")
