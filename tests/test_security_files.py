@@ -26,6 +26,15 @@ def png_header(width: int, height: int, data: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
+@pytest.mark.skipif(not Within.FORGET.exists(), reason="the peak of memory cannot be set back here")
+def test_a_limit_holds_after_a_higher_peak_too():
+    np.ones(20 * 2 ** 20)                                           # 160 MiB, given back at once
+    with Within(60, 64):
+        np.ones(2 ** 20)
+    with pytest.raises(AssertionError), Within(60, 64):
+        np.ones(12 * 2 ** 20)
+
+
 # pictures
 
 @pytest.mark.parametrize("size", [(60000, 60000), (20000, 20000), (2 ** 31 - 1, 1), (10000, 9000)])
@@ -64,7 +73,7 @@ def test_compressed_text_in_a_picture_is_not_unpacked_without_end(tmp_path):
             assert "cannot read image" in str(error)
 
 
-def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):
+def test_files_that_are_too_large_are_not_read(tmp_path):
     with open(tmp_path / "large.png", "wb") as file:
         file.truncate(2 ** 36)                                      # sparse: it takes no room
     with Within(2, 64), pytest.raises(UserError, match="more than .* bytes"):
