@@ -158,10 +158,11 @@ def test_missing_weights_are_an_error_that_says_where_they_come_from(nowhere):
         get_operator("nonlinear_blur")
 
 
-def test_weights_are_found_in_the_repository(nowhere, weights):
+def test_weights_are_found_in_the_repository(nowhere, weights, monkeypatch):
     (nowhere / "models").mkdir()
     torch.save(weights, nowhere / "models" / "GOPRO_wVAE.pth")
     (nowhere / "elsewhere").mkdir()
+    monkeypatch.chdir(nowhere / "elsewhere")
     assert torch.equal(get_operator("nonlinear_blur").network.recon_trunk[28].bias, weights["recon_trunk.28.bias"])
 
 
