@@ -85,9 +85,11 @@ def test_of_several_samples_the_best_fit_is_shown(tmp_path, report):
     assert run.file("recon", "a", "1") == path / "recon" / "a_1.png"
     assert f"{float(table(path)[1]['psnr']):.2f} dB" in page.texts
     assert "Standard deviation of the posterior samples" in page.texts
-    shutil.rmtree(path / "std", ignore_errors=True)
     make_run(tmp_path, method="dpps", images=("a",))
-    assert report()[0] == 0                                         # one run with samples, one without
+    status, page, _ = report()                                      # one run with samples, one without
+    assert status == 0 and "ps, deviation" in page.texts and "dpps, deviation" not in page.texts
+    (path / "recon" / "a_0.png").unlink()                           # and one sample alone has no deviation
+    assert "Standard deviation of the posterior samples" not in report()[1].texts
 
 
 def test_without_truth_the_agreement_is_shown(tmp_path, report):

@@ -66,13 +66,25 @@ def test_a_table_that_points_outside_is_refused(tmp_path, report):
     assert report()[0] == 2
 
 
-@pytest.mark.parametrize("text", ["", "image,sample\n", "what,ever\n1,2\n", "image,sample,psnr\na,0\n",
-                                  "image,sample,psnr\na,0,1,2\n", "image,sample,psnr\nzzz,0,abc\n", "\xff\0"])
-def test_odd_tables_are_shown_or_refused(tmp_path, report, text):
+@pytest.mark.parametrize("text, words, rows", [
+    ("", "0 images, seed 0.", []), ("image,sample\n", "0 images, seed 0.", []),
+    ("image,sample,psnr\nzzz,0,abc\n", "1 image, seed 0.", [["zzz", "ps", "0"]])])
+def test_tables_that_say_little_are_shown(tmp_path, report, text, words, rows):
+    """A score that is no number is not there; an image without files has neither of its two pictures."""
+    (make_run(tmp_path) / "metrics.csv").write_text(text)
+    status, page, out = report()
+    assert status == 0 and words in page.texts and "1 run of 1 task" in out
+    assert [row for row in page.rows if len(row) > 2] == rows
+    assert page.texts.count("no picture") == 2 * len(rows) and "abc" not in page.text
+
+
+@pytest.mark.parametrize("text", ["what,ever\n1,2\n", "image,sample,psnr\na,0\n", "image,sample,psnr\na,0,1,2\n",
+                                  "\xff\0"], ids=["other columns", "a short row", "a long row", "no text"])
+def test_tables_of_something_else_are_refused(tmp_path, report, text):
     path = make_run(tmp_path)
     (path / "metrics.csv").write_text(text, encoding="latin-1")
-    status, page, out = report()
-    assert (status == 2 and len(out.splitlines()) == 1) or (status == 0 and page is not None)
+    assert report() == (2, None, f"error: {path / 'metrics.csv'} is not the table of a run; move it away, or run with "
+                                 "--overwrite\n")
 
 
 @pytest.mark.parametrize("text", ["", "step,0\n", "step,0\n1,nan\n0,inf\n", "step,0\n1,0\n0,-1\n", "step,0\n1,x\n",
