@@ -106,7 +106,7 @@ def test_a_method_without_a_network_takes_one_step(run, tree, in_process):
     assert "1 step, 1 image" in Path("results/tables/tiny/table.md").read_text()
 
 
-def test_a_dry_run_without_the_checkpoint_says_so(run, tree, in_process):
+def test_a_dry_run_without_the_checkpoint_says_so(run, in_process):
     status, out, err = run("--dry_run", "--limit", "1", "--set", "model.model_path=models/none.pt")
     assert status == 1 and "models/none.pt not found" in err and "unknown" in out
     assert len(in_process) == 2                                         # not tried again for every run
@@ -118,7 +118,7 @@ def test_times_in_words(seconds, words):
     assert reproduce_table.duration(seconds) == words
 
 
-def test_the_command_as_a_user_starts_it(run, tree, capsys):
+def test_the_command_as_a_user_starts_it(tree):
     del tree["tasks"]["noise"]
     steps = []
     Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
