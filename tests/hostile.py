@@ -23,7 +23,8 @@ def picture(path: Path, seed: int = 0, side: int = 32) -> None:
 class Within:
     """Fails if its block takes longer than `seconds` or, at any moment, `mebibytes` more memory than there was before.
 
-    The kernel keeps the peak (VmHWM) and forgets it on request. Other systems than Linux do not: there time alone counts.
+    The kernel keeps the peak (VmHWM) and forgets it on request. Systems other than Linux do not: there time alone is
+    checked.
     """
 
     FORGET = Path("/proc/self/clear_refs")
