@@ -59,14 +59,21 @@ def prior(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
-    """An empty working directory, without GPU and network."""
-    monkeypatch.chdir(tmp_path)
+def offline(tmp_path, monkeypatch) -> None:
+    """Neither network nor GPU, here and in programs that are started: a proxy that refuses, an empty hub folder."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def workplace(offline, tmp_path, monkeypatch) -> Path:
+    """An empty working directory, without GPU and network."""
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

@@ -21,15 +21,7 @@ from util.errors import UserError
 from util.perceptual import NETWORKS, InceptionFeatures, frechet_distance, kernel_distance
 from util.weights import ALEXNET, INCEPTION, VGG16
 
-
-@pytest.fixture(autouse=True)
-def no_network(tmp_path, monkeypatch):
-    """An empty hub folder, and a proxy that refuses every connection."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    for variable in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def image(seed=0, size=16):

@@ -21,12 +21,7 @@ from util.perceptual import frechet_distance, kernel_distance
 from util.run_dir import RunDirectory
 from util.weights import ALEXNET, INCEPTION, VGG16
 
-
-@pytest.fixture(autouse=True)
-def no_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 class ChannelMeans(nn.Module):

@@ -251,14 +251,8 @@ def test_denoising_after_a_deconvolution_needs_a_blur():
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(workplace, capsys):
     """run(*arguments) -> (exit status, standard output, standard error), with a model file that names no checkpoint."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
     def run(*more: str) -> tuple[int, str, str]:
         status = sample_condition.main([
             "--task_config", "configs/demo_gaussian_deblur_config.yaml", "--set", "data.image_size=64",

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import sample_condition
@@ -83,14 +82,9 @@ def test_shipped_tasks_keep_their_comments(path):
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(workplace, monkeypatch, capsys):
     """run(*arguments) -> (exit status, standard output, standard error); runs are carried out in this process, and
     run.commands lists them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     Path("task.yaml").write_text(TASK)
 
     def launch(command, advance=lambda done, total: None, log=lambda line: None):

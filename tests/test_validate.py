@@ -182,10 +182,8 @@ def test_noise_has_its_standard_deviation_and_is_each_images_own():
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(workplace, capsys):
     """run(*arguments) -> (exit status, standard output, standard error), with a tiny network."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     torch.save(fill_network(create_model(**MODEL), salt=7).state_dict(), "tiny.pt")
     Path("model.yaml").write_text(yaml.safe_dump({**MODEL, "model_path": "tiny.pt"}))
 

@@ -30,14 +30,8 @@ def prior(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tree(prior, tmp_path, monkeypatch) -> dict:
+def tree(prior, workplace) -> dict:
     """The content of a small table; the working directory is empty and there is neither GPU nor network."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = str(prior / "task.yaml")
     return {
         "title": "Tiny", "note": "A note.", "metrics": ["psnr", "ssim"], "data": "skimage",
