@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
 from tests.fake_weights import kernel_wizard_weights
 from tests.report_pages import Page
+from util import table_run
 from util.report import main as write_report
 
 os.environ["OMP_NUM_THREADS"] = "1"                 # of the programs that tests start
@@ -84,6 +86,27 @@ def run(prior, workplace, capsys):
         status = sample_condition.main(arguments(prior, *more))
         return status, *capsys.readouterr()
     return run
+
+
+@pytest.fixture
+def in_process(monkeypatch, capsys) -> list[list[str]]:
+    """Programs that tests start by util.table_run run in this process; the list of their command lines."""
+    commands = []
+
+    def launch(command, advance=lambda done, total: None, log=lambda line: None):
+        commands.append(command)
+        before = capsys.readouterr()
+        status = sample_condition.main(command[2:])
+        out, err = capsys.readouterr()
+        sys.stdout.write(before.out)
+        sys.stderr.write(before.err)
+        lines = [line for line in (out + err).splitlines() if line.strip()]
+        for line in lines:
+            log(line)
+        return status, lines
+
+    monkeypatch.setattr(table_run, "launch", launch)
+    return commands
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import csv
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,30 +81,14 @@ def test_shipped_tasks_keep_their_comments(path):
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def run(workplace, monkeypatch, capsys):
-    """run(*arguments) -> (exit status, standard output, standard error); runs are carried out in this process, and
-    run.commands lists them."""
+def run(workplace, in_process, capsys):
+    """run(*arguments) -> (exit status, standard output, standard error); runs are carried out in this process."""
     Path("task.yaml").write_text(TASK)
-
-    def launch(command, advance=lambda done, total: None, log=lambda line: None):
-        run.commands.append(command)
-        before = capsys.readouterr()
-        status = sample_condition.main(command[2:])
-        out, err = capsys.readouterr()
-        sys.stdout.write(before.out)
-        sys.stderr.write(before.err)
-        lines = [line for line in (out + err).splitlines() if line.strip()]
-        for line in lines:
-            log(line)
-        return status, lines
 
     def run(*more: str) -> tuple[int, str, str]:
         status = tune.main(["--task_config", "task.yaml", "--grid", "conditioning.params.weight=0.01,0.06,0.5",
                             "--out", "tuned.yaml", *more])
         return status, *capsys.readouterr()
-
-    run.commands = []
-    monkeypatch.setattr(table_run, "launch", launch)
     return run
 
 
@@ -132,23 +115,23 @@ def test_a_task_is_tuned(run):
     assert "warning: the best" not in err
 
 
-def test_an_edge_of_the_grid_is_warned_of(run):
+def test_an_edge_of_the_grid_is_warned_of(run, in_process):
     status, _, err = run("--grid", "measurement.noise.sigma=0.2,0.4", "--limit", "1", "--by", "psnr")
-    assert status == 0 and len(run.commands) == 6
+    assert status == 0 and len(in_process) == 6
     assert "the best measurement.noise.sigma is 0.2, the smallest of the grid; add smaller values" in err
 
 
-def test_what_is_there_is_not_run_again(run):
+def test_what_is_there_is_not_run_again(run, in_process):
     assert run("--limit", "1")[0] == 0
     first = Path("tuned.yaml").read_bytes()
     status, _, err = run("--limit", "1")
     assert status == 2 and "tuned.yaml is there already" in err and "--overwrite" in err
-    assert len(run.commands) == 3
+    assert len(in_process) == 3
     status, out, _ = run("--limit", "1", "--overwrite")
-    assert status == 0 and "3 of them finished before" in out and len(run.commands) == 3
+    assert status == 0 and "3 of them finished before" in out and len(in_process) == 3
     assert Path("tuned.yaml").read_bytes() == first
     assert run("--limit", "1", "--overwrite", "--grid", "conditioning.params.after=lift")[0] == 0
-    assert len(run.commands) == 6
+    assert len(in_process) == 6
 
 
 def test_results_of_other_settings_are_replaced_only_if_they_may(run):
@@ -255,7 +238,7 @@ def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run):
     (["--grid", "conditioning.method=2024-01-01"], ["'2024-01-01'"]),
     (["--grid", "conditioning.method=!!set {a}"], ["--grid", "is refused"]),
 ])
-def test_mistakes_end_with_status_2(run, options, words):
+def test_mistakes_end_with_status_2(run, in_process, options, words):
     Path("broken.yaml").write_text("conditioning:\n  method: [lift\n")
     Path("evil.yaml").write_text("conditioning: !!python/object/apply:os.mkdir [mark]\n")
     Path("bomb.yaml").write_text("\n".join(["a0: [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]"
@@ -263,7 +246,7 @@ def test_mistakes_end_with_status_2(run, options, words):
     Path("large.yaml").write_bytes(b"# \n" * 2 ** 18)
     Path("latin.yaml").write_bytes(b"conditioning: \xff\n")
     status, _, err = run(*options)
-    assert not run.commands                                             # all is found before anything is run
+    assert not in_process                                             # all is found before anything is run
     assert status == 2 and "Traceback" not in err and not Path("tuned.yaml").exists()
     assert not Path("mark").exists()
     assert all(word in err for word in words), err

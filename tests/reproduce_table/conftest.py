@@ -1,16 +1,14 @@
 """`python -m util.reproduce_table` on a small table, with a network for images of 16 x 16."""
 
 import csv
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-import sample_condition
 from guided_diffusion.unet import create_model
-from util import reproduce_table, table_run
+from util import reproduce_table
 
 MODEL = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1", "learn_sigma": True,
          "attention_resolutions": "", "num_heads": 1, "use_scale_shift_norm": True}
@@ -46,27 +44,6 @@ def tree(prior, workplace) -> dict:
                    "rows": {"dps": {"row": "Ours", "values": [99.0, None]},
                             "other": {"row": "O", "values": [1.5, 0.2]}}}],
     }
-
-
-@pytest.fixture
-def in_process(monkeypatch, capsys):
-    """The runs' command lines, carried out in this process; the list of them is returned."""
-    commands = []
-
-    def launch(command, advance=lambda done, total: None, log=lambda line: None):
-        commands.append(command)
-        before = capsys.readouterr()
-        status = sample_condition.main(command[2:])
-        out, err = capsys.readouterr()
-        sys.stdout.write(before.out)
-        sys.stderr.write(before.err)
-        lines = [line for line in (out + err).splitlines() if line.strip()]
-        for line in lines:
-            log(line)
-        return status, lines
-
-    monkeypatch.setattr(table_run, "launch", launch)
-    return commands
 
 
 @pytest.fixture
