@@ -1,8 +1,6 @@
 """Image files of every kind that users have, and the fixed map between [-1, 1] and 8 bits."""
 
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.png_files import png_16_bit
 from util.errors import UserError
 from util.img_utils import from_uint8, load_image, resize, save_grid, save_image, to_uint8, to_unit, write_atomically
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
-
-
-def png_16_bit(levels: np.ndarray) -> bytes:
-    """Encode (H, W, 3 or 4) uint16 as PNG, which Pillow cannot."""
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width, channels = levels.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
-    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_the_map_is_fixed_and_inverts():

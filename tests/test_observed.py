@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from PIL import Image
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
 from tests.command_line import save_image
 from tests.helpers import OPERATOR_EXAMPLES
-from tests.test_img_utils import png_16_bit
+from tests.png_files import png_16_bit
 from util.config import load_config
 from util.errors import UserError
 from util.img_utils import load_alpha, load_image
@@ -262,15 +260,8 @@ def test_deep_colours_are_turned_upright(tmp_path, orientation):
 
 
 def test_grey_and_alpha_of_16_bits_keep_their_depth(tmp_path):
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     grey = np.random.default_rng(0).integers(0, 65536, (4, 6), dtype=np.uint16)
-    pixels = np.stack([grey, np.full_like(grey, 65535)], axis=2).astype(">u2")
-    lines = b"".join(b"\0" + row.tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", 6, 4, 16, 4, 0, 0, 0)
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-                                     + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(png_16_bit(np.stack([grey, np.full_like(grey, 65535)], axis=2)))
     expected = torch.from_numpy(grey.astype(np.float32)) / 32767.5 - 1
     torch.testing.assert_close(load_image(tmp_path / "a.png"), expected.expand(3, 4, 6), rtol=0, atol=1e-6)
 

@@ -11,19 +11,12 @@ import pytest
 
 from data.dataloader import ImageFolder, get_dataloader
 from tests.hostile import Within, picture
+from tests.png_files import chunk, png
 from util import img_utils
 from util.arrays import read_array
 from util.errors import UserError
 from util.img_utils import load_image
 from util.measurement_files import read_measurement
-
-
-def png_header(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG that says that it has this size."""
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.skipif(not Within.FORGET.exists(), reason="the peak of memory cannot be set back here")
@@ -40,14 +33,14 @@ def test_a_limit_holds_after_a_higher_peak_too():
 @pytest.mark.parametrize("size", [(60000, 60000), (20000, 20000), (2 ** 31 - 1, 1), (10000, 9000)])
 @pytest.mark.parametrize("read", [load_image, img_utils.load_alpha, lambda path: read_array(str(path), "mask")])
 def test_image_bombs_cost_nothing(tmp_path, size, read):
-    (tmp_path / "bomb.png").write_bytes(png_header(*size))
+    (tmp_path / "bomb.png").write_bytes(png(*size, rows=b""))
     with Within(2, 64), pytest.raises(UserError, match=r"(?i)cannot .*read.*pixels"):
         read(tmp_path / "bomb.png")
 
 
 def test_a_bomb_is_passed_over(run, workplace):
     (workplace / "data").mkdir()
-    (workplace / "data" / "bomb.png").write_bytes(png_header(60000, 60000))
+    (workplace / "data" / "bomb.png").write_bytes(png(60000, 60000, rows=b""))
     picture(workplace / "data" / "good.png")
     status, _, err = run("--data", "data")
     assert status == 1
@@ -55,17 +48,14 @@ def test_a_bomb_is_passed_over(run, workplace):
 
 
 def test_a_picture_with_less_data_than_it_says_is_refused(tmp_path):
-    (tmp_path / "short.png").write_bytes(png_header(5000, 5000, bytes(1000)))
+    (tmp_path / "short.png").write_bytes(png(5000, 5000, rows=bytes(1000)))
     with pytest.raises(UserError, match="cannot read image"):
         load_image(tmp_path / "short.png")
 
 
 def test_compressed_text_in_a_picture_is_not_unpacked_without_end(tmp_path):
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    packed = zlib.compress(bytes(100 * 2 ** 20), 9)
-    png = png_header(4, 4, bytes(4 * 13))
-    (tmp_path / "text.png").write_bytes(png[:33] + chunk(b"zTXt", b"a\0\0" + packed) + png[33:])
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100 * 2 ** 20), 9))
+    (tmp_path / "text.png").write_bytes(png(4, 4, bytes(4 * 13), more=text))
     with Within(5, 100):
         try:
             load_image(tmp_path / "text.png")
