@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from guided_diffusion.analytic_prior import MixturePrior
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
-from tests.helpers import deterministic
+from tests.helpers import deterministic, normal
 from util.compute_metric import psnr
 from util.errors import UserError
 from util.seeding import ImageRandomness
@@ -21,10 +20,6 @@ def prepared(shape: tuple[int, ...], **params):
     operator = get_operator("phase_retrieval", **params)
     operator.prepare(shape, ImageRandomness(0, [str(b) for b in range(shape[0])], purpose="operator"))
     return operator
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def test_golden_magnitudes_and_gradient(golden):

@@ -9,19 +9,16 @@ from torch import Tensor
 from guided_diffusion.measurements import LinearOperator, get_operator
 from guided_diffusion.measurements.base import NEGLIGIBLE_DAMPING
 from guided_diffusion.measurements.iterative import damped_inverse
+from tests.helpers import normal
 from util.seeding import ImageRandomness
 
-NAMES = ["a", "b", "c"]
+NAMES = ["a", "b", "c"]                                         # their motion blurs of 3 x 3 are well-conditioned
 
 
 def motion_blur(size: int, kernel_size: int = 5, names: list[str] = NAMES, **params) -> LinearOperator:
     operator = get_operator("motion_blur", kernel_size=kernel_size, intensity=0.5, **params)
     operator.prepare((len(names), 3, size, size), ImageRandomness(0, names, purpose="operator"))
     return operator
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
