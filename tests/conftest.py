@@ -15,9 +15,9 @@ from torch import Tensor
 import sample_condition
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
-from tests.fake_weights import kernel_wizard_weights
+from tests.fake_weights import ChannelMeans, kernel_wizard_weights
 from tests.report_pages import Page
-from util import table_run
+from util import compute_metric, table_run
 from util.report import main as write_report
 
 os.environ["OMP_NUM_THREADS"] = "1"                 # of the programs that tests start
@@ -107,6 +107,13 @@ def in_process(monkeypatch, capsys) -> list[list[str]]:
 
     monkeypatch.setattr(table_run, "launch", launch)
     return commands
+
+
+@pytest.fixture
+def tiny_inception(monkeypatch) -> None:
+    """ChannelMeans in place of Inception, and no network for LPIPS."""
+    monkeypatch.setattr(compute_metric, "load_networks",
+                        lambda names, *_: {"inception": ChannelMeans()} if "inception" in names else {})
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,18 @@
-"""Weights with the published names and shapes: small files of VGG16, AlexNet and Inception v3; the KernelWizard's."""
+"""Weights with the published names and shapes: small files of VGG16, AlexNet and Inception v3; the KernelWizard's.
+
+And a network of a few sums in place of Inception.
+"""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.helpers import deterministic
+from util.perceptual import load_networks
 
 SALT, RESIDUAL_FACTOR = 30000, 0.3                  # of the KernelWizard
 
@@ -56,6 +61,19 @@ def _constant(key: str, value: Tensor) -> Tensor:
 
 def _save(state: dict[str, Tensor], path: Path, missing: int) -> None:
     torch.save(dict(list(state.items())[missing:]), path)
+
+
+class ChannelMeans(nn.Module):
+    """A feature extractor with Inception's interface: uint8 (B, 3, H, W) -> (B, 3)."""
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return images.float().mean(dim=(2, 3))
+
+
+def load_small_networks(names: Sequence[str], *more: object) -> dict[str, nn.Module]:
+    """As `load_networks`, with ChannelMeans in place of Inception."""
+    return {**load_networks([name for name in names if name != "inception"], *more), "inception": ChannelMeans()}
 
 
 def kernel_wizard_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 import sample_condition
 from guided_diffusion.gathering import Gatherer
 from guided_diffusion.restoring import Restorer
-from tests.test_resume import FOLDER, contents
+from tests.command_line import FOLDER, contents
 from util.errors import StorageError
 from util.run_dir import RunDirectory
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,14 @@ import torch
 from torch.distributed import DistNetworkError
 
 import sample_condition
-from tests.command_line import arguments, save_image
-from tests.test_resume import FOLDER, contents
-from tests.test_set_scores import ChannelMeans
+from tests.command_line import FOLDER, arguments, contents, save_image
+from tests.fake_weights import load_small_networks
 from util import compute_metric
 from util.config import REPOSITORY
 from util.distributed import Team, device_of
 from util.errors import UserError
 from util.lock import hold
 from util.logger import get_logger
-from util.perceptual import load_networks
 
 IMAGES = 5
 OPTIONS = ["--data", "photos", "--batch_size", "1"]
@@ -31,16 +28,11 @@ DRIVER = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 import sample_condition
-from tests.test_distributed import load_small_networks
+from tests.fake_weights import load_small_networks
 from util import compute_metric
 compute_metric.load_networks = load_small_networks
 sys.exit(sample_condition.main())
 """
-
-
-def load_small_networks(names: Sequence[str], *more: object) -> dict[str, torch.nn.Module]:
-    """A small network in place of Inception."""
-    return {**load_networks([name for name in names if name != "inception"], *more), "inception": ChannelMeans()}
 
 
 @pytest.fixture

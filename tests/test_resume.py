@@ -1,8 +1,6 @@
 """A run that is killed at any moment, and continued, leaves what an uninterrupted one leaves."""
 
-import csv
 import errno
-import io
 import json
 import os
 import socket
@@ -15,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from tests.command_line import arguments, save_image
+from tests.command_line import FOLDER, arguments, contents, save_image
 from util.checkpoint import fingerprint
 from util.config import REPOSITORY
 from util.errors import UserError
@@ -23,7 +21,6 @@ from util.img_utils import write_atomically
 from util.lock import SILENCE_SECONDS, FolderLock
 from util.run_files import TEMPORARY_FILE
 
-FOLDER = "super_resolution/dpps"
 KILLS = 20
 DRIVER = """
 import json, os, random, shutil, signal, sys, time
@@ -68,17 +65,6 @@ for kill in range(kills):
     statuses.append(finish(start([*arguments, "--save_dir", f"killed{kill}"])))
 json.dump({"statuses": statuses, "rows": rows}, sys.stdout)
 """
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """Every file of a run, but for what depends on time: seconds and memory."""
-    files: dict[str, object] = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*")
-                                if f.is_file()}
-    table = list(csv.DictReader(io.StringIO(files["metrics.csv"].decode())))
-    files["metrics.csv"] = [{key: value for key, value in row.items() if key != "seconds"} for row in table]
-    summary = json.loads(files["summary.json"])
-    files["summary.json"] = json.dumps({k: v for k, v in summary.items() if k not in ("seconds", "peak_memory_bytes")})
-    return files
 
 
 def drive(prior: Path, kills: int, *more: str) -> dict:

@@ -1,6 +1,5 @@
 """The folder of a run: what is in it, and that it can be stopped and continued."""
 
-import csv
 import json
 import math
 from dataclasses import replace
@@ -9,39 +8,14 @@ import pytest
 import torch
 import yaml
 
+from tests.run_folders import CONFIG, open_run, outcome, read_rows, save
 from util import report, report_figures
 from util.compute_metric import Scores
 from util.errors import UserError
 from util.img_utils import load_image
-from util.run_dir import Outcome, RunDirectory
 
-CONFIG = {"model": {"image_size": 8, "channel_mult": [1, 2]},
-          "conditioning": {"method": "ps", "params": {"scale": 0.3}}, "seed": 0}
 COLUMNS = ["image", "sample", "psnr", "ssim", "lpips_vgg", "psnr_input", "ssim_input", "distance", "seconds",
            "chi_square"]
-
-
-def fake_metrics(restored, label):
-    """The mean in place of a score, so that rows can be told apart."""
-    return Scores(float(restored.mean()), 0.5, math.nan)
-
-
-def outcome(sample="0", value=0.25):
-    return Outcome(sample, torch.full((3, 8, 8), value), distance=2.0, chi_square=math.nan, seconds=1.5,
-                   network_evaluations=10)
-
-
-def save(run, image="a", outcomes=None):
-    run.save(image, torch.zeros(3, 8, 8), torch.full((3, 8, 8), -0.5), outcomes or [outcome()], fake_metrics)
-
-
-def open_run(path, config=CONFIG, **options):
-    return RunDirectory(path, "blur", "ps", config, **options)
-
-
-def read_rows(run):
-    with open(run.path / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_saved_image_is_finished_and_everything_lies_in_its_place(tmp_path):

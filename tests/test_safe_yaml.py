@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from tests.test_run_dir import open_run, save
+from tests.run_folders import open_run, save
 from util.errors import UserError
 from util.run_config import RunConfig
 from util.safe_yaml import dump_yaml, flow, parse_yaml

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from tests.fake_weights import write_alexnet, write_inception, write_vgg16
-from util import compute_metric
 from util.compute_metric import PER_IMAGE, Metrics, main, psnr, ssim
 from util.img_utils import load_image, save_image
 from util.metrics_table import Outcome
@@ -22,20 +21,6 @@ from util.run_dir import RunDirectory
 from util.weights import ALEXNET, INCEPTION, VGG16
 
 pytestmark = pytest.mark.usefixtures("offline")
-
-
-class ChannelMeans(nn.Module):
-    """A feature extractor with Inception's interface: uint8 (B, 3, H, W) -> (B, 3)."""
-
-    def forward(self, images):
-        assert images.dtype == torch.uint8
-        return images.float().mean(dim=(2, 3))
-
-
-@pytest.fixture
-def tiny_inception(monkeypatch):
-    monkeypatch.setattr(compute_metric, "load_networks",
-                        lambda names, *_: {"inception": ChannelMeans()} if "inception" in names else {})
 
 
 def image(seed, size=24):

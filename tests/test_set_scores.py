@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from guided_diffusion.condition_methods.base import ConditioningMethod
 from tests.command_line import save_image
@@ -16,20 +15,6 @@ from util.perceptual import EXTRACTOR
 from util.weights import INCEPTION
 
 FOLDER = Path("results/super_resolution/dpps")
-
-
-class ChannelMeans(nn.Module):
-    """A feature extractor with Inception's interface: uint8 (B, 3, H, W) -> (B, 3)."""
-
-    def forward(self, images):
-        assert images.dtype == torch.uint8
-        return images.float().mean(dim=(2, 3))
-
-
-@pytest.fixture
-def tiny_inception(monkeypatch):
-    monkeypatch.setattr(compute_metric, "load_networks",
-                        lambda names, *_: {"inception": ChannelMeans()} if "inception" in names else {})
 
 
 def summary() -> dict:

@@ -15,8 +15,7 @@ from torch import nn
 
 import sample_condition
 from guided_diffusion.gathering import likely_cause
-from tests.command_line import arguments, rows, save_image
-from tests.test_resume import contents
+from tests.command_line import arguments, contents, rows, save_image
 from util.config import REPOSITORY
 from util.memory import BatchSize, is_out_of_memory
 from util.monitor import CHECK_EVERY
