@@ -1,0 +1,129 @@
+"""`python -m util.compute_metric` on a results folder: by its table and by its files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tests.scored_images import image, noisy, read
+from util.compute_metric import Metrics, main
+from util.img_utils import save_image
+from util.metrics_table import Outcome
+from util.run_dir import RunDirectory
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+def run_of(tmp_path, samples=("0",), images="abcd"):
+    """A results folder as a run leaves it: scores of float tensors, files of 8 bits."""
+    folder, metrics = tmp_path / "results", Metrics(networks=[])
+    folder.mkdir()
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "sample", "psnr", "ssim", "lpips_vgg", "distance"])
+        for k, name in enumerate(images):
+            label = image(k)
+            save_image(folder / "label" / f"{name}.png", label)
+            for s, sample in enumerate(samples):
+                restored = noisy(label, 10 * k + s)
+                scores = metrics(restored, label)
+                writer.writerow([name, sample, f"{scores.psnr:.6g}", f"{scores.ssim:.6g}", "", "1.0"])
+                save_image(folder / "recon" / f"{name if len(samples) == 1 else f'{name}_{sample}'}.png", restored)
+    return folder
+
+
+def test_scores_of_the_float_tensors_and_of_the_files_agree_within_rounding(tmp_path, tiny_inception):
+    folder = run_of(tmp_path)
+    assert main([str(folder)]) == 0
+    (of_tensors, rows), source = read(folder), "metrics.csv"
+    assert of_tensors["source"] == source
+    assert main([str(folder), "--from_png"]) == 0
+    of_files, rows_of_files = read(folder)
+    assert of_files["source"] == "saved files"
+    assert of_files["fid"] == of_tensors["fid"]                         # of 8-bit images, both
+    assert of_files["fid"]["images"] == 4
+    for before, after in zip(rows, rows_of_files, strict=True):
+        assert before["image"] == after["image"]
+        assert float(before["psnr"]) == pytest.approx(float(after["psnr"]), abs=0.02)
+        assert float(before["ssim"]) == pytest.approx(float(after["ssim"]), abs=1e-3)
+        assert before["psnr"] != after["psnr"]                          # neither is a copy of the other
+    for name, tolerance in (("psnr", 0.02), ("ssim", 1e-3)):
+        for key in ("mean", "std"):
+            assert of_files["metrics"][name][key] == pytest.approx(of_tensors["metrics"][name][key], abs=tolerance)
+
+
+def test_a_run_is_scored_as_it_scored_itself(tmp_path, tiny_inception):
+    run = RunDirectory(tmp_path, "blur", "ps", {"seed": 0})
+    for k in range(4):
+        label = image(k) if k else None                                 # a photograph whose truth nobody knows
+        outcomes = [Outcome(str(s), noisy(image(k), 10 * k + s), 1.0, 1.0, 1.0, 10) for s in range(3)]
+        run.save(f"image_{k}", label, noisy(image(k), k), outcomes, Metrics(networks=[]))
+    run.write_summary({})
+    own = json.loads((run.path / "summary.json").read_text())["metrics"]
+    for arguments, tolerances in (([], (1e-4, 1e-6)), (["--from_png"], (0.02, 1e-3))):
+        assert main([str(run.path), *arguments]) == 0
+        summary, rows = read(run.path)
+        assert len({row["image"] for row in rows}) == summary["images"] == 3
+        assert summary["fid"]["images"] == 9
+        for name, tolerance in zip(("psnr", "ssim"), tolerances, strict=True):
+            found, expected = summary["metrics"][name], own[name]
+            assert found["count"] == expected["count"] == 9
+            assert found["mean"] == pytest.approx(expected["mean"], abs=tolerance)
+            assert found["ci95"] == pytest.approx(expected["ci95"], abs=tolerance)
+
+
+def test_without_a_table_a_results_folder_is_scored_from_its_files(tmp_path, tiny_inception):
+    folder = run_of(tmp_path, samples=("0", "1", "mean"))
+    assert main([str(folder), "--from_png"]) == 0
+    expected = read(folder)
+    (folder / "metrics.csv").unlink()                                   # as DPS leaves it
+    assert main([str(folder)]) == 0
+    assert {tuple(row.values()) for row in read(folder)[1]} == {tuple(row.values()) for row in expected[1]}
+    assert read(folder)[0] == expected[0]
+
+
+@pytest.mark.parametrize("from_png", [False, True])
+def test_samples_and_their_means_are_told_apart(tmp_path, capsys, tiny_inception, from_png):
+    folder = run_of(tmp_path, samples=("0", "1", "mean"))
+    assert main([str(folder), *["--from_png"] * from_png]) == 0
+    summary, rows = read(folder)
+    assert len(rows) == 12
+    assert summary["images"] == 4
+    assert summary["metrics"]["psnr"]["count"] == 8
+    assert summary["metrics_of_sample_means"]["psnr"]["count"] == 4
+    single = [float(row["psnr"]) for row in rows if row["sample"] != "mean"]
+    assert summary["metrics"]["psnr"]["mean"] == pytest.approx(np.mean(single), rel=1e-5)
+    assert (summary["fid"]["images"], summary["fid"]["reference_images"]) == (8, 4)
+    assert "means of samples" in capsys.readouterr().out
+
+
+def test_files_that_the_table_tells_of_and_that_are_gone_are_named(tmp_path, capsys, tiny_inception):
+    folder = run_of(tmp_path)
+    (folder / "recon" / "b.png").unlink()
+    assert main([str(folder), "--from_png"]) == 1
+    assert "has no 'recon/b.png'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["image,sample,psnr\n../../x,0,1\n", "image,sample,psnr\nx,1/../../y,1\n",
+                                  "a,b\n1,2\n", "image,sample,psnr\nx,0\n", "\x00\xff"])
+def test_a_table_of_something_else_is_refused(tmp_path, capsys, text):
+    folder = run_of(tmp_path)
+    (folder / "metrics.csv").write_text(text, encoding="latin-1")
+    assert main([str(folder), "--metrics", "psnr"]) == 2
+    assert "is not the table of a run" in capsys.readouterr().err
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path, capsys):
+    folder = run_of(tmp_path)
+    (folder / "metrics.csv").write_text("image,sample,psnr\na,0,high\n")
+    assert main([str(folder), "--metrics", "psnr"]) == 2
+    assert "--from_png" in capsys.readouterr().err
+
+
+def test_a_run_without_truth_has_nothing_to_compare(tmp_path, capsys):
+    folder = run_of(tmp_path)
+    for file in (folder / "label").iterdir():
+        file.unlink()
+    assert main([str(folder), "--metrics", "psnr"]) == 2
+    assert "no true images" in capsys.readouterr().err
