@@ -1,7 +1,6 @@
 """For tests with hostile inputs: pictures of any name, limits of time and memory, a small run."""
 
 import io
-import os
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from util.benchmark_runs import peak_memory, reset_peak_memory
 from util.metrics_table import Outcome
 from util.run_dir import RunDirectory
 
@@ -24,35 +24,22 @@ def picture(path: Path, seed: int = 0, side: int = 32) -> None:
 class Within:
     """Fails if its block takes longer than `seconds` or, at any moment, `mebibytes` more memory than there was before.
 
-    The kernel keeps the peak (VmHWM) and forgets it on request. Where it cannot be asked (no Linux, a locked
-    /proc) time alone is checked.
+    Where the system cannot forget the peak of memory before the block, only what exceeds that is seen.
     """
 
-    FORGET = Path("/proc/self/clear_refs")
+    CPU = torch.device("cpu")
 
     def __init__(self, seconds: float, mebibytes: int):
         self.seconds, self.mebibytes = seconds, mebibytes
 
     def __enter__(self) -> None:
-        if self.forgets():
-            self.FORGET.write_text("5")             # from here on the peak is that of the block
-        self.memory, self.started = self.peak(), time.perf_counter()
+        reset_peak_memory(self.CPU)
+        self.memory, self.started = peak_memory(self.CPU) or 0, time.perf_counter()
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             assert time.perf_counter() - self.started < self.seconds
-            assert self.peak() - self.memory < self.mebibytes * 1024
-
-    def forgets(self) -> bool:
-        """Whether this system can be asked."""
-        return os.access(self.FORGET, os.W_OK)
-
-    def peak(self) -> int:
-        """The highest resident memory since it was last forgotten, in KiB."""
-        if not self.forgets():
-            return 0
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+            assert (peak_memory(self.CPU) or 0) - self.memory < self.mebibytes * 2 ** 20
 
 
 def open_run(folder: Path, **options: bool) -> RunDirectory:
