@@ -110,6 +110,21 @@ def in_process(monkeypatch, capsys) -> list[list[str]]:
 
 
 @pytest.fixture
+def interrupted(in_process, monkeypatch) -> list[tuple]:
+    """The second program that util.table_run starts is interrupted; the list of the calls."""
+    working, started = table_run.launch, []
+
+    def launch(*arguments):
+        started.append(arguments)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return working(*arguments)
+
+    monkeypatch.setattr(table_run, "launch", launch)
+    return started
+
+
+@pytest.fixture
 def tiny_inception(monkeypatch) -> None:
     """ChannelMeans in place of Inception, and no network for LPIPS."""
     monkeypatch.setattr(compute_metric, "load_networks",

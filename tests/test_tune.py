@@ -149,19 +149,10 @@ def test_the_task_file_itself_is_replaced_only_when_told_so(run):
     assert "weight: 0.06" in Path("task.yaml").read_text() and "# far too much" in Path("task.yaml").read_text()
 
 
-def test_an_interrupted_grid_continues(run, monkeypatch):
-    working, started = table_run.launch, []
-
-    def interrupted(*arguments):
-        started.append(arguments)
-        if len(started) == 2:
-            raise KeyboardInterrupt
-        return working(*arguments)
-
-    monkeypatch.setattr(table_run, "launch", interrupted)
+def test_an_interrupted_grid_continues(run, interrupted):
     status, _, err = run("--limit", "1")
     assert status == 130 and "1 of 3 points are finished" in err and not Path("tuned.yaml").exists()
-    assert run("--limit", "1")[0] == 0 and len(started) == 4
+    assert run("--limit", "1")[0] == 0 and len(interrupted) == 4
 
 
 def test_a_point_that_fails_leaves_the_others(run, monkeypatch):

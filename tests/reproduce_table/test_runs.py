@@ -67,20 +67,11 @@ def test_figures_of_another_precision_or_checkpoint_are_not_shown_as_these(run, 
     assert "1 of them finished before" in run(*only)[1]                     # results outlive their checkpoint
 
 
-def test_an_interrupted_table_continues(run, in_process, monkeypatch):
-    working, started = table_run.launch, []
-
-    def interrupted(*arguments):
-        started.append(arguments)
-        if len(started) == 2:
-            raise KeyboardInterrupt
-        return working(*arguments)
-
-    monkeypatch.setattr(table_run, "launch", interrupted)
+def test_an_interrupted_table_continues(run, interrupted):
     status, _, err = run("--limit", "1")
     assert status == 130 and "1 of 3 runs are finished" in err and "the same command continues" in err
     assert run("--limit", "1")[0] == 0
-    assert len(started) == 4
+    assert len(interrupted) == 4
 
 
 def test_a_dry_run_lists_cost_and_time_and_runs_nothing(run, in_process):
