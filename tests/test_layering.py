@@ -34,6 +34,7 @@ RANKS = [                                           # the first pattern that fit
     ("guided_diffusion/method.py", 5), ("guided_diffusion/solvers/base.py", 6),
     ("guided_diffusion/solvers/__init__.py", 8), ("guided_diffusion/solvers/*.py", 7),
     ("guided_diffusion/condition_methods/base.py", 6), ("guided_diffusion/condition_methods/step_size.py", 6),
+    ("guided_diffusion/condition_methods/guidance.py", 6.5),
     ("guided_diffusion/condition_methods/__init__.py", 8), ("guided_diffusion/condition_methods/*.py", 7),
     ("util/paper_table.py", 3), ("util/table_run.py", 4), ("util/table_report.py", 5), ("util/table_plots.py", 6),
     ("util/yaml_text.py", 3), ("util/grid.py", 5), ("util/tune.py", 12), ("util/reproduce_table.py", 12),

@@ -16,6 +16,7 @@ from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
 from guided_diffusion.unet_blocks import ResBlock
+from tests.guided_steps import LINEAR
 from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
 from util.seeding import ImageRandomness
 
@@ -121,9 +122,14 @@ def test_no_sampler_waits_for_the_device(prior, options):
     restore_on_meta(prior, get_conditioning_method("dpps"), "inpainting", "gaussian", options)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "exponential", "inverse_variance", "alpha_bar"])
+@pytest.mark.parametrize("schedule", ["linear", "exponential", "inverse_variance"])
 def test_no_step_size_waits_for_the_device(prior, schedule):
     restore_on_meta(prior, get_conditioning_method("ps", schedule=schedule, power=2.0), "inpainting", "gaussian", {})
+
+
+@pytest.mark.parametrize("operator", LINEAR)
+def test_no_gaussian_likelihood_waits_for_the_device(prior, operator):
+    restore_on_meta(prior, get_conditioning_method("dpps", likelihood="gaussian"), operator, "poisson", {})
 
 
 @pytest.mark.parametrize("wait", [

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guided_diffusion.condition_methods.base import ConditioningMethod, grad_and_value, register_conditioning_method
-from guided_diffusion.condition_methods.step_size import StepSchedule, StepSize
+from guided_diffusion.condition_methods.base import ConditioningMethod, register_conditioning_method
+from guided_diffusion.condition_methods.guidance import Likelihood, get_guidance
+from guided_diffusion.condition_methods.step_size import StepSchedule
 from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.base import LinearOperator, Measurement, Noise, Operator
 from util.seeding import ImageRandomness
@@ -40,8 +41,8 @@ class PosteriorProximalSampling(ConditioningMethod):
         target: what candidates are compared with, "eps" (the authors' code) or "mean".
         chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold (on the CPU 2 MiB).
             Changes no result.
-        schedule, power, gamma, rescale, early: f_t, what is differentiated, the size of fewer steps and of early ones,
-            as in `ps`; see `StepSize`.
+        schedule, power, gamma, rescale, likelihood: how far and where the gradient leads, as in `ps`; see `StepSize`
+            and `GaussianGuidance`.
     """
 
     needs_grad = True
@@ -49,8 +50,8 @@ class PosteriorProximalSampling(ConditioningMethod):
     def __init__(self, scale: float = 1.0, max_candidates: int = 50, aligned_init: bool = True, adaptive: bool = True,
                  proximal: bool = True, target: Literal["eps", "mean"] = "eps", chunk: int | None = None,
                  schedule: StepSchedule = "constant", power: float = 1.0, gamma: float = 0.99, rescale: bool = True,
-                 early: float = 1.0):
-        self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale, early)
+                 likelihood: Likelihood = "point"):
+        self.guidance = get_guidance(self.name, likelihood, scale, schedule, power, gamma, rescale)
         self.max_candidates = max_candidates
         self.aligned_init, self.adaptive, self.proximal = aligned_init, adaptive, proximal
         self.target, self.chunk = target, chunk
@@ -59,8 +60,7 @@ class PosteriorProximalSampling(ConditioningMethod):
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
-        if noiser is not None:
-            self.step_size.check(noiser)
+        self.guidance.check(operator, noiser)
 
     def start(self, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness) -> Tensor:
         noise = super().start(sampler, measurement, randomness)
@@ -78,8 +78,8 @@ class PosteriorProximalSampling(ConditioningMethod):
         return min(self.max_candidates, math.floor(max(2, self.max_candidates * (1 - math.exp(-snr)))))
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
-        grad, distance = grad_and_value(step, measurement.distance)
-        mean = step.mean - self.step_size(step, measurement, distance) * grad
+        move, distance = self.guidance(step, measurement)
+        mean = step.mean + move
         if step.deterministic:                      # every candidate is the mean
             return mean, distance
         return mean + step.std * self.select(mean, step, measurement), distance

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, grad_and_value, register_conditioning_method
+from guided_diffusion.condition_methods.guidance import Likelihood, get_guidance
 from guided_diffusion.condition_methods.step_size import StepSchedule, StepSize
 from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import Measurement, Noise, Operator
@@ -20,30 +21,30 @@ class PosteriorSampling(ConditioningMethod):
 
     Args:
         scale: step size, 0 or more.
-        schedule: how it changes along the sampling, f_t: constant, linear, exponential, inverse_variance or alpha_bar;
-            see `StepSize`.
+        schedule: how it changes along the sampling, f_t: constant, linear, exponential or inverse_variance; see
+            `StepSize`.
         power: what is differentiated: 1 for the norm (the authors' code), 2 for its square (eq. 16).
         gamma: the factor per noise level of the exponential schedule.
         rescale: `scale` is that of the full process, and fewer steps are larger; false for the authors' code, where
             they are not.
-        early: how many times as large the step at the noisiest level is, falling linearly to once at the last; 1 or
-            more.
+        likelihood: "point" for p(y | x_t) = p(y | x0_hat), as above; "gaussian" for an x0 spread about x0_hat, which
+            finds the size of each step by itself, see `GaussianGuidance`: `scale` is then 1 to 2 or so, and the other
+            parameters have no part in it. Ours.
     """
 
     needs_grad = True
 
     def __init__(self, scale: float = 1.0, schedule: StepSchedule = "constant", power: float = 1.0,
-                 gamma: float = 0.99, rescale: bool = True, early: float = 1.0):
-        self.step_size = StepSize(self.name, scale, schedule, power, gamma, rescale, early)
+                 gamma: float = 0.99, rescale: bool = True, likelihood: Likelihood = "point"):
+        self.guidance = get_guidance(self.name, likelihood, scale, schedule, power, gamma, rescale)
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
-        if noiser is not None:
-            self.step_size.check(noiser)
+        self.guidance.check(operator, noiser)
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
-        grad, distance = grad_and_value(step, measurement.distance)
-        return step.sample() - self.step_size(step, measurement, distance) * grad, distance
+        move, distance = self.guidance(step, measurement)
+        return step.sample() + move, distance
 
 
 @register_conditioning_method("ps+")

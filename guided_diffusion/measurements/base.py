@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -230,18 +229,6 @@ class Measurement:
     def distance(self, x0: Tensor) -> Tensor:
         """The data misfit of images `x0` (B, C, H, W) -> (B,)."""
         return self.noiser.distance(self.y, self.operator(x0))
-
-    @cached_property
-    def curvature(self) -> Tensor:
-        """The largest curvature of d^2 / 2, d the `distance` of each image, (B,): ||A||^2 where d is Euclidean.
-
-        From below, by eight power iterations on differences of gradients; 0, for not known, where A is not linear.
-        """
-        if not isinstance(self.operator, LinearOperator):
-            return torch.zeros(len(self.y), device=self.y.device)
-        gradient = torch.func.grad(lambda x: self.distance(x).square().sum() / 2)
-        flat = gradient(self.y.new_zeros(self.image_shape))
-        return largest_eigenvalue(lambda v: gradient(v) - flat, self.image_shape, self.y)
 
     def chi_square(self, x0: Tensor) -> Tensor:
         """||y - A(x0)||^2 / (m sigma^2) of each image, over its m observed entries: (B, C, H, W) -> (B,).

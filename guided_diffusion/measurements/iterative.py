@@ -47,7 +47,7 @@ def damped_inverse(forward: LinearMap, transpose: LinearMap, y: Tensor, damping:
     """(A^T A + damping^2 I)^-1 A^T y of each image by conjugate gradients, and which images (B,) have converged.
 
     Each image ends at its own relative residual of 1e-12 in float64 or 1e-5 in float32; the host asks every 25
-    iterations whether all have, the only time that it waits for the device.
+    iterations whether all have, the only times that it waits for the device.
 
     Args:
         forward, transpose: A and A^T.
@@ -59,7 +59,7 @@ def damped_inverse(forward: LinearMap, transpose: LinearMap, y: Tensor, damping:
     target, tiny = gamma * TOLERANCE[y.dtype] ** 2, torch.finfo(y.dtype).tiny
     for i in range(max_iterations):
         active = gamma > target
-        if i % 25 == 0 and not active.any():
+        if i and i % 25 == 0 and not active.any():
             break
         image = transpose(forward(direction)) + column(damping ** 2, direction) * direction
         step = column(torch.where(active, gamma / dot(direction, image).clamp_min(tiny), 0), x)

@@ -1,0 +1,119 @@
+"""How far and where the measurement moves a reverse step: two readings of p(y | x_t)."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.condition_methods.base import grad_and_value
+from guided_diffusion.condition_methods.step_size import StepSchedule, StepSize
+from guided_diffusion.gaussian_diffusion import Step
+from guided_diffusion.measurements.base import Measurement, Noise, Operator, require_linear
+from guided_diffusion.measurements.iterative import column, damped_inverse, dot
+from util.errors import UserError
+
+Likelihood = Literal["point", "gaussian"]
+ITERATIONS = 16                                     # of the preconditioner, which need not be exact
+
+
+class Guidance(ABC):
+    """What is added to x_{t-1} so that it agrees with the measurement."""
+
+    @abstractmethod
+    def check(self, operator: Operator, noiser: Noise | None) -> None:
+        """Raise UserError if it cannot serve `operator` or, where one is given, `noiser`."""
+
+    @abstractmethod
+    def __call__(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        """The move of x_{t-1}, (B, C, H, W), and the measurement distance of x0_hat, (B,)."""
+
+
+class PointGuidance(Guidance):
+    """-zeta_t grad_{x_t} d(y, A(x0_hat))^power: p(x0 | x_t) is taken for a point at x0_hat (DPS, eq. 11)."""
+
+    def __init__(self, step_size: StepSize):
+        self.step_size = step_size
+
+    def check(self, operator: Operator, noiser: Noise | None) -> None:
+        if noiser is not None:
+            self.step_size.check(noiser)
+
+    def __call__(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        grad, distance = grad_and_value(step, measurement.distance)
+        return -self.step_size(step, measurement, distance) * grad, distance
+
+
+class GaussianGuidance(Guidance):
+    """x0_hat moves towards the mean of p(x0 | x_t, y), with p(x0 | x_t) = N(x0_hat, C) and a linear A: no step size.
+
+        C     = (1 - ab) / sqrt(ab)  d x0_hat / d x_t           the covariance of x0 (Tweedie's formula, second order)
+        w     = A^T ((1 - ab) A A^T + V)^-1 (y - A x0_hat)      V the noise variance
+        p     = C w                                             one gradient through the network
+        a     = <y - A x0_hat, A p>_V / (|A p|_V^2 + <w, p>)    |r|_V^2 = <r, r>_V = r^T V^-1 r
+        delta = scale a p
+
+    and x_{t-1} moves by delta times the factor of x0_hat in its mean. p would be the move itself if C were (1 - ab) I,
+    as Song et al. (PiGDM, ICLR 2023, eq. 7) have it; a is the exact length along p,
+    the minimum over a of |y - A (x0_hat + a p)|_V^2 + (a p)^T C^-1 (a p). So nothing is to be tuned, ill-conditioned
+    operators converge, and steps of any size are stable. The inverse is applied by 16 steps of conjugate gradients,
+    which is as good as exact, since any w gives a descent. Where the noise variance differs between entries or depends
+    on the image, V is what y itself suggests.
+
+    Args:
+        method: the name of the conditioning method, for messages.
+        scale: 1 for the minimum; up to 2 goes beyond it, and helps where one step of descent is far from the mean, as
+            with missing pixels.
+    """
+
+    def __init__(self, method: str, scale: float):
+        self.method, self.scale = method, scale
+
+    def check(self, operator: Operator, noiser: Noise | None) -> None:
+        who = f"conditioning method '{self.method}': likelihood gaussian"
+        require_linear(operator, who)
+        if noiser is not None and noiser.variance(torch.zeros(1, 1)) is None:
+            raise UserError(f"{who} weighs y by its noise variance, but noise '{noiser.name}' has none; use "
+                            "likelihood: point, or another noise")
+
+    def __call__(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        operator, precision = measurement.operator, self._root_precision(measurement)
+
+        def forward(x: Tensor) -> Tensor:           # V^-1/2 A
+            return precision * operator(x)
+
+        with torch.no_grad():
+            prediction = operator(step.x0_hat)
+            residual = precision * (measurement.y - prediction)
+            damping = residual.new_full((len(residual),), 1 / math.sqrt(1 - step.alpha_bar))
+            w, _ = damped_inverse(forward, lambda r: operator.transpose(precision * r), residual, damping, ITERATIONS)
+        grad, _ = grad_and_value(step, lambda x0_hat: dot(w, x0_hat))
+        p = (1 - step.alpha_bar) / math.sqrt(step.alpha_bar) * grad
+        image = forward(p)
+        curvature = dot(image, image) + dot(w, p).clamp_min(0)
+        a = dot(residual, image).clamp_min(0) / curvature.clamp_min(torch.finfo(p.dtype).tiny)
+        return self.scale * step.x0_coef * column(a, p) * p, measurement.noiser.distance(measurement.y, prediction)
+
+    @staticmethod
+    def _root_precision(measurement: Measurement) -> Tensor:
+        """V^-1/2 in the shape of y."""
+        return measurement.noiser.variance(measurement.y).rsqrt()
+
+
+def get_guidance(method: str, likelihood: Likelihood, scale: float, schedule: StepSchedule, power: float, gamma: float,
+                 rescale: bool) -> Guidance:
+    """The guidance of conditioning method `method`: see `GaussianGuidance`, and `StepSize` for that of a point.
+
+    Raises:
+        UserError: a value out of its range, or a step size's parameter where there is none to choose.
+    """
+    step_size = StepSize(method, scale, schedule, power, gamma, rescale)
+    if likelihood == "point":
+        return PointGuidance(step_size)
+    standard = StepSize(method, scale)
+    for key in ("schedule", "power", "gamma", "rescale"):
+        if getattr(step_size, key) != getattr(standard, key):
+            raise UserError(f"conditioning method '{method}': {key} is {getattr(step_size, key)}, but likelihood "
+                            f"gaussian finds the size of each step; leave {key} out, or use likelihood: point")
+    return GaussianGuidance(method, scale)

@@ -1,0 +1,184 @@
+"""The guidance of a Gaussian p(x0 | x_t): closed-form posterior means, the exact step length, what is refused."""
+
+import pytest
+import torch
+
+from guided_diffusion.analytic_prior import GaussianPrior
+from guided_diffusion.condition_methods import get_conditioning_method, guidance
+from guided_diffusion.condition_methods.base import grad_and_value
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from tests.guided_steps import LINEAR, NAMES, SIZE, Wrapped, measure, photographs, restore
+from tests.helpers import NOISE_EXAMPLES
+from util.errors import UserError
+from util.seeding import ImageRandomness
+
+GUIDED = ["ps", "dpps"]
+SINGLE_DRAW = {"ps": {}, "dpps": {"max_candidates": 1}}
+NOISY = sorted(NOISE_EXAMPLES.keys() - {"clean"})
+
+
+def coloured_spectrum() -> torch.Tensor:
+    """Variances of Fourier modes that fall with the frequency, as those of photographs do, (SIZE, SIZE)."""
+    f = torch.fft.fftfreq(SIZE, dtype=torch.float64)
+    return 1 / (0.05 + 40 * (f[:, None] ** 2 + f ** 2))
+
+
+def step_of(spectrum, index=6, names=NAMES[:2]):
+    """A reverse step of the Gaussian prior with that spectrum, from a noisy photograph; x0_hat is not clamped."""
+    sampler = create_sampler(sampler="ddim", eta=1.0, model_var_type="fixed_small", timestep_respacing="10",
+                             clip_denoised=False)
+    prior = GaussianPrior(sampler.schedule, spectrum).double()
+    x_t = sampler.q_sample(photographs(names), index, ImageRandomness(5, names).randn_like(photographs(names)))
+    with torch.enable_grad():
+        return sampler.step(prior, x_t.requires_grad_(), index, ImageRandomness(11, names))
+
+
+def moves(step, measurement, method="ps", **params):
+    """How much the measurement moves x0_hat, read off x_{t-1}."""
+    x, distance = get_conditioning_method(method, likelihood="gaussian", **SINGLE_DRAW[method], **params).conditioning(
+        step, measurement)
+    torch.testing.assert_close(distance, measurement.distance(step.x0_hat.detach()))
+    free = step.mean + step.std * ImageRandomness(11, step.randomness.names).randn_like(step.mean)
+    return (x - free) / step.x0_coef
+
+
+def dense(measurement) -> torch.Tensor:
+    """The matrices of A, (B, m, n)."""
+    _, *shape = measurement.image_shape
+    basis = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, 1, *shape)
+    columns = [measurement.operator(x.expand(measurement.image_shape)).flatten(1) for x in basis]
+    return torch.stack(columns, dim=2)
+
+
+@pytest.mark.parametrize("operator", LINEAR)
+@pytest.mark.parametrize("noise", sorted({*NOISY} - {"speckle"}))           # too ill-conditioned to compare
+@pytest.mark.parametrize("method", GUIDED)
+def test_white_images_move_to_the_exact_posterior_mean(method, noise, operator, monkeypatch):
+    """x0 ~ N(0, I) makes C = (1 - ab) I: E[x0 | x_t, y] = x0_hat + C A^T (A C A^T + V)^-1 (y - A x0_hat)."""
+    monkeypatch.setattr(guidance, "ITERATIONS", 1000)
+    measurement, _ = measure(operator, NAMES[:2], noise)
+    step = step_of(1.0)
+    a, v = dense(measurement), measurement.noiser.variance(measurement.y).flatten(1)
+    residual = (measurement.y - measurement.operator(step.x0_hat.detach())).flatten(1)
+    c = 1 - step.alpha_bar
+    expected = c * a.mT @ torch.linalg.solve(c * a @ a.mT + torch.diag_embed(v), residual[..., None])
+    found = moves(step, measurement, method)
+    torch.testing.assert_close(found.flatten(1), expected[..., 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("operator", LINEAR)
+@pytest.mark.parametrize("noise", ["gaussian", "poisson"])
+def test_the_length_is_exact_along_the_gradient(noise, operator):
+    """f(delta) = |y - A (x0_hat + delta)|_V^2 + delta^T C^-1 delta is smallest at delta among its multiples."""
+    measurement, _ = measure(operator, NAMES[:2], noise)
+    spectrum = coloured_spectrum()
+    step = step_of(spectrum)
+    ab = step.alpha_bar
+    covariance = spectrum * (1 - ab) / (ab * spectrum + 1 - ab)             # of every mode
+    variance = measurement.noiser.variance(measurement.y)
+
+    def objective(delta):
+        residual = measurement.y - measurement.operator(step.x0_hat.detach() + delta)
+        modes = torch.fft.fft2(delta, norm="ortho").abs() ** 2 / covariance
+        return (residual ** 2 / variance).flatten(1).sum(1) + modes.flatten(1).sum(1)
+
+    delta = moves(step, measurement)
+    best, none = objective(delta), objective(torch.zeros_like(delta))
+    assert (best < none).all()
+    for factor in (0.9, 1.1):
+        curvature = (objective(factor * delta) - best) / 0.01               # that of a parabola with its vertex at 1
+        torch.testing.assert_close(curvature, none - best, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(moves(step_of(spectrum), measurement, scale=1.5), 1.5 * delta)
+
+
+def test_it_is_a_gradient_through_the_network():
+    measurement, _ = measure("inpainting", NAMES[:2])
+    step = step_of(coloured_spectrum())
+    delta = moves(step, measurement)
+    again = step_of(coloured_spectrum())                                    # inpainting: A A^T = A, V = sigma^2
+    gradient, _ = grad_and_value(again, lambda x0: -0.5 * measurement.distance(x0) ** 2)
+    cosine = torch.nn.functional.cosine_similarity(delta.flatten(1), gradient.flatten(1))
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+@pytest.mark.parametrize("method", GUIDED)
+@pytest.mark.parametrize("operator", LINEAR)
+def test_batch_equals_single_runs_in_any_order(method, operator):
+    batch, distances = restore(method, operator, NAMES, likelihood="gaussian")
+    assert batch.isfinite().all() and (batch[0] - batch[1]).abs().max() > 0.1
+    shuffled, _ = restore(method, operator, [NAMES[2], NAMES[0]], likelihood="gaussian")
+    torch.testing.assert_close(shuffled, batch[[2, 0]], atol=1e-6, rtol=0)
+    alone, distance = restore(method, operator, [NAMES[1]], likelihood="gaussian")
+    torch.testing.assert_close(alone, batch[1:2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(distance[:, 0], distances[:, 1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("steps, low, high", [(10, 0.3, 8), (50, 0.3, 1.6)])
+@pytest.mark.parametrize("sampler, eta", [("ddpm", 0.0), ("ddim", 1.0), ("ddim", 0.0)])
+@pytest.mark.parametrize("operator", LINEAR)
+def test_restorations_agree_with_their_measurements_without_any_tuning(operator, sampler, eta, steps, low, high):
+    reverse = create_sampler(sampler=sampler, eta=eta, model_var_type="fixed_small", timestep_respacing=str(steps),
+                             clip_denoised=False)
+    spectrum = 0.2 * coloured_spectrum()
+    white = ImageRandomness(2, NAMES).randn_like(photographs(NAMES))
+    x = torch.fft.ifft2(spectrum.sqrt() * torch.fft.fft2(white)).real                   # a draw from the prior
+    measurement, randomness = measure(operator, NAMES)
+    measurement = Measurement.simulate(measurement.operator, measurement.noiser, x, randomness)
+    restored = get_conditioning_method("ps", likelihood="gaussian").restore(
+        GaussianPrior(reverse.schedule, spectrum).double(), reverse, measurement, randomness)
+    chi_square = measurement.chi_square(restored)
+    assert ((low < chi_square) & (chi_square < high)).all(), chi_square
+
+
+def test_samples_are_those_of_the_posterior():
+    """White images, denoising: the posterior has mean s y / (s + v) and variance s v / (s + v), s = 1, v = sigma^2."""
+    sampler = create_sampler(sampler="ddim", eta=1.0, model_var_type="fixed_small", timestep_respacing="250",
+                             clip_denoised=False)
+    names = [str(i) for i in range(64)]
+    randomness = ImageRandomness(0, names)
+    measurement = Measurement.simulate(get_operator("noise"), get_noise("gaussian", sigma=0.5),
+                                       torch.ones(64, 3, 8, 8, dtype=torch.float64), randomness)
+    x = get_conditioning_method("ps", likelihood="gaussian").restore(
+        GaussianPrior(sampler.schedule, 1.0).double(), sampler, measurement, randomness)
+    deviation = x - measurement.y / 1.25
+    assert deviation.mean().abs() < 4 * (0.2 / x.numel()) ** 0.5
+    assert deviation.var().item() == pytest.approx(0.2, rel=0.1)
+
+
+def test_agreement_moves_nothing():
+    measurement, _ = measure("super_resolution", NAMES[:2])
+    step = step_of(1.0)
+    exact = Measurement(measurement.operator, measurement.noiser, measurement.operator(step.x0_hat.detach()))
+    assert (moves(step, exact) == 0).all()
+
+
+@pytest.mark.parametrize("method", GUIDED)
+@pytest.mark.parametrize("params, message", [
+    ({"likelihood": "gausian"}, "likelihood is 'gausian', expected one of 'point', 'gaussian'"),
+    ({"likelihood": "gaussian", "scale": -1}, "scale is -1, expected 0 or more"),
+    ({"likelihood": "gaussian", "power": 2}, "power is 2, but likelihood gaussian finds the size of each step; leave "
+                                             "power out, or use likelihood: point"),
+    ({"likelihood": "gaussian", "schedule": "linear"}, "schedule is linear, but likelihood gaussian"),
+    ({"likelihood": "gaussian", "gamma": 0.9}, "gamma is 0.9, but likelihood gaussian"),
+    ({"likelihood": "gaussian", "rescale": False}, "rescale is False, but likelihood gaussian"),
+])
+def test_mistakes_are_named(method, params, message):
+    with pytest.raises(UserError, match=f"conditioning method '{method}': {message}"):
+        get_conditioning_method(method, **params)
+
+
+@pytest.mark.parametrize("method", GUIDED)
+def test_it_needs_a_linear_operator_and_a_noise_variance(method):
+    gaussian = get_conditioning_method(method, likelihood="gaussian")
+    operator = get_operator("noise")
+    for noise in NOISY:
+        gaussian.check(operator, get_noise(noise, **NOISE_EXAMPLES[noise]))
+    gaussian.check(operator)
+    with pytest.raises(UserError, match="likelihood gaussian weighs y by its noise variance, but noise 'clean' has no"):
+        gaussian.check(operator, get_noise("clean"))
+    nonlinear = Wrapped(operator)
+    nonlinear.name = "square"
+    with pytest.raises(UserError, match="likelihood gaussian needs a linear operator, found 'square'"):
+        gaussian.check(nonlinear)
+    get_conditioning_method(method).check(nonlinear, get_noise("clean"))
