@@ -77,7 +77,7 @@ def test_every_model_file_describes_a_network(name):
 
 @pytest.mark.parametrize("name", [name for name, tree in FILES.items() if "sampler" in tree])
 def test_every_diffusion_file_builds_a_sampler(name):
-    assert create_sampler(**FILES[name]).num_steps >= 50
+    assert create_sampler(**FILES[name]).num_steps >= 25
 
 
 def test_every_operator_has_a_task_file():

@@ -1,7 +1,7 @@
 """Tune settings of a task on a few images:
 
     python -m util.tune --task_config configs/demo_super_resolution_config.yaml --data FOLDER --limit 10 \\
-        --grid conditioning.params.scale=3,6,12,24 --out tuned.yaml
+        --grid conditioning.params.scale=0.7,1,1.4 --out tuned.yaml
 
 Runs every point of the grid through `sample_condition.py`, each run resumable; prints a table of all points and writes
 the task file with the best values.

@@ -46,25 +46,26 @@ class PointGuidance(Guidance):
 
 
 class GaussianGuidance(Guidance):
-    """x0_hat moves towards the mean of p(x0 | x_t, y), with p(x0 | x_t) = N(x0_hat, C) and a linear A: no step size.
+    """x0_hat moves towards the mean of p(x0 | x_t, y), with p(x0 | x_t) = N(x0_hat, C) and A linear: no step size.
 
-        C     = (1 - ab) / sqrt(ab)  d x0_hat / d x_t           the covariance of x0 (Tweedie's formula, second order)
-        w     = A^T ((1 - ab) A A^T + V)^-1 (y - A x0_hat)      V the noise variance
+        C     = (1 - ab) / sqrt(ab)  d x0_hat / d x_t           the covariance of x0, by Tweedie's formula
+        r     = y - A x0_hat
+        w     = A^T ((1 - ab) A A^T + V)^-1 r                   V the noise variance
         p     = C w                                             one gradient through the network
-        a     = <y - A x0_hat, A p>_V / (|A p|_V^2 + <w, p>)    |r|_V^2 = <r, r>_V = r^T V^-1 r
+        a     = <r, A p>_V / (<A p, A p>_V + <w, p>)            <u, v>_V = u^T V^-1 v
         delta = scale a p
 
-    and x_{t-1} moves by delta times the factor of x0_hat in its mean. p would be the move itself if C were (1 - ab) I,
-    as Song et al. (PiGDM, ICLR 2023, eq. 7) have it; a is the exact length along p,
-    the minimum over a of |y - A (x0_hat + a p)|_V^2 + (a p)^T C^-1 (a p). So nothing is to be tuned, ill-conditioned
-    operators converge, and steps of any size are stable. The inverse is applied by 16 steps of conjugate gradients,
-    which is as good as exact, since any w gives a descent. Where the noise variance differs between entries or depends
-    on the image, V is what y itself suggests.
+    x_{t-1} moves by delta times the factor of x0_hat in its mean. p is the direction of PiGDM (Song et al., ICLR 2023),
+    and would be the whole move if C were (1 - ab) I in the inverse's place, too. a is the exact length along p: it has
+    the least |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), the negative log posterior. So nothing is to be tuned, fine detail
+    behind an ill-conditioned A comes as fast as coarse shapes, and few steps are as stable as many. The inverse is
+    applied by 16 steps of conjugate gradients: every w gives a descent, so it need not be exact. Where the noise
+    variance depends on the image, V is what y suggests.
 
     Args:
         method: the name of the conditioning method, for messages.
-        scale: 1 for the minimum; up to 2 goes beyond it, and helps where one step of descent is far from the mean, as
-            with missing pixels.
+        scale: 1 for the minimum. More goes beyond it, which helps where p is far from the way to the mean, as with
+            missing pixels; from 2 on the measurement error grows.
     """
 
     def __init__(self, method: str, scale: float):
