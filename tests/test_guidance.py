@@ -1,5 +1,7 @@
 """The guidance of a Gaussian p(x0 | x_t): closed-form posterior means, the exact step length, what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -144,6 +146,20 @@ def test_samples_are_those_of_the_posterior():
     deviation = x - measurement.y / 1.25
     assert deviation.mean().abs() < 4 * (0.2 / x.numel()) ** 0.5
     assert deviation.var().item() == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.mark.parametrize("sigma", [1e-15, 1e-6, 1e-3, 100.0, 1e6])
+def test_weak_and_strong_noise_in_single_precision(sigma):
+    """White images, denoising: E[x0 | x_t, y] = x0_hat + c / (c + sigma^2) (y - x0_hat), c = 1 - ab."""
+    measurement, _ = measure("noise", NAMES[:2], sigma=sigma)
+    measurement = Measurement(measurement.operator, measurement.noiser, measurement.y.float())
+    step = step_of(1.0)
+    x_t = step.x_t.detach().float().requires_grad_()
+    x0_hat = step.alpha_bar ** 0.5 * x_t                                    # of N(0, I)
+    step = replace(step, x_t=x_t, x0_hat=x0_hat, mean=step.mean.float(), std=step.std.float())
+    c = 1 - step.alpha_bar
+    expected = c / (c + sigma ** 2) * (measurement.y - x0_hat.detach())
+    torch.testing.assert_close(moves(step, measurement), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_agreement_moves_nothing():

@@ -79,27 +79,24 @@ class GaussianGuidance(Guidance):
                             "likelihood: point, or another noise")
 
     def __call__(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
-        operator, precision = measurement.operator, self._root_precision(measurement)
+        operator, variance = measurement.operator, measurement.noiser.variance(measurement.y)
+        least = variance.flatten(1).amin(1)         # as the unit of V, so that nothing overflows where noise is weak
+        weight = (column(least, variance) / variance).sqrt()
 
-        def forward(x: Tensor) -> Tensor:           # V^-1/2 A
-            return precision * operator(x)
+        def forward(x: Tensor) -> Tensor:
+            return weight * operator(x)
 
         with torch.no_grad():
             prediction = operator(step.x0_hat)
-            residual = precision * (measurement.y - prediction)
-            damping = residual.new_full((len(residual),), 1 / math.sqrt(1 - step.alpha_bar))
-            w, _ = damped_inverse(forward, lambda r: operator.transpose(precision * r), residual, damping, ITERATIONS)
+            residual = weight * (measurement.y - prediction)
+            damping = (least / (1 - step.alpha_bar)).sqrt()
+            w, _ = damped_inverse(forward, lambda r: operator.transpose(weight * r), residual, damping, ITERATIONS)
         grad, _ = grad_and_value(step, lambda x0_hat: dot(w, x0_hat))
         p = (1 - step.alpha_bar) / math.sqrt(step.alpha_bar) * grad
         image = forward(p)
-        curvature = dot(image, image) + dot(w, p).clamp_min(0)
+        curvature = dot(image, image) + least * dot(w, p).clamp_min(0)
         a = dot(residual, image).clamp_min(0) / curvature.clamp_min(torch.finfo(p.dtype).tiny)
         return self.scale * step.x0_coef * column(a, p) * p, measurement.noiser.distance(measurement.y, prediction)
-
-    @staticmethod
-    def _root_precision(measurement: Measurement) -> Tensor:
-        """V^-1/2 in the shape of y."""
-        return measurement.noiser.variance(measurement.y).rsqrt()
 
 
 def get_guidance(method: str, likelihood: Likelihood, scale: float, schedule: StepSchedule, power: float, gamma: float,
