@@ -195,6 +195,6 @@ def test_it_needs_a_linear_operator_and_a_noise_variance(method):
         gaussian.check(operator, get_noise("clean"))
     nonlinear = Wrapped(operator)
     nonlinear.name = "square"
-    with pytest.raises(UserError, match="likelihood gaussian needs a linear operator, found 'square'"):
+    with pytest.raises(UserError, match="needs a linear operator, found 'square'; use likelihood: point"):
         gaussian.check(nonlinear)
     get_conditioning_method(method).check(nonlinear, get_noise("clean"))

@@ -10,7 +10,7 @@ from torch import Tensor
 from guided_diffusion.condition_methods.base import grad_and_value
 from guided_diffusion.condition_methods.step_size import StepSchedule, StepSize
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Measurement, Noise, Operator, require_linear
+from guided_diffusion.measurements.base import LinearOperator, Measurement, Noise, Operator
 from guided_diffusion.measurements.iterative import column, damped_inverse, dot
 from util.errors import UserError
 
@@ -73,7 +73,8 @@ class GaussianGuidance(Guidance):
 
     def check(self, operator: Operator, noiser: Noise | None) -> None:
         who = f"conditioning method '{self.method}': likelihood gaussian"
-        require_linear(operator, who)
+        if not isinstance(operator, LinearOperator):
+            raise UserError(f"{who} needs a linear operator, found '{operator.name}'; use likelihood: point")
         if noiser is not None and noiser.variance(torch.zeros(1, 1)) is None:
             raise UserError(f"{who} weighs y by its noise variance, but noise '{noiser.name}' has none; use "
                             "likelihood: point, or another noise")
