@@ -56,11 +56,11 @@ class GaussianGuidance(Guidance):
         delta = scale a p
 
     x_{t-1} moves by delta times the factor of x0_hat in its mean. p is the direction of PiGDM (Song et al., ICLR 2023),
-    and would be the whole move if C were (1 - ab) I in the inverse's place, too. a is the exact length along p: it has
-    the least |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), the negative log posterior. So nothing is to be tuned, fine detail
-    behind an ill-conditioned A comes as fast as coarse shapes, and few steps do not blow up. The inverse is
-    applied by 16 steps of conjugate gradients: every w gives a descent, so it need not be exact. Where the noise
-    variance depends on the image, V is what y suggests.
+    and would be the exact move, with a = 1, if C were (1 - ab) I. a is the exact length along p: it has the least
+    |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), twice the negative log posterior. So nothing is to be tuned, fine detail
+    behind an ill-conditioned A comes as fast as coarse shapes, and few steps do not blow up. The inverse is applied by
+    16 steps of conjugate gradients: every w gives a descent, so it need not be exact. Where the noise variance depends
+    on the image, V is what y suggests.
 
     Args:
         method: the name of the conditioning method, for messages.
