@@ -84,5 +84,5 @@ class StepSize:
             observed = measurement.operator.observed(measurement.y)
             return observed.flatten(1).sum(1) / (observed * variance).flatten(1).sum(1)
         passed = step.num_train_steps - 1 - step.timestep
-        return {"constant": 1.0, "linear": 1 - passed / step.num_train_steps, "exponential": self.gamma ** passed
-                }[self.schedule]
+        factors = {"constant": 1.0, "linear": 1 - passed / step.num_train_steps, "exponential": self.gamma ** passed}
+        return factors[self.schedule]

@@ -53,6 +53,7 @@ def damped_inverse(forward: LinearMap, transpose: LinearMap, y: Tensor, damping:
         forward, transpose: A and A^T.
         y: (B, ...).
         damping: (B,), 0 or more.
+        max_iterations: 1 or more; with 25 or fewer the host never asks.
     """
     direction = residual = transpose(y)
     x, gamma = torch.zeros_like(residual), dot(residual, residual)
