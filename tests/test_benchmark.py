@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from guided_diffusion.condition_methods.guidance import ITERATIONS
 from guided_diffusion.measurements.super_resolution import SuperResolutionOperator
 from guided_diffusion.unet import create_model
 from tests.helpers import fill_network
@@ -78,9 +79,10 @@ def test_clock_gives_every_second_to_the_phase_that_was_switched_to():
     assert second == {FORWARD: 11, BACKWARD: 0, OPERATOR: 0, CANDIDATES: 0, OTHER: 4}
 
 
-@pytest.mark.parametrize("setting", [OFFICIAL, FAST])
+@pytest.mark.parametrize("setting, applications", [
+    (OFFICIAL, 1), (FAST, 1), (Setting("fast", "bf16", likelihood="gaussian"), 2 + ITERATIONS)])
 @pytest.mark.parametrize("method", ["ps", "dpps"])
-def test_phases_have_the_time_of_what_they_name(model, method, setting, monkeypatch):
+def test_phases_have_the_time_of_what_they_name(model, method, setting, applications, monkeypatch):
     """On a clock that the network's forward pass advances by 1, its backward pass by 2, and the operator by 10."""
     now = [0]
 
@@ -108,8 +110,8 @@ def test_phases_have_the_time_of_what_they_name(model, method, setting, monkeypa
     full = sampler_through(2, False).schedule.alphas_cumprod[2:0:-1]
     for step, alpha_bar in zip(steps, full, strict=True):
         calls = TimedSelection(clock, 1.0).num_candidates(Level(alpha_bar)) if setting is OFFICIAL else 2
-        assert step == {FORWARD: 1, BACKWARD: 2, OPERATOR: 10, CANDIDATES: 10 * calls if method == "dpps" else 0,
-                        OTHER: 0}
+        assert step == {FORWARD: 1, BACKWARD: 2, OPERATOR: 10 * applications,
+                        CANDIDATES: 10 * calls if method == "dpps" else 0, OTHER: 0}
 
 
 def test_official_like_chooses_the_same_candidates(model):
@@ -118,7 +120,7 @@ def test_official_like_chooses_the_same_candidates(model):
     for setting in (OFFICIAL, Setting("fast", "fp32")):
         case = Case(setting, "dpps", "gaussian_blur", 32, 2)
         clock = StepClock(CPU)
-        measurement, randomness = measure_task(case, clock, CPU)
+        measurement, randomness = measure_task(case, CPU)
         assert measurement.operator.direct == setting.as_official
         with network_of(model, setting) as network:
             restored.append(build_method(case, clock).restore(
@@ -212,9 +214,10 @@ def test_command(tmp_path, capsys):
                       + "\nmodel_path: nowhere.pt\n")
     out = tmp_path / "figures.json"
     status = benchmark.main(["--model_config", str(config), "--steps", "1", "--repeats", "1", "--batch_sizes", "1,2",
-                             "--sizes", "16,32", "--precision", "fp32", "--out", str(out)])
+                             "--sizes", "16,32", "--precision", "fp32", "--likelihood", "gaussian", "--out", str(out)])
     shown = capsys.readouterr().out
     assert status == 0
+    assert "fast: fp32, channels_last, likelihood gaussian;" in shown
     assert "random weights" in shown
     assert "extrapolated" in shown
     growth = [line.split() for line in shown.partition("Growth")[2].splitlines()[2:7]]

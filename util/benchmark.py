@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from guided_diffusion.condition_methods.guidance import Likelihood
 from guided_diffusion.unet import UNetModel, create_model
 from util.benchmark_clock import StepClock
 from util.benchmark_runs import METHODS, TASKS, Case, Setting, count_flops, matmul_peak, measure
@@ -56,6 +58,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--only_table", action="store_true",
         help="leave out how cost grows, the comparison of DPPS with DPS, and what keeping an image costs")
     add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
+    add("--likelihood", choices=get_args(Likelihood), default="point", help="of `fast`; default %(default)s")
     add("--contiguous", action="store_true", help="`fast` without channels_last, to see what that is worth")
     add("--compile", action="store_true", help="`fast` with the network compiled by torch.compile")
     add("--processor_time", action="store_true", help="on a CPU that is shared: processor time instead of wall time")
@@ -109,7 +112,7 @@ def fast_setting(args: argparse.Namespace, device: torch.device, peaks: dict[str
     """What this program does at its best on this device."""
     precision = args.precision or max(peaks, key=peaks.get)
     return Setting("fast", precision, tf32=device.type == "cuda", channels_last=not args.contiguous,
-                   compile=args.compile)
+                   compile=args.compile, likelihood=args.likelihood)
 
 
 def table_cases(args: argparse.Namespace, settings: dict[str, Setting], size: int) -> list[Case]:

@@ -1,14 +1,14 @@
 """Where the time of a sampling step goes: a clock that is told what begins, and the parts of a step that tell it."""
 
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from guided_diffusion.condition_methods.dpps import PosteriorProximalSampling
+from guided_diffusion.condition_methods.guidance import Guidance, Likelihood
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.measurements.base import Measurement, Noise, Operator
 
 FORWARD, BACKWARD, OPERATOR = "network forward", "network backward", "operator"
 CANDIDATES, OTHER = "candidate selection", "everything else"
@@ -77,30 +77,32 @@ class TimedPrior(nn.Module):
         self.clock.switch(OTHER)
         if x_t.requires_grad:
             output.register_hook(lambda gradient: self.clock.switch(BACKWARD))
-            x_t.register_hook(lambda gradient: self.clock.switch(OTHER))
+            x_t.register_hook(lambda gradient: self.clock.switch(OPERATOR))
         return output
 
 
-@dataclass(frozen=True)
-class TimedMeasurement(Measurement):
-    """A measurement that tells the clock when its distance is computed.
+class TimedGuidance(Guidance):
+    """A guidance that tells the clock when it is computed: all but the network's backward pass is the operator's."""
 
-    The operator's time lasts until the network's backward pass begins, so it has the operator's gradient in it.
-    """
+    def __init__(self, guidance: Guidance, clock: StepClock):
+        self.guidance, self.clock = guidance, clock
 
-    clock: StepClock
+    def check(self, operator: Operator, noiser: Noise | None) -> None:
+        """As the guidance itself."""
+        self.guidance.check(operator, noiser)
 
-    def distance(self, x0: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B,)."""
+    def __call__(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         self.clock.switch(OPERATOR)
-        return super().distance(x0)
+        move = self.guidance(step, measurement)
+        self.clock.switch(OTHER)
+        return move
 
 
 class TimedSelection(PosteriorProximalSampling):
     """DPPS that tells the clock when it chooses among its candidates, drawing them included."""
 
-    def __init__(self, clock: StepClock, scale: float):
-        super().__init__(scale=scale)
+    def __init__(self, clock: StepClock, scale: float, likelihood: Likelihood = "point"):
+        super().__init__(scale=scale, likelihood=likelihood)
         self.clock = clock
 
     def select(self, mean: Tensor, step: Step, measurement: Measurement) -> Tensor:
@@ -114,8 +116,8 @@ class TimedSelection(PosteriorProximalSampling):
 class OneByOne(TimedSelection):
     """DPPS that sends every candidate through the whole operator, one after another; the choice is the same."""
 
-    def __init__(self, clock: StepClock, scale: float):
-        super().__init__(clock, scale)
+    def __init__(self, clock: StepClock, scale: float, likelihood: Likelihood = "point"):
+        super().__init__(clock, scale, likelihood)
         self.chunk = 1
 
     def residual(self, mean: Tensor, step: Step, measurement: Measurement):

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion.condition_methods import ConditioningMethod, get_conditioning_method
+from guided_diffusion.condition_methods.guidance import Likelihood
 from guided_diffusion.gaussian_diffusion import DDPM, Sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.posterior_mean_variance import MEAN_PROCESSORS, VAR_PROCESSORS
@@ -27,7 +28,7 @@ from util.benchmark_clock import (
     PHASES,
     OneByOne,
     StepClock,
-    TimedMeasurement,
+    TimedGuidance,
     TimedPrior,
     TimedSelection,
 )
@@ -58,6 +59,7 @@ class Setting:
         tf32: let a GPU round the factors of float32 products to TF32.
         channels_last: memory format of the network's weights, and so of what flows through it; otherwise contiguous.
         compile: by `torch.compile`.
+        likelihood: of ps and dpps, "point" or "gaussian".
     """
 
     name: str
@@ -66,6 +68,7 @@ class Setting:
     tf32: bool = False
     channels_last: bool = False
     compile: bool = False
+    likelihood: Likelihood = "point"
 
 
 @dataclass(frozen=True)
@@ -124,19 +127,22 @@ def sampler_through(levels: int, learned_variance: bool) -> Sampler:
 
 def build_method(case: Case, clock: StepClock) -> ConditioningMethod:
     """The case's method, telling the clock what it does."""
+    params = {"scale": 0.3, "likelihood": case.setting.likelihood}
     if case.method == "ps":
-        return get_conditioning_method("ps", scale=0.3)
-    return (OneByOne if case.setting.as_official else TimedSelection)(clock, scale=0.3)
+        method = get_conditioning_method("ps", **params)
+    else:
+        method = (OneByOne if case.setting.as_official else TimedSelection)(clock, **params)
+    method.guidance = TimedGuidance(method.guidance, clock)
+    return method
 
 
-def measure_task(case: Case, clock: StepClock, device: torch.device) -> tuple[TimedMeasurement, ImageRandomness]:
+def measure_task(case: Case, device: torch.device) -> tuple[Measurement, ImageRandomness]:
     """The measurement of random images, as the case's task makes it."""
     direct = {"convolution": "direct"} if case.setting.as_official and case.task in BLURS else {}
     operator = get_operator(case.task, device, **TASKS[case.task], **direct)
     randomness = ImageRandomness(0, [f"image {b}" for b in range(case.batch)])
     images = 2 * randomness.rand_like(torch.empty(case.batch, 3, case.size, case.size, device=device)) - 1
-    measured = Measurement.simulate(operator, get_noise("gaussian", sigma=0.05), images, randomness)
-    return TimedMeasurement(operator, measured.noiser, measured.y, clock), randomness
+    return Measurement.simulate(operator, get_noise("gaussian", sigma=0.05), images, randomness), randomness
 
 
 @contextmanager
@@ -157,7 +163,7 @@ def network_of(model: nn.Module, setting: Setting) -> Iterator[nn.Module]:
 
 def run_case(model: nn.Module, case: Case, levels: int, clock: StepClock) -> list[dict[str, float]]:
     """Seconds of each phase at every one of `levels` noise levels."""
-    measurement, randomness = measure_task(case, clock, clock.device)
+    measurement, randomness = measure_task(case, clock.device)
     method = build_method(case, clock)
 
     def after_step(step, x: Tensor, distance: Tensor) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from util.benchmark_clock import PHASES
+from util.benchmark_clock import CANDIDATES, OPERATOR, PHASES
 from util.benchmark_runs import Case, Result
 from util.benchmark_saving import Keeping
 from util.img_utils import write_atomically
@@ -43,8 +43,9 @@ class Report:
         facts, size = self.facts, self.facts["image_size"]
         weights = "" if facts["trained_weights"] else "; its checkpoint is not there: random weights, the same cost"
         speeds = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {name}" for name, peak in self.peaks.items())
-        settings = [facts["fast"]["precision"], *(key for key in ("tf32", "channels_last", "compile")
-                                                  if facts["fast"][key])]
+        fast = facts["fast"]
+        settings = [fast["precision"], *(key for key in ("tf32", "channels_last", "compile") if fast[key]),
+                    f"likelihood {fast['likelihood']}"]
         log(f"{facts['model_config']}: {facts['parameters'] / 1e6:.1f} M parameters{weights}\n"
             f"on {facts['device']}, {facts['threads']} threads, torch {facts['versions']['torch']}, "
             f"{facts['clock']}{' time' * (facts['clock'] == 'wall')}\n"
@@ -93,9 +94,9 @@ class Report:
 
     def _show_candidates(self, results: Sequence[Result]) -> None:
         log("\nWhat up to 50 candidates of dpps cost in a step (fast, one image), over the rest of the same step")
-        log_table(["operator", "step in ms", "candidate selection", "over the rest"],
-                  [[r.case.task, f"{1e3 * r.step:.1f}", f"{1e3 * r.phase('candidate selection'):.1f}",
-                    f"+ {r.selection_share:.1%}"] for r in results])
+        log_table(["task", "step in ms", OPERATOR, CANDIDATES, "over the rest"],
+                  [[r.case.task, f"{1e3 * r.step:.1f}", f"{1e3 * r.phase(OPERATOR):.1f}",
+                    f"{1e3 * r.phase(CANDIDATES):.1f}", f"+ {r.selection_share:.1%}"] for r in results])
 
     def show_keeping(self, keeping: Keeping, results: Sequence[Result]) -> None:
         """What keeping an image costs, and its share of restoring it with `fast`."""
