@@ -7,9 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from util.config import REPOSITORY
 
 MODEL = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "learn_sigma": True,
@@ -49,8 +46,3 @@ def contents(folder: Path) -> dict[str, object]:
     summary = json.loads(files["summary.json"])
     files["summary.json"] = json.dumps({k: v for k, v in summary.items() if k not in ("seconds", "peak_memory_bytes")})
     return files
-
-
-def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)

@@ -1,7 +1,11 @@
-"""What several test files share: examples of operators and noise, the deterministic network filling, random numbers."""
+"""What several test files share: examples of operators and noise, the deterministic network filling, pictures."""
+
+import io
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from guided_diffusion.measurements import OPERATORS
@@ -74,6 +78,19 @@ def randomness(names: list[str], seed: int = 0) -> ImageRandomness:
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
+    """A picture of random pixels in a file of whatever name: JPEG for .jpg, otherwise PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+        buffer, "jpeg" if path.suffix == ".jpg" else "png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())
 
 
 class ReplayedRandomness:

@@ -1,24 +1,13 @@
 """For tests with hostile inputs: pictures of any name, limits of time and memory, a small run."""
 
-import io
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from util.benchmark_runs import peak_memory, reset_peak_memory
 from util.metrics_table import Outcome
 from util.run_dir import RunDirectory
-
-
-def picture(path: Path, seed: int = 0, side: int = 32) -> None:
-    """A picture in a file of whatever name."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(buffer, "png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
 
 
 class Within:

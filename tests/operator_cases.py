@@ -4,7 +4,6 @@ import tempfile
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from guided_diffusion.measurements import OPERATORS, LinearOperator, get_operator
 from tests.helpers import NAMES, OPERATOR_EXAMPLES
@@ -67,7 +66,3 @@ def prepared(name: str, params: dict, size: tuple[int, int], names: list[str] = 
     operator = get_operator(name, **params)
     operator.prepare((len(names), channels, *size), ImageRandomness(seed, names, purpose="operator"))
     return operator
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
+
+from tests.helpers import picture
 
 COLUMNS = ["image", "sample", "psnr", "ssim", "psnr_input", "ssim_input", "distance", "seconds", "chi_square", "best",
            "std", "error_to_std", "status"]
 CONFIG = {"conditioning": {"method": "x"}, "seed": 0,
           "measurement": {"operator": {"name": "inpainting"}, "noise": {"name": "gaussian", "sigma": 0.05}}}
 VOID = {"img", "meta", "br", "col", "link", "input", "hr"}
+SIZE = (32, 32)                             # of restorations
 
 
 class Page(HTMLParser):
@@ -52,11 +54,6 @@ class Page(HTMLParser):
         return " ".join(self.texts)
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (32, 32)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
-
-
 def make_run(results: Path, task: str = "inpainting", method: str = "ps", images: tuple[str, ...] = ("a", "b", "c"),
              samples: int = 1, truth: bool = True, curves: bool = False, summary: bool = True, status: str = "ok",
              config: dict | None = None) -> Path:
@@ -73,10 +70,10 @@ def make_run(results: Path, task: str = "inpainting", method: str = "ps", images
             if not truth:
                 row |= {"psnr": "", "ssim": "", "psnr_input": "", "ssim_input": ""}
             rows.append(row)
-            picture(path / "recon" / (f"{image}_{sample}.png" if samples > 1 else f"{image}.png"), 10 * i + k)
-        picture(path / "input" / f"{image}.png", i)
+            picture(path / "recon" / (f"{image}_{sample}.png" if samples > 1 else f"{image}.png"), 10 * i + k, SIZE)
+        picture(path / "input" / f"{image}.png", i, SIZE)
         if truth:
-            picture(path / "label" / f"{image}.png", 100 + i)
+            picture(path / "label" / f"{image}.png", 100 + i, SIZE)
         if curves:
             (path / "trajectories").mkdir(exist_ok=True)
             lines = [["step", *map(str, range(samples))], *([s, *[f"{s + 2.5}"] * samples] for s in (2, 1, 0))]

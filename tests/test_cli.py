@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 
 import sample_condition
-from tests.command_line import launch, pictures, rows, save_image
+from tests.command_line import launch, pictures, rows
+from tests.helpers import picture
 from util.config import REPOSITORY
 
 
@@ -105,8 +106,8 @@ def test_tasks_and_methods_are_switched_by_set(run, settings):
 
 def test_a_folder_with_every_kind_of_image_is_restored(run):
     folder = Path("photos")
-    save_image(folder / "wide.png", 1, (30, 90))
-    save_image(folder / "sub/large.jpg", 2, (300, 200))
+    picture(folder / "wide.png", 1, (30, 90))
+    picture(folder / "sub/large.jpg", 2, (300, 200))
     Image.new("RGB", (1, 1), "red").save(folder / "dot.png")
     Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16).save(folder / "deep.png")
     Image.open(folder / "wide.png").convert("RGBA").save(folder / "alpha.png")
@@ -128,7 +129,7 @@ def test_images_may_be_larger_than_those_of_the_training(run):
 
 def test_the_table_of_many_images_is_short(run):
     for i in range(23):
-        save_image(Path(f"photos/{i:02d}.png"), i)
+        picture(Path(f"photos/{i:02d}.png"), i)
     status, out, _ = run("--data", "photos", "--set", "diffusion.timestep_respacing=1")
     assert status == 0
     assert "\n19 " in out and "\n20 " not in out

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 import sample_condition
-from tests.command_line import launch, pictures, rows, save_image
+from tests.command_line import launch, pictures, rows
+from tests.helpers import picture
 
 
 def test_a_stopped_run_continues_and_ends_as_if_it_had_not_been_stopped(run):
@@ -44,7 +45,7 @@ def test_results_that_hold_no_finished_image_do_not_bind(run):
 
 def test_interrupting_keeps_what_is_finished(prior, workplace):
     for i in range(40):
-        save_image(workplace / "photos" / f"{i:02d}.png", i)
+        picture(workplace / "photos" / f"{i:02d}.png", i)
     options = ["--data", "photos", "--batch_size", "1", "--set", "diffusion.timestep_respacing=25"]
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)             # as a shell starts a background job
     process = launch(prior, *options)

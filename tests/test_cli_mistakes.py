@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from guided_diffusion.measurements import Measurement
-from tests.command_line import launch, rows, save_image
+from tests.command_line import launch, rows
+from tests.helpers import picture
 
 
 def test_unreadable_images_are_passed_over_and_counted(run):
     for i in range(3):
-        save_image(Path(f"photos/good{i}.png"), i)
+        picture(Path(f"photos/good{i}.png"), i)
     Path("photos/empty.png").write_bytes(b"")
     Path("photos/half.png").write_bytes(Path("photos/good0.png").read_bytes()[:1000])
     Path("photos/text.jpg").write_text("hello")

@@ -13,8 +13,9 @@ import torch
 from torch.distributed import DistNetworkError
 
 import sample_condition
-from tests.command_line import FOLDER, arguments, contents, save_image
+from tests.command_line import FOLDER, arguments, contents
 from tests.fake_weights import load_small_networks
+from tests.helpers import picture
 from util import compute_metric
 from util.config import REPOSITORY
 from util.distributed import Team, device_of
@@ -47,7 +48,7 @@ def one_thread():
 @pytest.fixture
 def photos(workplace, one_thread):
     for i in range(IMAGES):
-        save_image(workplace / "photos" / f"{i}.png", i)
+        picture(workplace / "photos" / f"{i}.png", i)
     (workplace / "photos" / "broken.png").write_text("no image")
     return workplace
 

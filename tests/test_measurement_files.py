@@ -11,8 +11,7 @@ from PIL import Image
 
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.measurements.sources import to_store
-from tests.command_line import save_image
-from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
+from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES, picture
 from util.errors import UserError
 from util.measurement_files import MeasurementFolder, read_measurement, write_measurement
 from util.seeding import ImageRandomness
@@ -124,7 +123,7 @@ def test_another_method_restores_the_same_measurements(run):
 
 
 def test_without_ground_truth_nothing_is_scored(run):
-    save_image(Path("photos/a.png"))
+    picture(Path("photos/a.png"))
     assert run("--data", "photos", "--save_measurements", "--save_dir", "a")[0] == 0
     loading = ["--load_measurements", f"a/{RESULTS}/measurements"]
     for k, more in enumerate(([], ["--set", "data={name: folder, root: nowhere}"])):
@@ -143,7 +142,7 @@ def test_without_ground_truth_nothing_is_scored(run):
 
 def test_some_images_may_have_a_truth_and_others_not(run):
     for k, name in enumerate("ab"):
-        save_image(Path(f"photos/{name}.png"), k)
+        picture(Path(f"photos/{name}.png"), k)
     assert run("--data", "photos", "--save_measurements", "--save_dir", "a")[0] == 0
     Path("photos/b.png").unlink()
     status, out, err = run("--load_measurements", f"a/{RESULTS}/measurements", "--data", "photos", "--save_dir", "b")
@@ -154,7 +153,7 @@ def test_some_images_may_have_a_truth_and_others_not(run):
 
 
 def test_photographs_are_stored_as_such_and_never_taken_for_the_truth(run):
-    save_image(Path("photos/a.png"), 1, (18, 26))
+    picture(Path("photos/a.png"), 1, (18, 26))
     observed = ["--data", "photos", "--set", "measurement.observed=true", "--set", "measurement.operator={name: noise}"]
     assert run(*observed, "--save_measurements", "--save_dir", "a")[0] == 0
     loading = ["--load_measurements", "a/noise/dpps/measurements", "--data", "photos", "--save_dir", "b"]

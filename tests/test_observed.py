@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
-from tests.command_line import save_image
-from tests.helpers import OPERATOR_EXAMPLES
+from tests.helpers import OPERATOR_EXAMPLES, picture
 from tests.png_files import png_16_bit
 from util.config import load_config
 from util.errors import UserError
@@ -40,7 +39,7 @@ def size(path: str) -> tuple[int, int]:
 
 def test_photographs_of_any_size_keep_it_and_are_not_scored(run):
     for name, shape in {"odd": (37, 51), "large": (70, 41), "dot": (1, 1), "fits": (32, 32)}.items():
-        save_image(Path(f"photos/{name}.png"), 1, shape)
+        picture(Path(f"photos/{name}.png"), 1, shape)
     options = [*observed("{name: noise}"), "--set", "conditioning.params.rescale=false"]      # nothing is clamped
     status, out, err = run(*options)
     assert status == 0, err
@@ -66,7 +65,7 @@ def test_photographs_of_any_size_keep_it_and_are_not_scored(run):
 
 
 def test_the_grid_shows_measurement_and_restoration(run):
-    save_image(Path("photos/a.png"), 1, (32, 32))
+    picture(Path("photos/a.png"), 1, (32, 32))
     assert run(*observed("{name: noise}"))[0] == 0
     assert size("results/noise/dpps/grid.png") == (2 * 256 + 3 * 12, 2 * 12 + 30 + 256 + 30)
 
@@ -76,7 +75,7 @@ def test_the_grid_shows_measurement_and_restoration(run):
                                               ("{name: colorization}", 1), ("{name: jpeg, quality: 20}", 1),
                                               ("{name: gaussian_blur, kernel_size: 5, intensity: 1.0}", 1)])
 def test_images_have_the_size_that_the_operator_says(run, operator, factor):
-    save_image(Path("photos/a.png"), 1, (11, 14))
+    picture(Path("photos/a.png"), 1, (11, 14))
     status, _, err = run(*observed(operator))
     assert status == 0, err
     folder, = Path("results").glob("*/dpps")
@@ -92,7 +91,7 @@ def test_the_size_of_the_images_follows_from_the_measurement_for_every_operator(
 
 
 def test_a_kernel_and_a_mask_from_files(run):
-    save_image(Path("photos/a.png"), 1, (20, 26))
+    picture(Path("photos/a.png"), 1, (20, 26))
     np.save("kernel.npy", np.full((3, 3), 2.0))
     status, _, err = run(*observed("{name: blur, kernel: kernel.npy}"))
     assert status == 0 and "sums to 18, not 1; it was divided" in err
@@ -101,7 +100,7 @@ def test_a_kernel_and_a_mask_from_files(run):
     Image.fromarray(mask).save("mask.png")
     task = observed("{name: inpainting}", "measurement.mask_opt={mask_type: file, file: mask.png}")
     assert run(*task)[0] == 0
-    save_image(Path("photos/b.png"), 2, (20, 27))
+    picture(Path("photos/b.png"), 2, (20, 27))
     status, _, err = run(*task)
     assert status == 2
     assert "error: b: mask_opt: the mask in file is 20x26, but the images are 20x27" in err and "Traceback" not in err
@@ -159,7 +158,7 @@ def test_coefficients_are_of_images_of_the_networks_size(run):
 ])
 def test_measurements_that_cannot_be_end_with_a_sentence(run, file, array, operator, words):
     Path("photos").mkdir()
-    save_image(Path("photos", file), 1, (12, 12)) if array is None else np.save(Path("photos", file), array)
+    picture(Path("photos", file), 1, (12, 12)) if array is None else np.save(Path("photos", file), array)
     status, _, err = run(*observed(operator))
     assert status == 2 and "Traceback" not in err
     line, = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -174,7 +173,7 @@ def test_measurements_that_cannot_be_end_with_a_sentence(run, file, array, opera
     (["measurement.noise.sigma=0"], ["sigma is 0"]),
 ])
 def test_wrong_settings_end_with_a_sentence(run, more, words):
-    save_image(Path("photos/a.png"), 1, (12, 12))
+    picture(Path("photos/a.png"), 1, (12, 12))
     status, _, err = run(*observed("{name: noise}", *more))
     assert status == 2
     for word in words:
@@ -182,7 +181,7 @@ def test_wrong_settings_end_with_a_sentence(run, more, words):
 
 
 def test_arrays_that_are_no_measurements_are_passed_over(run):
-    save_image(Path("photos/a.png"), 1, (12, 12))
+    picture(Path("photos/a.png"), 1, (12, 12))
     np.save("photos/b.npy", np.zeros((3, 8, 8), complex))
     np.save("photos/c.npy", np.full((3, 8, 8), np.nan))
     np.save("photos/d.npy", np.array([{}], dtype=object))
@@ -193,7 +192,7 @@ def test_arrays_that_are_no_measurements_are_passed_over(run):
 
 
 def test_arrays_are_no_clean_images(run):
-    save_image(Path("photos/a.png"))
+    picture(Path("photos/a.png"))
     np.save("photos/b.npy", np.zeros((3, 32, 32)))
     assert run("--data", "photos", "--limit", "9")[0] == 0
     assert set(rows("results/super_resolution/dpps")) == {"a"}
@@ -205,8 +204,8 @@ def gradient_alpha(height: int, width: int) -> Image.Image:
 
 @pytest.mark.parametrize("operator, factor", [("{name: noise}", 1), ("{name: super_resolution, scale_factor: 2}", 2)])
 def test_alpha_is_kept_and_resized(run, operator, factor):
-    save_image(Path("photos/a.png"), 1, (18, 23))
-    save_image(Path("photos/b.png"), 1, (18, 23))
+    picture(Path("photos/a.png"), 1, (18, 23))
+    picture(Path("photos/b.png"), 1, (18, 23))
     with Image.open("photos/a.png") as image:
         image.putalpha(gradient_alpha(18, 23))
         image.save("photos/a.png")
@@ -267,7 +266,7 @@ def test_grey_and_alpha_of_16_bits_keep_their_depth(tmp_path):
 
 
 def test_random_operators_are_warned_of(run):
-    save_image(Path("photos/a.png"), 1, (12, 12))
+    picture(Path("photos/a.png"), 1, (12, 12))
     status, _, err = run(*observed("{name: motion_blur, kernel_size: 5, intensity: 0.5}"))
     assert status == 0 and "'motion_blur' draws its kernel at random" in err and "operator blur" in err
     status, _, err = run(*observed("{name: gaussian_blur, kernel_size: 5, intensity: 0.5}"))

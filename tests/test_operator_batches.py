@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from tests.helpers import NAMES, normal
-from tests.operator_cases import CASES, every_operator, inpainting, prepared, relative
+from tests.helpers import NAMES, normal, relative
+from tests.operator_cases import CASES, every_operator, inpainting, prepared
 from util.seeding import ImageRandomness
 
 

@@ -9,8 +9,8 @@ import torch
 
 from guided_diffusion.measurements import OPERATORS, LinearOperator, get_operator
 from guided_diffusion.measurements.base import require_linear
-from tests.helpers import NAMES, normal
-from tests.operator_cases import CASES, every_case, prepared, relative
+from tests.helpers import NAMES, normal, relative
+from tests.operator_cases import CASES, every_case, prepared
 from util.seeding import ImageRandomness
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from guided_diffusion.measurements import LinearOperator, get_operator
 from guided_diffusion.measurements.base import NEGLIGIBLE_DAMPING
 from guided_diffusion.measurements.iterative import damped_inverse
-from tests.helpers import normal
+from tests.helpers import normal, relative
 from util.seeding import ImageRandomness
 
 NAMES = ["a", "b", "c"]                                         # their motion blurs of 3 x 3 are well-conditioned
@@ -19,10 +19,6 @@ def motion_blur(size: int, kernel_size: int = 5, names: list[str] = NAMES, **par
     operator = get_operator("motion_blur", kernel_size=kernel_size, intensity=0.5, **params)
     operator.prepare((len(names), 3, size, size), ImageRandomness(0, names, purpose="operator"))
     return operator
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize("size", [16, 52])                      # by singular values, and by conjugate gradients

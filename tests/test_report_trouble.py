@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.report_pages import make_run, picture
+from tests.helpers import picture
+from tests.report_pages import make_run
 from util.report import main
 
 

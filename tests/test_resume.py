@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from tests.command_line import FOLDER, arguments, contents, save_image
+from tests.command_line import FOLDER, arguments, contents
+from tests.helpers import picture
 from util.checkpoint import fingerprint
 from util.config import REPOSITORY
 from util.errors import UserError
@@ -76,7 +77,7 @@ def drive(prior: Path, kills: int, *more: str) -> dict:
 
 def test_runs_killed_at_twenty_moments_end_like_one_that_was_not(prior, workplace):
     for i in range(3):
-        save_image(workplace / "photos" / f"{i}.png", i)
+        picture(workplace / "photos" / f"{i}.png", i)
     told = drive(prior, KILLS, "--data", "photos", "--num_samples", "2", "--batch_size", "2", "--save_measurements",
                  "--progress", "2")
     assert told["statuses"][::2] == [0] * (KILLS + 1), (workplace / "log.txt").read_text()

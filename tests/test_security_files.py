@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.dataloader import ImageFolder, get_dataloader
-from tests.hostile import Within, picture
+from tests.helpers import picture
+from tests.hostile import Within
 from tests.png_files import chunk, png
 from util import img_utils
 from util.arrays import read_array

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data.dataloader import ImageFolder
-from tests.hostile import open_run, picture, save
+from tests.helpers import picture
+from tests.hostile import open_run, save
 from util.errors import UserError, printable
 from util.lock import FolderLock
 from util.measurement_files import MeasurementFolder

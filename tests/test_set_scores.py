@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from guided_diffusion.condition_methods.base import ConditioningMethod
-from tests.command_line import save_image
 from tests.fake_weights import write_inception
+from tests.helpers import picture
 from util import compute_metric
 from util.errors import UserError
 from util.perceptual import EXTRACTOR
@@ -45,7 +45,7 @@ def test_a_run_has_the_scores_of_its_folder(run, tiny_inception, num_samples):
 def test_what_is_lacking_is_left_out_and_counted(run, tiny_inception, monkeypatch):
     """Of seven images one cannot be read, another diverges, and the file of a third cannot be read in time."""
     for i in range(6):
-        save_image(Path(f"photos/{i}.png"), i)
+        picture(Path(f"photos/{i}.png"), i)
     Path("photos/broken.png").write_text("no image")
     restore, load = ConditioningMethod.restore, compute_metric.load_image
 
@@ -110,7 +110,7 @@ def test_a_finished_run_is_scored_later(run, tiny_inception):
 
 
 def test_without_truth_there_is_nothing_to_compare_with(run, tiny_inception):
-    save_image(Path("photos/a.png"), size=(32, 32))
+    picture(Path("photos/a.png"), size=(32, 32))
     status, _, err = run("--fid", "--data", "photos", "--set", "measurement.observed=true", "--set",
                          "measurement.operator={name: noise}")
     assert status == 0 and err.count("warning: left out: FID and KID, as there are no true images") == 1

@@ -15,7 +15,8 @@ from torch import nn
 
 import sample_condition
 from guided_diffusion.gathering import likely_cause
-from tests.command_line import arguments, contents, rows, save_image
+from tests.command_line import arguments, contents, rows
+from tests.helpers import picture
 from util.config import REPOSITORY
 from util.memory import BatchSize, is_out_of_memory
 from util.monitor import CHECK_EVERY
@@ -154,7 +155,7 @@ def test_the_likely_cause(trajectory, options, words):
 def test_without_memory_batches_are_halved_once_and_for_all(run, wrapped):
     assert run("--batch_size", "1", "--save_dir", "single")[0] == 0
     for i in range(7):
-        save_image(Path(f"photos/{i}.png"), i)
+        picture(Path(f"photos/{i}.png"), i)
     made = wrapped(Hungry, 2)
     status, _, err = run("--data", "photos", "--batch_size", "5", "--set", "conditioning.params.scale=0.5")
     assert status == 0, err
@@ -207,8 +208,8 @@ def test_a_full_disk_ends_the_run_with_a_line_and_the_same_command_continues(run
     line, = [line for line in err.splitlines() if line.startswith("error: ")]
     assert os.strerror(code) in line and "of 3 images are finished and kept" in line
     assert not list(FOLDER.rglob("*.tmp")) and not (FOLDER / "run.lock").exists()
-    for picture in FOLDER.rglob("*.png"):
-        assert picture.read_bytes() == (Path("whole") / picture.relative_to("results")).read_bytes()
+    for file in FOLDER.rglob("*.png"):
+        assert file.read_bytes() == (Path("whole") / file.relative_to("results")).read_bytes()
     assert run("--batch_size", "1")[0] == 0
     assert contents(FOLDER) == contents(Path("whole/super_resolution/dpps"))
 
