@@ -75,7 +75,7 @@ class GaussianGuidance(Guidance):
         who = f"conditioning method '{self.method}': likelihood gaussian"
         if not isinstance(operator, LinearOperator):
             raise UserError(f"{who} needs a linear operator, found '{operator.name}'; use likelihood: point")
-        if noiser is not None and noiser.variance(torch.zeros(1, 1)) is None:
+        if noiser is not None and not noiser.has_variance:
             raise UserError(f"{who} weighs y by its noise variance, but noise '{noiser.name}' has none; use "
                             "likelihood: point, or another noise")
 

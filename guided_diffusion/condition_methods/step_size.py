@@ -65,7 +65,7 @@ class StepSize:
 
     def check(self, noiser: Noise) -> None:
         """Raise UserError if the schedule needs a noise variance and `noiser` has none."""
-        if self.schedule == "inverse_variance" and noiser.variance(torch.zeros(1, 1)) is None:
+        if self.schedule == "inverse_variance" and not noiser.has_variance:
             raise UserError(f"conditioning method '{self.method}': schedule inverse_variance divides by the noise "
                             f"variance, but noise '{noiser.name}' has none; use schedule: constant, or another noise")
 

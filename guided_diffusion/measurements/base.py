@@ -169,6 +169,11 @@ class Noise(ABC):
         """The noise variance of each entry of y given the clean `prediction`; None where there is no noise."""
         return None
 
+    @property
+    def has_variance(self) -> bool:
+        """Whether `variance` gives one."""
+        return self.variance(torch.zeros(1, 1)) is not None
+
 
 @dataclass(frozen=True)
 class Measurement:
