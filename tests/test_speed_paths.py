@@ -127,9 +127,11 @@ def test_no_step_size_waits_for_the_device(prior, schedule):
     restore_on_meta(prior, get_conditioning_method("ps", schedule=schedule, power=2.0), "inpainting", "gaussian", {})
 
 
+@pytest.mark.parametrize("spectrum", ["white", "natural"])
 @pytest.mark.parametrize("operator", LINEAR)
-def test_no_gaussian_likelihood_waits_for_the_device(prior, operator):
-    restore_on_meta(prior, get_conditioning_method("dpps", likelihood="gaussian"), operator, "poisson", {})
+def test_no_gaussian_likelihood_waits_for_the_device(prior, operator, spectrum):
+    method = get_conditioning_method("dpps", likelihood="gaussian", spectrum=spectrum)
+    restore_on_meta(prior, method, operator, "poisson", {})
 
 
 @pytest.mark.parametrize("wait", [

@@ -15,7 +15,8 @@ from guided_diffusion.measurements.iterative import column, damped_inverse, dot
 from util.errors import UserError
 
 Likelihood = Literal["point", "gaussian"]
-ITERATIONS = 16                                     # of the preconditioner, which need not be exact
+Spectrum = Literal["white", "natural"]
+ITERATIONS = {"white": 16, "natural": 8}            # of conjugate gradients; more let rounding decide where S is uneven
 
 
 class Guidance(ABC):
@@ -49,27 +50,29 @@ class GaussianGuidance(Guidance):
     """x0_hat moves towards the mean of p(x0 | x_t, y), with p(x0 | x_t) = N(x0_hat, C) and A linear: no step size.
 
         C     = (1 - ab) / sqrt(ab)  d x0_hat / d x_t           the covariance of x0, by Tweedie's formula
+        C0    = (S^-1 + ab / (1 - ab))^-1                       the same of images of a power spectrum S
         r     = y - A x0_hat
-        w     = A^T ((1 - ab) A A^T + V)^-1 r                   V the noise variance
+        w     = A^T (A C0 A^T + V)^-1 r                         V the noise variance
         p     = C w                                             one gradient through the network
         a     = <r, A p>_V / (<A p, A p>_V + <w, p>)            <u, v>_V = u^T V^-1 v
         delta = scale a p
 
-    x_{t-1} moves by delta times the factor of x0_hat in its mean. p is the direction of PiGDM (Song et al., ICLR 2023),
-    and would be the exact move, with a = 1, if C were (1 - ab) I. a is the exact length along p: it has the least
-    |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), twice the negative log posterior. So nothing is to be tuned, fine detail
-    behind an ill-conditioned A comes as fast as coarse shapes, and few steps do not blow up. The inverse is applied by
-    16 steps of conjugate gradients: every w gives a descent, so it need not be exact. Where the noise variance depends
-    on the image, V is what y suggests.
+    x_{t-1} moves by delta times the factor of x0_hat in its mean. p would be the exact move, with a = 1, if C were C0.
+    With white images, C0 = (1 - ab) I, it is the direction of PiGDM (Song et al., ICLR 2023). a is the exact length
+    along p: it has the least |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), twice the negative log posterior. So nothing is to
+    be tuned, fine detail behind an ill-conditioned A comes as fast as coarse shapes, and few steps do not blow up. The
+    inverse is applied by a few steps of conjugate gradients: every w gives a descent, so it need not be exact. Where
+    the noise variance depends on the image, V is what y suggests.
 
     Args:
         method: the name of the conditioning method, for messages.
         scale: 1 for the minimum. More goes beyond it, which helps where p is far from the way to the mean, as with
             missing pixels; from 2 on the measurement error grows.
+        spectrum: S, "white" for 1 at every frequency, or "natural", see `natural_spectrum`.
     """
 
-    def __init__(self, method: str, scale: float):
-        self.method, self.scale = method, scale
+    def __init__(self, method: str, scale: float, spectrum: Spectrum = "white"):
+        self.method, self.scale, self.spectrum = method, scale, spectrum
 
     def check(self, operator: Operator, noiser: Noise | None) -> None:
         who = f"conditioning method '{self.method}': likelihood gaussian"
@@ -84,14 +87,20 @@ class GaussianGuidance(Guidance):
         least = variance.flatten(1).amin(1)         # as the unit of V, so that nothing overflows where noise is weak
         weight = (column(least, variance) / variance).sqrt()
 
+        root = self.root_covariance(step)
+
         def forward(x: Tensor) -> Tensor:
             return weight * operator(x)
+
+        def transpose(r: Tensor) -> Tensor:
+            return operator.transpose(weight * r)
 
         with torch.no_grad():
             prediction = operator(step.x0_hat)
             residual = weight * (measurement.y - prediction)
-            damping = (least / (1 - step.alpha_bar)).sqrt()
-            w, _ = damped_inverse(forward, lambda r: operator.transpose(weight * r), residual, damping, ITERATIONS)
+            u, _ = damped_inverse(lambda v: forward(filtered(v, root)), lambda r: filtered(transpose(r), root),
+                                  residual, least.sqrt(), ITERATIONS[self.spectrum])           # C0^1/2 w
+            w = filtered(u, 1 / root)
         grad, _ = grad_and_value(step, lambda x0_hat: dot(w, x0_hat))
         p = (1 - step.alpha_bar) / math.sqrt(step.alpha_bar) * grad
         image = forward(p)
@@ -99,20 +108,50 @@ class GaussianGuidance(Guidance):
         a = dot(residual, image).clamp_min(0) / curvature.clamp_min(torch.finfo(p.dtype).tiny)
         return self.scale * step.x0_coef * column(a, p) * p, measurement.noiser.distance(measurement.y, prediction)
 
+    def root_covariance(self, step: Step) -> float | Tensor:
+        """C0^1/2: its gain at every frequency that `filtered` takes, or at all of them."""
+        if self.spectrum == "white":
+            return math.sqrt(1 - step.alpha_bar)
+        spectrum = natural_spectrum(step.x_t)
+        return (spectrum / (1 + step.alpha_bar / (1 - step.alpha_bar) * spectrum)).sqrt()
+
+
+def natural_spectrum(like: Tensor) -> Tensor:
+    """The variance of the orthonormal Fourier modes of photographs on [-1, 1], (H, W // 2 + 1) as of `rfft2`.
+
+    It falls as 1 / f^2 (Field, "Relations between the statistics of natural images and the response properties of
+    cortical cells", 1987), but for frequencies below one period per image, and pixels have the variance 1/4.
+
+    Args:
+        like: images (..., H, W) of that size; has the dtype and the device.
+    """
+    height, width = like.shape[-2:]
+    fy, fx = (torch.fft.fftfreq(n, dtype=like.dtype, device=like.device) for n in (height, width))
+    spectrum = 1 / (fy[:, None].square() + fx.square() + max(height, width) ** -2)
+    return (spectrum / (4 * spectrum.mean()))[:, :width // 2 + 1]
+
+
+def filtered(x: Tensor, gain: float | Tensor) -> Tensor:
+    """Images x (B, C, H, W), each frequency times its gain (H, W // 2 + 1), or all of them times a number."""
+    return torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=x.shape[-2:]) if isinstance(gain, Tensor) else x * gain
+
 
 def get_guidance(method: str, likelihood: Likelihood, scale: float, schedule: StepSchedule, power: float, gamma: float,
-                 rescale: bool) -> Guidance:
+                 rescale: bool, spectrum: Spectrum) -> Guidance:
     """The guidance of conditioning method `method`: see `GaussianGuidance`, and `StepSize` for that of a point.
 
     Raises:
-        UserError: a value out of its range, or a step size's parameter where there is none to choose.
+        UserError: a value out of its range, or a parameter that the likelihood has no use for.
     """
     step_size = StepSize(method, scale, schedule, power, gamma, rescale)
     if likelihood == "point":
+        if spectrum != "white":
+            raise UserError(f"conditioning method '{method}': spectrum is {spectrum}, but likelihood point spreads no "
+                            "image over frequencies; leave spectrum out, or use likelihood: gaussian")
         return PointGuidance(step_size)
     standard = StepSize(method, scale)
     for key in ("schedule", "power", "gamma", "rescale"):
         if getattr(step_size, key) != getattr(standard, key):
             raise UserError(f"conditioning method '{method}': {key} is {getattr(step_size, key)}, but likelihood "
                             f"gaussian finds the size of each step; leave {key} out, or use likelihood: point")
-    return GaussianGuidance(method, scale)
+    return GaussianGuidance(method, scale, spectrum)
