@@ -184,18 +184,28 @@ def test_samples_are_those_of_the_posterior():
     assert deviation.var().item() == pytest.approx(0.2, rel=0.1)
 
 
+def in_single_precision(measurement):
+    """A step of white images, and the measurement, in float32; x0_hat = sqrt(ab) x_t is that of N(0, I)."""
+    step = step_of(1.0)
+    x_t = step.x_t.detach().float().requires_grad_()
+    step = replace(step, x_t=x_t, x0_hat=step.alpha_bar ** 0.5 * x_t, mean=step.mean.float(), std=step.std.float())
+    return step, Measurement(measurement.operator, measurement.noiser, measurement.y.float())
+
+
 @pytest.mark.parametrize("sigma", [1e-15, 1e-6, 1e-3, 100.0, 1e6])
 def test_weak_and_strong_noise_in_single_precision(sigma):
     """White images, denoising: E[x0 | x_t, y] = x0_hat + c / (c + sigma^2) (y - x0_hat), c = 1 - ab."""
-    measurement, _ = measure("noise", NAMES[:2], sigma=sigma)
-    measurement = Measurement(measurement.operator, measurement.noiser, measurement.y.float())
-    step = step_of(1.0)
-    x_t = step.x_t.detach().float().requires_grad_()
-    x0_hat = step.alpha_bar ** 0.5 * x_t                                    # of N(0, I)
-    step = replace(step, x_t=x_t, x0_hat=x0_hat, mean=step.mean.float(), std=step.std.float())
+    step, measurement = in_single_precision(measure("noise", NAMES[:2], sigma=sigma)[0])
     c = 1 - step.alpha_bar
-    expected = c / (c + sigma ** 2) * (measurement.y - x0_hat.detach())
+    expected = c / (c + sigma ** 2) * (measurement.y - step.x0_hat.detach())
     torch.testing.assert_close(moves(step, measurement), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [1e-15, 1e-3, 1e6])
+@pytest.mark.parametrize("operator", LINEAR)
+def test_an_uneven_spectrum_blows_nothing_up_in_single_precision(operator, sigma):
+    step, measurement = in_single_precision(measure(operator, NAMES[:2], sigma=sigma)[0])
+    assert moves(step, measurement, spectrum="natural").abs().max() < 50
 
 
 def test_agreement_moves_nothing():

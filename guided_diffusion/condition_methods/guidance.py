@@ -85,9 +85,7 @@ class GaussianGuidance(Guidance):
     def __call__(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         operator, variance = measurement.operator, measurement.noiser.variance(measurement.y)
         least = variance.flatten(1).amin(1)         # as the unit of V, so that nothing overflows where noise is weak
-        weight = (column(least, variance) / variance).sqrt()
-
-        root = self.root_covariance(step)
+        weight, root = (column(least, variance) / variance).sqrt(), self.root_covariance(step)
 
         def forward(x: Tensor) -> Tensor:
             return weight * operator(x)
