@@ -59,15 +59,15 @@ class GaussianGuidance(Guidance):
 
     x_{t-1} moves by delta times the factor of x0_hat in its mean. p would be the exact move, with a = 1, if C were C0.
     With white images, C0 = (1 - ab) I, it is the direction of PiGDM (Song et al., ICLR 2023). a is the exact length
-    along p: it has the least |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), twice the negative log posterior. So nothing is to
-    be tuned, fine detail behind an ill-conditioned A comes as fast as coarse shapes, and few steps do not blow up. The
-    inverse is applied by a few steps of conjugate gradients: every w gives a descent, so it need not be exact. Where
-    the noise variance depends on the image, V is what y suggests.
+    along p: it has the least |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), twice the negative log posterior. So there
+    is no step size to tune, fine detail behind an ill-conditioned A comes as fast as coarse shapes, and few steps do
+    not blow up. The inverse is applied by a few steps of conjugate gradients: every w gives a descent, so it need not
+    be exact. Where the noise variance depends on the image, V is what y suggests.
 
     Args:
         method: the name of the conditioning method, for messages.
         scale: 1 for the minimum. More goes beyond it, which helps where p is far from the way to the mean, as with
-            missing pixels; from 2 on the measurement error grows.
+            missing pixels and blur; from 2 on the measurement error grows.
         spectrum: S, "white" for 1 at every frequency, or "natural", see `natural_spectrum`.
     """
 
@@ -90,14 +90,12 @@ class GaussianGuidance(Guidance):
         def forward(x: Tensor) -> Tensor:
             return weight * operator(x)
 
-        def transpose(r: Tensor) -> Tensor:
-            return operator.transpose(weight * r)
-
         with torch.no_grad():
             prediction = operator(step.x0_hat)
             residual = weight * (measurement.y - prediction)
-            u, _ = damped_inverse(lambda v: forward(filtered(v, root)), lambda r: filtered(transpose(r), root),
-                                  residual, least.sqrt(), ITERATIONS[self.spectrum])           # C0^1/2 w
+            u, _ = damped_inverse(                                              # C0^1/2 w
+                lambda v: forward(filtered(v, root)), lambda r: filtered(operator.transpose(weight * r), root),
+                residual, least.sqrt(), ITERATIONS[self.spectrum])
             w = filtered(u, 1 / root)
         grad, _ = grad_and_value(step, lambda x0_hat: dot(w, x0_hat))
         p = (1 - step.alpha_bar) / math.sqrt(step.alpha_bar) * grad
