@@ -127,6 +127,20 @@ def test_the_length_is_exact_along_the_gradient(noise, operator):
     torch.testing.assert_close(moves(step_of(spectrum), measurement, scale=1.5), 1.5 * delta)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.8])
+@pytest.mark.parametrize("index", [0, 3, 9])
+@pytest.mark.parametrize("method", GUIDED)
+def test_what_goes_beyond_the_minimum_follows_the_schedule(method, index, scale):
+    """1 + (scale - 1) f_t times the minimum; timesteps of ten steps are 111 apart."""
+    measurement, _ = measure("super_resolution", NAMES[:2])
+    minimum = moves(step_of(coloured_spectrum(), index), measurement, method)
+    t, alpha_bar = 111 * index, step_of(1.0, index).alpha_bar
+    factors = {"constant": 1.0, "linear": (t + 1) / 1000, "exponential": 0.99 ** (999 - t), "noise_level": 1 - alpha_bar}
+    for schedule, factor in factors.items():
+        found = moves(step_of(coloured_spectrum(), index), measurement, method, scale=scale, schedule=schedule)
+        torch.testing.assert_close(found, (1 + (scale - 1) * factor) * minimum, rtol=1e-9, atol=1e-12)
+
+
 def test_it_is_a_gradient_through_the_network():
     measurement, _ = measure("inpainting", NAMES[:2])
     step = step_of(coloured_spectrum())
@@ -223,8 +237,9 @@ def test_agreement_moves_nothing():
     ({"likelihood": "gaussian", "scale": -1}, "scale is -1, expected 0 or more"),
     ({"likelihood": "gaussian", "power": 2}, "power is 2, but likelihood gaussian finds the size of each step; leave "
                                              "power out, or use likelihood: point"),
-    ({"likelihood": "gaussian", "schedule": "linear"}, "schedule is linear, but likelihood gaussian"),
-    ({"likelihood": "gaussian", "gamma": 0.9}, "gamma is 0.9, but likelihood gaussian"),
+    ({"likelihood": "gaussian", "schedule": "inverse_variance"},
+     "schedule is inverse_variance, but likelihood gaussian weighs y by its noise variance already; use another"),
+    ({"likelihood": "gaussian", "schedule": "exponential", "gamma": 2}, "gamma is 2, expected more than 0"),
     ({"likelihood": "gaussian", "rescale": False}, "rescale is False, but likelihood gaussian"),
     ({"spectrum": "pink", "likelihood": "gaussian"}, "spectrum is 'pink', expected one of 'white', 'natural'"),
     ({"spectrum": "natural"}, "spectrum is natural, but likelihood point spreads no image over frequencies; leave "

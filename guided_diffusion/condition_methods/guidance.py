@@ -55,7 +55,7 @@ class GaussianGuidance(Guidance):
         w     = A^T (A C0 A^T + V)^-1 r                         V the noise variance
         p     = C w                                             one gradient through the network
         a     = <r, A p>_V / (<A p, A p>_V + <w, p>)            <u, v>_V = u^T V^-1 v
-        delta = scale a p
+        delta = (1 + (scale - 1) f_t) a p
 
     x_{t-1} moves by delta times the factor of x0_hat in its mean. p would be the exact move, with a = 1, if C were C0.
     With white images, C0 = (1 - ab) I, it is the direction of PiGDM (Song et al., ICLR 2023). a is the exact length
@@ -65,17 +65,17 @@ class GaussianGuidance(Guidance):
     be exact. Where the noise variance depends on the image, V is what y suggests.
 
     Args:
-        method: the name of the conditioning method, for messages.
-        scale: 1 for the minimum. More goes beyond it, which helps where p is far from the way to the mean, as with
-            missing pixels and blur; from 2 on the measurement error grows.
+        step_size: its `scale` is 1 for the minimum. More goes beyond it, which helps where p is far from the way to the
+            mean, as with missing pixels and blur; from 2 on the measurement error grows. Its `schedule` f_t says how
+            that changes along the sampling: with one that falls, only noisy images go beyond.
         spectrum: S, "white" for 1 at every frequency, or "natural", see `natural_spectrum`.
     """
 
-    def __init__(self, method: str, scale: float, spectrum: Spectrum = "white"):
-        self.method, self.scale, self.spectrum = method, scale, spectrum
+    def __init__(self, step_size: StepSize, spectrum: Spectrum = "white"):
+        self.step_size, self.spectrum = step_size, spectrum
 
     def check(self, operator: Operator, noiser: Noise | None) -> None:
-        who = f"conditioning method '{self.method}': likelihood gaussian"
+        who = f"conditioning method '{self.step_size.method}': likelihood gaussian"
         if not isinstance(operator, LinearOperator):
             raise UserError(f"{who} needs a linear operator, found '{operator.name}'; use likelihood: point")
         if noiser is not None and not noiser.has_variance:
@@ -102,7 +102,8 @@ class GaussianGuidance(Guidance):
         image = forward(p)
         curvature = dot(image, image) + least * dot(w, p).clamp_min(0)
         a = dot(residual, image).clamp_min(0) / curvature.clamp_min(torch.finfo(p.dtype).tiny)
-        return self.scale * step.x0_coef * column(a, p) * p, measurement.noiser.distance(measurement.y, prediction)
+        length = 1 + (self.step_size.scale - 1) * self.step_size.factor(step, measurement)
+        return length * step.x0_coef * column(a, p) * p, measurement.noiser.distance(measurement.y, prediction)
 
     def root_covariance(self, step: Step) -> float | Tensor:
         """C0^1/2: its gain at every frequency that `filtered` takes, or at all of them."""
@@ -145,9 +146,12 @@ def get_guidance(method: str, likelihood: Likelihood, scale: float, schedule: St
             raise UserError(f"conditioning method '{method}': spectrum is {spectrum}, but likelihood point spreads no "
                             "image over frequencies; leave spectrum out, or use likelihood: gaussian")
         return PointGuidance(step_size)
+    if schedule == "inverse_variance":
+        raise UserError(f"conditioning method '{method}': schedule is inverse_variance, but likelihood gaussian weighs y "
+                        "by its noise variance already; use another schedule, or likelihood: point")
     standard = StepSize(method, scale)
-    for key in ("schedule", "power", "gamma", "rescale"):
+    for key in ("power", "rescale"):
         if getattr(step_size, key) != getattr(standard, key):
             raise UserError(f"conditioning method '{method}': {key} is {getattr(step_size, key)}, but likelihood "
                             f"gaussian finds the size of each step; leave {key} out, or use likelihood: point")
-    return GaussianGuidance(method, scale, spectrum)
+    return GaussianGuidance(step_size, spectrum)
