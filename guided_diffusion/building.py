@@ -1,5 +1,6 @@
 """From the configuration to the parts of a run: named things, the source of measurements, the network."""
 
+import json
 from collections.abc import Sequence
 from shlex import quote
 
@@ -20,7 +21,7 @@ from util.config import Choice, Config, find_file
 from util.errors import UserError
 from util.logger import get_logger
 from util.measurement_files import MeasurementFolder
-from util.registry import Registry, check_arguments
+from util.registry import Registry, check_arguments, defaults
 
 logger = get_logger()
 
@@ -83,11 +84,14 @@ def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequen
         renamed = any(override.partition("=")[0].strip() == path for override in overrides)
         if not renamed or choice.name not in registry or not choice.params:
             raise
-        section = path.rpartition(".")[0]
-        remedies = [f"{section}.params={{}}" if section == "conditioning" else f"{section}={{name: {choice.name}}}"]
+        section, known = path.rpartition(".")[0], defaults(registry[choice.name])
+        fitting = {key: value for key, value in choice.params.items() if key in known}
+        fitting = {} if fitting == choice.params else fitting               # then a value is wrong, not a name
+        remedies = [f"{section}.params={json.dumps(fitting)}" if section == "conditioning" else
+                    f"{section}={{name: {choice.name}}}"]
         remedies += ["measurement.mask_opt=null"] if "mask_opt" in choice.params else []
         raise UserError(f"{error}. The task file's parameters ({', '.join(choice.params)}) still apply; "
-                        f"drop them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
+                        f"replace them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
 
 
 def build_source(config: Config, folder: MeasurementFolder | None, overrides: Sequence[str], chosen: bool) -> Source:
