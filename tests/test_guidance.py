@@ -134,8 +134,8 @@ def test_what_goes_beyond_the_minimum_follows_the_schedule(method, index, scale)
     """1 + (scale - 1) f_t times the minimum; timesteps of ten steps are 111 apart."""
     measurement, _ = measure("super_resolution", NAMES[:2])
     minimum = moves(step_of(coloured_spectrum(), index), measurement, method)
-    t, alpha_bar = 111 * index, step_of(1.0, index).alpha_bar
-    factors = {"constant": 1.0, "linear": (t + 1) / 1000, "exponential": 0.99 ** (999 - t), "noise_level": 1 - alpha_bar}
+    t, ab = 111 * index, step_of(1.0, index).alpha_bar
+    factors = {"constant": 1.0, "linear": (t + 1) / 1000, "exponential": 0.99 ** (999 - t), "noise_level": 1 - ab}
     for schedule, factor in factors.items():
         found = moves(step_of(coloured_spectrum(), index), measurement, method, scale=scale, schedule=schedule)
         torch.testing.assert_close(found, (1 + (scale - 1) * factor) * minimum, rtol=1e-9, atol=1e-12)

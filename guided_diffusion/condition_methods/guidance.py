@@ -147,8 +147,8 @@ def get_guidance(method: str, likelihood: Likelihood, scale: float, schedule: St
                             "image over frequencies; leave spectrum out, or use likelihood: gaussian")
         return PointGuidance(step_size)
     if schedule == "inverse_variance":
-        raise UserError(f"conditioning method '{method}': schedule is inverse_variance, but likelihood gaussian weighs y "
-                        "by its noise variance already; use another schedule, or likelihood: point")
+        raise UserError(f"conditioning method '{method}': schedule is inverse_variance, but likelihood gaussian weighs "
+                        "y by its noise variance already; use another schedule, or likelihood: point")
     standard = StepSize(method, scale)
     for key in ("power", "rescale"):
         if getattr(step_size, key) != getattr(standard, key):
