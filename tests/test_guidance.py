@@ -239,6 +239,7 @@ def test_agreement_moves_nothing():
                                              "power out, or use likelihood: point"),
     ({"likelihood": "gaussian", "schedule": "inverse_variance"},
      "schedule is inverse_variance, but likelihood gaussian weighs y by its noise variance already; use another"),
+    ({"likelihood": "gaussian", "gamma": 0.9}, "gamma is 0.9, but likelihood gaussian"),
     ({"likelihood": "gaussian", "schedule": "exponential", "gamma": 2}, "gamma is 2, expected more than 0"),
     ({"likelihood": "gaussian", "rescale": False}, "rescale is False, but likelihood gaussian"),
     ({"spectrum": "pink", "likelihood": "gaussian"}, "spectrum is 'pink', expected one of 'white', 'natural'"),

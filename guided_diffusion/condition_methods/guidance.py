@@ -150,7 +150,7 @@ def get_guidance(method: str, likelihood: Likelihood, scale: float, schedule: St
         raise UserError(f"conditioning method '{method}': schedule is inverse_variance, but likelihood gaussian weighs "
                         "y by its noise variance already; use another schedule, or likelihood: point")
     standard = StepSize(method, scale)
-    for key in ("power", "rescale"):
+    for key in ("power", "rescale", *["gamma"] * (schedule != "exponential")):
         if getattr(step_size, key) != getattr(standard, key):
             raise UserError(f"conditioning method '{method}': {key} is {getattr(step_size, key)}, but likelihood "
                             f"gaussian finds the size of each step; leave {key} out, or use likelihood: point")
