@@ -28,8 +28,8 @@ class PosteriorSampling(ConditioningMethod):
         rescale: `scale` is that of the full process, and fewer steps are larger; false for the authors' code, where
             they are not.
         likelihood: "point" for p(y | x_t) = p(y | x0_hat), as above; "gaussian" for an x0 spread about x0_hat, which
-            finds the size of each step by itself, see `GaussianGuidance`: `scale` is then 1 to 2 or so, what is above 1
-            follows `schedule`, and power and rescale have no part in it. Ours.
+            finds the size of each step by itself, see `GaussianGuidance`: `scale` is then 1 to 2 or so, its
+            distance from 1 follows `schedule`, and power and rescale have no part in it. Ours.
         spectrum: of likelihood gaussian, how the image's variance is taken to be spread over the frequencies: "white",
             evenly, or "natural", as that of photographs.
     """
