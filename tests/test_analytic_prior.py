@@ -95,8 +95,9 @@ def test_variance_of_ten_ancestral_steps(kind, ratio):
     assert abs(x.mean().item()) < 0.02
 
 
-@pytest.mark.parametrize("name, eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5)])
-def test_coloured_prior_is_sampled_with_its_spectrum(name, eta):
+@pytest.mark.parametrize("name, eta, share", [("ddpm", 0.0, 1), ("ddim", 0.0, 1), ("ddim", 0.5, 1),
+                                              ("renoise", 0.0, 0.5)])
+def test_coloured_prior_is_sampled_with_its_spectrum(name, eta, share):
     reverse = sampler(sampler=name, eta=eta, timestep_respacing="200")
     prior, spectrum = GaussianPrior(reverse.schedule, coloured_spectrum(), mean=0.1), coloured_spectrum()
     x = unconditional(reverse, prior, batch=400, shape=(1, SIZE, SIZE))
@@ -104,8 +105,15 @@ def test_coloured_prior_is_sampled_with_its_spectrum(name, eta):
     expected = chain_variance(reverse, spectrum)
     assert (power / expected).mean().item() == pytest.approx(1, abs=0.03)
     torch.testing.assert_close(power, expected, rtol=0.35, atol=0)
-    torch.testing.assert_close(expected, spectrum, rtol=0.3, atol=0)
+    torch.testing.assert_close(expected, share * spectrum, rtol=0.3, atol=0)
     assert x.mean().item() == pytest.approx(0.1, abs=0.02)
+
+
+def test_renoising_leaves_half_the_variance():
+    """White prior of variance S: S^2 / (2 S + (1 - ab) / ab) is the fixed point of a step, S / 2 where noise ends."""
+    reverse = sampler(sampler="renoise", timestep_respacing="")
+    for variance in (0.1, 0.25, 1.0):
+        assert chain_variance(reverse, variance) == pytest.approx(variance / 2, rel=0.03)
 
 
 def test_mixture_prior_is_sampled_with_its_weights():

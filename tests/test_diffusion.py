@@ -65,6 +65,17 @@ def test_ddim_equation(eta, index):
     torch.testing.assert_close(step.eps, linear_network(x_t, None))
 
 
+@pytest.mark.parametrize("index", [0, 1, 5, 9])
+def test_renoising_keeps_nothing_but_the_clean_image(index):
+    sampler, x_t = fixed(sampler="renoise"), images()
+    step = sampler.step(linear_network, x_t, index, randomness())
+    prev = step.alpha_bar_prev
+    torch.testing.assert_close(step.mean, math.sqrt(prev) * step.x0_hat)
+    torch.testing.assert_close(step.std, torch.full_like(x_t, math.sqrt(1 - prev)))
+    assert (step.x0_coef, step.x_t_coef) == pytest.approx((math.sqrt(prev), 0), abs=1e-7)
+    assert step.deterministic == (index == 0)
+
+
 def test_a_file_for_ddim_with_eta_1_serves_ddpm():
     file = {"eta": 1.0, "timestep_respacing": "10"}
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -175,6 +186,7 @@ def test_respacing_forms(respacing, steps):
     ({"sampler": "ddim", "eta": 1.5}, "between 0 and 1"),
     ({"sampler": "ddim", "eta": -0.1}, "between 0 and 1"),
     ({"sampler": "ddpm", "eta": 0.5}, "set sampler: ddim, or leave eta out"),
+    ({"sampler": "renoise", "eta": 0.5}, "set sampler: ddim, or leave eta out"),
     ({"sampler": "ddim", "eta": float("nan")}, "eta"),
 ])
 def test_mistakes_in_a_diffusion_config(config, message):
