@@ -12,7 +12,6 @@ from guided_diffusion.measurements import OPERATORS, get_noise, get_operator
 from guided_diffusion.unet import create_model
 from util.config import REPOSITORY, Config, load_config, read_yaml
 from util.errors import UserError
-from util.paper_table import load_table
 from util.registry import check_arguments
 from util.seeding import ImageRandomness
 
@@ -78,7 +77,7 @@ def test_every_model_file_describes_a_network(name):
 
 @pytest.mark.parametrize("name", [name for name, tree in FILES.items() if "sampler" in tree])
 def test_every_diffusion_file_builds_a_sampler(name):
-    assert create_sampler(**FILES[name]).num_steps >= 25
+    assert create_sampler(**FILES[name]).num_steps >= 20
 
 
 def test_every_operator_has_a_task_file():
@@ -94,15 +93,6 @@ def test_task_files_take_the_images_own_size(name):
     measurement = FILES[name]["measurement"]
     assert "in_shape" not in measurement["operator"]
     assert "image_size" not in measurement.get("mask_opt", {})
-
-
-def test_dps_has_the_settings_of_dpps_in_the_demo_table():
-    """What that table writes out of a task file, as `ps` takes no number of candidates, is as it stands there."""
-    table = load_table(CONFIGS / "tables/demo.yaml")
-    for task in table.tasks:
-        dps, dpps = (next(run for run in table.runs if (run.task, run.method) == (task, method)).load().conditioning
-                     for method in ("dps", "dpps"))
-        assert dps.params == {key: value for key, value in dpps.params.items() if key != "max_candidates"}
 
 
 # The named settings, against the numbers of the papers and of the released code

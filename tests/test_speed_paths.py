@@ -116,7 +116,7 @@ def test_no_noise_model_waits_for_the_device(prior, noise):
 
 
 @pytest.mark.parametrize("options", [
-    {"sampler": "ddim", "eta": 0.5}, {"model_var_type": "learned"}, {"rescale_timesteps": True},
+    {"sampler": "ddim", "eta": 0.5}, {"sampler": "renoise"}, {"model_var_type": "learned"}, {"rescale_timesteps": True},
     {"dynamic_threshold": True}, {"model_mean_type": "start_x"}])
 def test_no_sampler_waits_for_the_device(prior, options):
     restore_on_meta(prior, get_conditioning_method("dpps"), "inpainting", "gaussian", options)
@@ -127,11 +127,9 @@ def test_no_step_size_waits_for_the_device(prior, schedule):
     restore_on_meta(prior, get_conditioning_method("ps", schedule=schedule, power=2.0), "inpainting", "gaussian", {})
 
 
-@pytest.mark.parametrize("spectrum", ["white", "natural"])
 @pytest.mark.parametrize("operator", LINEAR)
-def test_no_gaussian_likelihood_waits_for_the_device(prior, operator, spectrum):
-    method = get_conditioning_method("dpps", likelihood="gaussian", spectrum=spectrum)
-    restore_on_meta(prior, method, operator, "poisson", {})
+def test_no_gaussian_likelihood_waits_for_the_device(prior, operator):
+    restore_on_meta(prior, get_conditioning_method("dpps", likelihood="gaussian"), operator, "poisson", {})
 
 
 @pytest.mark.parametrize("wait", [

@@ -1,7 +1,5 @@
 """Step sizes of DPS's appendix C: schedules, the squared norm of equation 16, and the settings of table 5."""
 
-import math
-
 import pytest
 import torch
 
@@ -69,14 +67,12 @@ def test_defaults_are_the_released_step(method):
 def test_schedules_decay_towards_the_clean_image(method, index, linear, exponential):
     measurement = measure()
     whole = gradient(index, measurement, 1)
-    noise = 1 - math.prod(1 - (1e-4 + t / 999 * (0.02 - 1e-4)) for t in range(index + 1))
-    factors = {"constant": 1.0, "linear": linear, "exponential": exponential, "noise_level": noise}
-    for schedule, factor in factors.items():
+    for schedule, factor in (("constant", 1.0), ("linear", linear), ("exponential", exponential)):
         torch.testing.assert_close(guidance(method, index, measurement, scale=0.3, schedule=schedule),
                                    0.3 * factor * whole, atol=1e-12, rtol=1e-6)
 
 
-@pytest.mark.parametrize("schedule, last", [("linear", 1 / 1000), ("exponential", 0.9 ** 999), ("noise_level", 1e-4)])
+@pytest.mark.parametrize("schedule, last", [("linear", 1 / 1000), ("exponential", 0.9 ** 999)])
 @pytest.mark.parametrize("respacing", ["10", "ddim10", "5,5"])
 def test_fewer_steps_go_as_far_at_the_same_level(schedule, last, respacing):
     timesteps = create_sampler(timestep_respacing=respacing).schedule.timesteps

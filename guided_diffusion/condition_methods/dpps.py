@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, register_conditioning_method
-from guided_diffusion.condition_methods.guidance import Likelihood, Spectrum, get_guidance
+from guided_diffusion.condition_methods.guidance import Likelihood, get_guidance
 from guided_diffusion.condition_methods.step_size import StepSchedule
 from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.base import LinearOperator, Measurement, Noise, Operator
@@ -41,8 +41,8 @@ class PosteriorProximalSampling(ConditioningMethod):
         target: what candidates are compared with, "eps" (the authors' code) or "mean".
         chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold (on the CPU 2 MiB).
             Changes no result.
-        schedule, power, gamma, rescale, likelihood, spectrum: how far and where the gradient leads, as in `ps`; see
-            `StepSize` and `GaussianGuidance`.
+        schedule, power, gamma, rescale, likelihood: how far and where the gradient leads, as in `ps`; see `StepSize`
+            and `GaussianGuidance`.
     """
 
     needs_grad = True
@@ -50,8 +50,8 @@ class PosteriorProximalSampling(ConditioningMethod):
     def __init__(self, scale: float = 1.0, max_candidates: int = 50, aligned_init: bool = True, adaptive: bool = True,
                  proximal: bool = True, target: Literal["eps", "mean"] = "eps", chunk: int | None = None,
                  schedule: StepSchedule = "constant", power: float = 1.0, gamma: float = 0.99, rescale: bool = True,
-                 likelihood: Likelihood = "point", spectrum: Spectrum = "white"):
-        self.guidance = get_guidance(self.name, likelihood, scale, schedule, power, gamma, rescale, spectrum)
+                 likelihood: Likelihood = "point"):
+        self.guidance = get_guidance(self.name, likelihood, scale, schedule, power, gamma, rescale)
         self.max_candidates = max_candidates
         self.aligned_init, self.adaptive, self.proximal = aligned_init, adaptive, proximal
         self.target, self.chunk = target, chunk

@@ -15,8 +15,7 @@ from guided_diffusion.measurements.iterative import column, damped_inverse, dot
 from util.errors import UserError
 
 Likelihood = Literal["point", "gaussian"]
-Spectrum = Literal["white", "natural"]
-ITERATIONS = {"white": 16, "natural": 8}            # of conjugate gradients; more let rounding decide where S is uneven
+ITERATIONS = 16                                     # of conjugate gradients
 
 
 class Guidance(ABC):
@@ -50,32 +49,30 @@ class GaussianGuidance(Guidance):
     """x0_hat moves towards the mean of p(x0 | x_t, y), with p(x0 | x_t) = N(x0_hat, C) and A linear: no step size.
 
         C     = (1 - ab) / sqrt(ab)  d x0_hat / d x_t           the covariance of x0, by Tweedie's formula
-        C0    = (S^-1 + ab / (1 - ab))^-1                       the same of images of a power spectrum S
         r     = y - A x0_hat
-        w     = A^T (A C0 A^T + V)^-1 r                         V the noise variance
+        w     = A^T ((1 - ab) A A^T + V)^-1 r                   V the noise variance
         p     = C w                                             one gradient through the network
         a     = <r, A p>_V / (<A p, A p>_V + <w, p>)            <u, v>_V = u^T V^-1 v
-        delta = (1 + (scale - 1) f_t) a p
+        delta = scale a p
 
-    x_{t-1} moves by delta times the factor of x0_hat in its mean. p would be the exact move, with a = 1, if C were C0.
-    With white images, C0 = (1 - ab) I, it is the direction of PiGDM (Song et al., ICLR 2023). a is the exact length
-    along p: it has the least |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), twice the negative log posterior. So there
-    is no step size to tune, fine detail behind an ill-conditioned A comes as fast as coarse shapes, and few steps do
-    not blow up. The inverse is applied by a few steps of conjugate gradients: every w gives a descent, so it need not
-    be exact. Where the noise variance depends on the image, V is what y suggests.
+    x_{t-1} moves by delta times the factor of x0_hat in its mean. p is the direction of PiGDM (Song et al., ICLR 2023),
+    and would be the exact move, with a = 1, if C were (1 - ab) I. a is the exact length along p: it has the least
+    |r - A (a p)|_V^2 + (a p)^T C^-1 (a p), twice the negative log posterior. So there is no step size, fine detail
+    behind an ill-conditioned A comes as fast as coarse shapes, and few steps do not blow up. The inverse is applied by
+    16 steps of conjugate gradients: every w gives a descent, so it need not be exact. Where the noise variance depends
+    on the image, V is what y suggests.
 
     Args:
-        step_size: its `scale` is 1 for the minimum. More goes beyond it, which helps where p is far from the way to the
-            mean, as with missing pixels and blur; from 2 on the measurement error grows. Its `schedule` f_t says how
-            that changes along the sampling: with one that falls, only noisy images go beyond.
-        spectrum: S, "white" for 1 at every frequency, or "natural", see `natural_spectrum`.
+        method: the name of the conditioning method, for messages.
+        scale: 1 for the minimum. More goes beyond it, which helps where p is far from the way to the mean, as with
+            missing pixels and blur; from 2 on the measurement error grows.
     """
 
-    def __init__(self, step_size: StepSize, spectrum: Spectrum = "white"):
-        self.step_size, self.spectrum = step_size, spectrum
+    def __init__(self, method: str, scale: float):
+        self.method, self.scale = method, scale
 
     def check(self, operator: Operator, noiser: Noise | None) -> None:
-        who = f"conditioning method '{self.step_size.method}': likelihood gaussian"
+        who = f"conditioning method '{self.method}': likelihood gaussian"
         if not isinstance(operator, LinearOperator):
             raise UserError(f"{who} needs a linear operator, found '{operator.name}'; use likelihood: point")
         if noiser is not None and not noiser.has_variance:
@@ -85,7 +82,7 @@ class GaussianGuidance(Guidance):
     def __call__(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         operator, variance = measurement.operator, measurement.noiser.variance(measurement.y)
         least = variance.flatten(1).amin(1)         # as the unit of V, so that nothing overflows where noise is weak
-        weight, root = (column(least, variance) / variance).sqrt(), self.root_covariance(step)
+        weight, root = (column(least, variance) / variance).sqrt(), math.sqrt(1 - step.alpha_bar)
 
         def forward(x: Tensor) -> Tensor:
             return weight * operator(x)
@@ -93,65 +90,30 @@ class GaussianGuidance(Guidance):
         with torch.no_grad():
             prediction = operator(step.x0_hat)
             residual = weight * (measurement.y - prediction)
-            u, _ = damped_inverse(                                              # C0^1/2 w
-                lambda v: forward(filtered(v, root)), lambda r: filtered(operator.transpose(weight * r), root),
-                residual, least.sqrt(), ITERATIONS[self.spectrum])
-            w = filtered(u, 1 / root)
+            u, _ = damped_inverse(lambda v: forward(root * v), lambda r: root * operator.transpose(weight * r),
+                                  residual, least.sqrt(), ITERATIONS)       # sqrt(1 - ab) w
+            w = u / root
         grad, _ = grad_and_value(step, lambda x0_hat: dot(w, x0_hat))
         p = (1 - step.alpha_bar) / math.sqrt(step.alpha_bar) * grad
         image = forward(p)
         curvature = dot(image, image) + least * dot(w, p).clamp_min(0)
         a = dot(residual, image).clamp_min(0) / curvature.clamp_min(torch.finfo(p.dtype).tiny)
-        length = 1 + (self.step_size.scale - 1) * self.step_size.factor(step, measurement)
-        return length * step.x0_coef * column(a, p) * p, measurement.noiser.distance(measurement.y, prediction)
-
-    def root_covariance(self, step: Step) -> float | Tensor:
-        """C0^1/2: its gain at every frequency that `filtered` takes, or at all of them."""
-        if self.spectrum == "white":
-            return math.sqrt(1 - step.alpha_bar)
-        spectrum = natural_spectrum(step.x_t)
-        return (spectrum / (1 + step.alpha_bar / (1 - step.alpha_bar) * spectrum)).sqrt()
-
-
-def natural_spectrum(like: Tensor) -> Tensor:
-    """The variance of the orthonormal Fourier modes of photographs on [-1, 1], (H, W // 2 + 1) as of `rfft2`.
-
-    It falls as 1 / f^2 (Field, "Relations between the statistics of natural images and the response properties of
-    cortical cells", 1987), but for frequencies below one period per image, and pixels have the variance 1/4.
-
-    Args:
-        like: images (..., H, W) of that size; has the dtype and the device.
-    """
-    height, width = like.shape[-2:]
-    fy, fx = (torch.fft.fftfreq(n, dtype=like.dtype, device=like.device) for n in (height, width))
-    spectrum = 1 / (fy[:, None].square() + fx.square() + max(height, width) ** -2)
-    return (spectrum / (4 * spectrum.mean()))[:, :width // 2 + 1]
-
-
-def filtered(x: Tensor, gain: float | Tensor) -> Tensor:
-    """Images x (B, C, H, W), each frequency times its gain (H, W // 2 + 1), or all of them times a number."""
-    return torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=x.shape[-2:]) if isinstance(gain, Tensor) else x * gain
+        return self.scale * step.x0_coef * column(a, p) * p, measurement.noiser.distance(measurement.y, prediction)
 
 
 def get_guidance(method: str, likelihood: Likelihood, scale: float, schedule: StepSchedule, power: float, gamma: float,
-                 rescale: bool, spectrum: Spectrum) -> Guidance:
+                 rescale: bool) -> Guidance:
     """The guidance of conditioning method `method`: see `GaussianGuidance`, and `StepSize` for that of a point.
 
     Raises:
-        UserError: a value out of its range, or a parameter that the likelihood has no use for.
+        UserError: a value out of its range, or a step size's parameter where there is none to choose.
     """
     step_size = StepSize(method, scale, schedule, power, gamma, rescale)
     if likelihood == "point":
-        if spectrum != "white":
-            raise UserError(f"conditioning method '{method}': spectrum is {spectrum}, but likelihood point spreads no "
-                            "image over frequencies; leave spectrum out, or use likelihood: gaussian")
         return PointGuidance(step_size)
-    if schedule == "inverse_variance":
-        raise UserError(f"conditioning method '{method}': schedule is inverse_variance, but likelihood gaussian weighs "
-                        "y by its noise variance already; use another schedule, or likelihood: point")
     standard = StepSize(method, scale)
-    for key in ("power", "rescale", *["gamma"] * (schedule != "exponential")):
+    for key in ("schedule", "power", "gamma", "rescale"):
         if getattr(step_size, key) != getattr(standard, key):
             raise UserError(f"conditioning method '{method}': {key} is {getattr(step_size, key)}, but likelihood "
                             f"gaussian finds the size of each step; leave {key} out, or use likelihood: point")
-    return GaussianGuidance(step_size, spectrum)
+    return GaussianGuidance(method, scale)

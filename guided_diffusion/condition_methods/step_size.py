@@ -10,7 +10,7 @@ from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import Measurement, Noise
 from util.errors import UserError
 
-StepSchedule = Literal["constant", "linear", "exponential", "noise_level", "inverse_variance"]
+StepSchedule = Literal["constant", "linear", "exponential", "inverse_variance"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,6 @@ class StepSize:
         constant           1                            "constant"
         linear             1 - i/N                      "linear decay"
         exponential        gamma^i                      "exponential decay", gamma = 0.99
-        noise_level        1 - alpha_bar_t              ours: the variance of the noise in x_t
         inverse_variance   1 / sigma^2                  eq. 16, with power 2
 
     i = N - 1 - t counts the noise levels passed since the noisiest one, t = N - 1, of the N = 1000 that the network was
@@ -73,18 +72,17 @@ class StepSize:
     def __call__(self, step: Step, measurement: Measurement, distance: Tensor) -> float | Tensor:
         """What the gradient of d (`distance`, (B,)) is multiplied with: zeta_t power d^(power - 1), a number or
         (B, 1, 1, 1)."""
-        size = self.scale * self.factor(step, measurement) * (step.stride if self.rescale else 1.0)
+        size = self.scale * self._factor(step, measurement) * (step.stride if self.rescale else 1.0)
         if self.power != 1:
             size = size * self.power * distance.clamp_min(torch.finfo(distance.dtype).tiny) ** (self.power - 1)
         return size.view(-1, 1, 1, 1) if isinstance(size, Tensor) else size
 
-    def factor(self, step: Step, measurement: Measurement) -> float | Tensor:
-        """f_t, a number, or (B,) for the schedule inverse_variance."""
+    def _factor(self, step: Step, measurement: Measurement) -> float | Tensor:
+        """f_t, a number or (B,)."""
         if self.schedule == "inverse_variance":
             variance = measurement.noiser.variance(measurement.y)
             observed = measurement.operator.observed(measurement.y)
             return observed.flatten(1).sum(1) / (observed * variance).flatten(1).sum(1)
         passed = step.num_train_steps - 1 - step.timestep
-        factors = {"constant": 1.0, "linear": 1 - passed / step.num_train_steps, "exponential": self.gamma ** passed,
-                   "noise_level": 1 - step.alpha_bar}
+        factors = {"constant": 1.0, "linear": 1 - passed / step.num_train_steps, "exponential": self.gamma ** passed}
         return factors[self.schedule]
