@@ -80,7 +80,7 @@ def test_clock_gives_every_second_to_the_phase_that_was_switched_to():
 
 
 @pytest.mark.parametrize("setting, applications", [
-    (OFFICIAL, 1), (FAST, 1), (Setting("fast", "bf16", likelihood="gaussian"), 2 + ITERATIONS["white"])])
+    (OFFICIAL, 1), (FAST, 1), (Setting("fast", "bf16", likelihood="gaussian"), 2 + ITERATIONS)])
 @pytest.mark.parametrize("method", ["ps", "dpps"])
 def test_phases_have_the_time_of_what_they_name(model, method, setting, applications, monkeypatch):
     """On a clock that the network's forward pass advances by 1, its backward pass by 2, and the operator by 10."""
