@@ -60,7 +60,7 @@ class Sampler(ABC):
     Args:
         schedule: the (respaced) process.
         mean_processor, var_processor: what the network's channels say.
-        eta: stochasticity of `DDIM`, 0 to 1; `DDPM` has none.
+        eta: stochasticity of `DDIM`, 0 to 1; the others have none.
     """
 
     name: str                                       # set by the registry
@@ -242,9 +242,9 @@ def create_sampler(
     cls = SAMPLERS[sampler]
     if not 0 <= eta <= 1:
         raise UserError(f"diffusion config: eta is {eta}, expected a number between 0 and 1")
-    if cls is not DDIM and eta not in (0, 1):
-        raise UserError(f"diffusion config: eta is {eta}, but sampler '{sampler}' takes no eta but 1; "
-                        "set sampler: ddim, or leave eta out")
+    if eta and not (cls is DDIM or cls is DDPM and eta == 1):
+        raise UserError(f"diffusion config: eta is {eta}, but sampler '{sampler}' takes no eta"
+                        f"{' but 1' * (cls is DDPM)}; set sampler: ddim, or leave eta out")
     schedule = Schedule.create(noise_schedule, steps, timestep_respacing, rescale_timesteps)
     mean_processor = MEAN_PROCESSORS[model_mean_type](schedule, dynamic_threshold, clip_denoised)
     return cls(schedule, mean_processor, VAR_PROCESSORS[model_var_type](schedule), eta)

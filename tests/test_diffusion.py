@@ -186,7 +186,7 @@ def test_respacing_forms(respacing, steps):
     ({"sampler": "ddim", "eta": 1.5}, "between 0 and 1"),
     ({"sampler": "ddim", "eta": -0.1}, "between 0 and 1"),
     ({"sampler": "ddpm", "eta": 0.5}, "set sampler: ddim, or leave eta out"),
-    ({"sampler": "renoise", "eta": 0.5}, "set sampler: ddim, or leave eta out"),
+    ({"sampler": "renoise", "eta": 1}, "sampler 'renoise' takes no eta; set sampler: ddim, or leave eta out"),
     ({"sampler": "ddim", "eta": float("nan")}, "eta"),
 ])
 def test_mistakes_in_a_diffusion_config(config, message):
