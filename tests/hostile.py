@@ -11,7 +11,7 @@ from util.run_dir import RunDirectory
 
 
 class Within:
-    """Fails if its block takes longer than `seconds` or, at any moment, `mebibytes` more memory than there was before.
+    """Fails if its block takes more than `seconds` of processor time, or at any moment `mebibytes` more memory.
 
     Where the system cannot forget the peak of memory before the block, only what exceeds that is seen.
     """
@@ -23,11 +23,11 @@ class Within:
 
     def __enter__(self) -> None:
         reset_peak_memory(self.CPU)
-        self.memory, self.started = peak_memory(self.CPU) or 0, time.perf_counter()
+        self.memory, self.started = peak_memory(self.CPU) or 0, time.process_time()
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
-            assert time.perf_counter() - self.started < self.seconds
+            assert time.process_time() - self.started < self.seconds
             assert (peak_memory(self.CPU) or 0) - self.memory < self.mebibytes * 2 ** 20
 
 
