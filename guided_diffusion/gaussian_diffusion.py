@@ -46,7 +46,7 @@ class Step:
     x_t_coef: float
     timestep: int                                   # noise level of x_t among those of the training, the noisiest last
     num_train_steps: int
-    stride: float                                   # levels of the training per step of this process, 1 if it has all
+    stride: int                                     # levels of the training from x_t to x_{t-1}, 1 if none is left out
     randomness: ImageRandomness
 
     def sample(self) -> Tensor:
@@ -125,7 +125,7 @@ class Sampler(ABC):
         return Step(index, x_t, x0_hat, eps, mean.detach(), std, self.deterministic(index),
                     float(self.schedule.alphas_cumprod[index]), float(self.schedule.alphas_cumprod_prev[index]),
                     x0_coef, x_t_coef, int(self.schedule.timesteps[index]), self.schedule.num_train_steps,
-                    self.schedule.num_train_steps / self.num_steps, randomness)
+                    self.schedule.stride(index), randomness)
 
     def p_sample_loop(self, model: Callable, x_start: Tensor, conditioning: Conditioning, randomness: ImageRandomness,
                       needs_grad: bool = False, callback: Callable | None = None) -> Tensor:

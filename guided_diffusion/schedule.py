@@ -204,6 +204,10 @@ class Schedule:
         """What the network is shown at each step: int64 timesteps, or float64 ones on the scale of 1000 if rescaled."""
         return self.timesteps * (1000.0 / self.num_train_steps) if self.rescale_timesteps else self.timesteps
 
+    def stride(self, index: int) -> int:
+        """How many timesteps of the training the step at `index` takes at once: 1 if none is left out."""
+        return int(self.timesteps[index] - (self.timesteps[index - 1] if index else -1))
+
     def model_timestep(self, index: int | Tensor, like: Tensor) -> Tensor:
         """The network's time argument (B,) for a batch `like` (B, ...) at an index, or at indices (B,): int64, or
         float32 if rescaled.

@@ -153,5 +153,17 @@ def test_guidance_reaches_the_measurement():
         assert conditioned[0] < 0.75 * rmse and conditioned[1] < 0.5 * distance, method
 
 
+def test_the_residual_at_a_scale_does_not_depend_on_the_respacing():
+    def residual(respacing):
+        _, _, _, measurement, randomness = posterior_task(batch=6, size=16)
+        reverse = sampler(timestep_respacing=respacing, model_var_type="learned_range")
+        prior = GaussianPrior(reverse.schedule, coloured_spectrum(16, strength=10, fall=2000), learn_sigma=True)
+        x = get_conditioning_method("ps", scale=0.05).restore(prior, reverse, measurement, randomness)
+        return measurement.distance(x).mean().item()
+
+    few = {respacing: residual(respacing) for respacing in ("100", "60,20,10,5,5", "5,5,10,20,60")}
+    assert few == pytest.approx(dict.fromkeys(few, residual("1000")), rel=0.1)
+
+
 def test_proximal_selection_lowers_the_residual_at_equal_scale():
     assert rmse_and_distance("dpps", scale=0.2)[1] < 0.9 * rmse_and_distance("ps", scale=0.2)[1]

@@ -73,17 +73,18 @@ def test_schedules_decay_towards_the_clean_image(method, index, linear, exponent
 
 
 @pytest.mark.parametrize("schedule, last", [("linear", 1 / 1000), ("exponential", 0.9 ** 999)])
-@pytest.mark.parametrize("respacing", ["10", "ddim10", "5,5"])
+@pytest.mark.parametrize("respacing", ["10", "ddim10", "5,5", "6,1,1,1,1"])
 def test_fewer_steps_go_as_far_at_the_same_level(schedule, last, respacing):
     timesteps = create_sampler(timestep_respacing=respacing).schedule.timesteps
-    measurement = measure()
+    measurement, level = measure(), -1
     method = get_conditioning_method("ps", schedule=schedule, gamma=0.9)
     for index, t in enumerate(timesteps.tolist()):
         few, all_ = step_at(index, respacing), step_at(t)
         assert (few.timestep, few.num_train_steps) == (t, 1000)
         assert size_of(method)(few, measurement, None) == pytest.approx(
-            size_of(method)(all_, measurement, None) * 1000 / len(timesteps))
-    assert size_of(method)(step_at(0, respacing), measurement, None) == pytest.approx(last * 1000 / len(timesteps))
+            size_of(method)(all_, measurement, None) * (t - level))
+        level = t
+    assert size_of(method)(step_at(0, respacing), measurement, None) == pytest.approx(last)
 
 
 @every_method
@@ -97,9 +98,11 @@ def test_power_two_is_the_squared_norm_of_equation_16(method):
 
 
 @pytest.mark.parametrize("method", ["ps", "ps+", "mcg", "dpps"])
-@pytest.mark.parametrize("respacing, factor", [("1000", 1.0), ("250", 4.0), ("10", 100.0)])
-def test_scale_transfers_from_the_full_process_to_few_steps(method, respacing, factor):
-    measurement, step = measure(), step_at(4, respacing)
+@pytest.mark.parametrize("respacing, index, factor", [
+    ("1000", 4, 1), ("ddim250", 4, 4), ("ddim10", 4, 100), ("10", 4, 111), ("10", 0, 1),
+    ("150,50,25,13,12", 1, 1), ("150,50,25,13,12", 180, 4), ("150,50,25,13,12", 249, 18)])
+def test_scale_transfers_from_the_full_process_to_few_steps(method, respacing, index, factor):
+    measurement, step = measure(), step_at(index, respacing)
     rescaled, official = (get_conditioning_method(method, scale=0.3, rescale=rescale) for rescale in (True, False))
     distance = measurement.distance(step.x0_hat)
     assert size_of(rescaled)(step, measurement, distance) == pytest.approx(0.3 * factor)
@@ -132,6 +135,13 @@ def test_inverse_variance_of_the_observed_entries_of_each_image(noise, params, o
     assert noise == "poisson" or factor[0].item() == pytest.approx(1 / 0.2 ** 2)
     found = guidance("ps", 300, measurement, scale=1e-3, schedule="inverse_variance")
     torch.testing.assert_close(found, 1e-3 * factor * gradient(300, measurement, 1), atol=1e-12, rtol=1e-9)
+
+
+def test_inverse_variance_follows_nothing_where_nothing_is_observed():
+    measurement = measure(operator="inpainting")
+    assert guidance("ps", 300, measurement, schedule="inverse_variance").abs().max() > 0
+    measurement.operator.mask = torch.zeros_like(measurement.operator.mask)
+    assert guidance("ps", 300, measurement, schedule="inverse_variance").abs().max() == 0
 
 
 @every_method

@@ -15,7 +15,7 @@ StepSchedule = Literal["constant", "linear", "exponential", "inverse_variance"]
 
 @dataclass(frozen=True)
 class StepSize:
-    """The guidance zeta_t grad_{x_t} d^power with zeta_t = scale f_t N/n, d the measurement distance of each image.
+    """The guidance zeta_t grad_{x_t} d^power with zeta_t = scale f_t s_t, d the measurement distance of each image.
 
         schedule           f_t                          DPS, appendix C.3 and table 5
         constant           1                            "constant"
@@ -27,9 +27,10 @@ class StepSize:
     trained with, so steps decay towards the clean image: 1 at first, 1/N or gamma^(N - 1) = 4e-5 at last. (In the
     paper's Algorithm 1 the letter i runs down from N - 1; its decay is meant along the sampling.)
 
-    A respaced process takes n of the N steps. Guidance is a drift next to that of the prior, which a step of n carries
-    N/n times as far; so must the guidance be carried, or few steps end far from y. `scale` is thus that of the full
-    process for every n. `rescale: false` leaves N/n out, as the authors' code does.
+    A step of a respaced process takes s_t of the N steps at once, N/n on average if it has n. Guidance is a drift
+    next to that of the prior, which goes s_t times as far in that step; so must the guidance, or few steps end far from
+    y. `scale` is thus that of the full process for every respacing. `rescale: false` leaves s_t out, as the authors'
+    code does.
 
     sigma^2 is the noise model's variance on the scale of y, where it differs between entries its mean over the observed
     ones. With power 2 the gradient is that of the squared norm, 2 d grad d, and zeta' of the paper, which divides
@@ -41,7 +42,7 @@ class StepSize:
         scale: 0 or more.
         power: positive.
         gamma: of the exponential schedule, above 0 and at most 1.
-        rescale: whether a process of fewer steps takes larger ones, N/n.
+        rescale: whether a process of fewer steps takes larger ones, s_t.
 
     Raises:
         UserError: a value out of its range.
@@ -72,7 +73,7 @@ class StepSize:
     def __call__(self, step: Step, measurement: Measurement, distance: Tensor) -> float | Tensor:
         """What the gradient of d (`distance`, (B,)) is multiplied with: zeta_t power d^(power - 1), a number or
         (B, 1, 1, 1)."""
-        size = self.scale * self._factor(step, measurement) * (step.stride if self.rescale else 1.0)
+        size = self.scale * self._factor(step, measurement) * (step.stride if self.rescale else 1)
         if self.power != 1:
             size = size * self.power * distance.clamp_min(torch.finfo(distance.dtype).tiny) ** (self.power - 1)
         return size.view(-1, 1, 1, 1) if isinstance(size, Tensor) else size
@@ -82,7 +83,8 @@ class StepSize:
         if self.schedule == "inverse_variance":
             variance = measurement.noiser.variance(measurement.y)
             observed = measurement.operator.observed(measurement.y)
-            return observed.flatten(1).sum(1) / (observed * variance).flatten(1).sum(1)
+            tiny = torch.finfo(variance.dtype).tiny             # no step where nothing is observed
+            return observed.flatten(1).sum(1) / (observed * variance).flatten(1).sum(1).clamp_min(tiny)
         passed = step.num_train_steps - 1 - step.timestep
         factors = {"constant": 1.0, "linear": 1 - passed / step.num_train_steps, "exponential": self.gamma ** passed}
         return factors[self.schedule]
