@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import poisson
 
 from guided_diffusion.measurements import NOISES, Measurement, get_noise, get_operator
 from tests.helpers import NOISE_EXAMPLES
@@ -114,6 +115,33 @@ def test_poisson_simulation_has_the_recorded_spread(golden):
         clean, y = torch.from_numpy(arrays["measurement_clean"]), torch.from_numpy(arrays["measurement"]).float()
         chi_square = ((y - clean) ** 2 / get_noise("poisson").variance(clean)).mean().item()
         assert abs(chi_square - 1) < 4 * math.sqrt(2 / y.numel())
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.0123, 1.0, 7.3, 1e15])
+def test_expected_square_of_clipped_counts(rate):
+    """Against the sum over all counts; of very many the fluctuation is Gaussian, and half of it clipped at white."""
+    noise = get_noise("poisson", rate=rate)
+    prediction = torch.tensor([[-1.0, -0.99, 0.3, 0.999, 1.0]], dtype=torch.float64)
+    means = 255 * rate * (prediction + 1) / 2
+    if rate < 1e3:
+        counts = torch.arange(5000, dtype=torch.float64)[:, None]
+        chances = torch.from_numpy(poisson.pmf(counts.numpy(), means.numpy()))
+        expected = (chances * ((2 * counts / (255 * rate) - 1).clamp(max=1) - prediction) ** 2).sum(0, keepdim=True)
+    else:
+        expected = 4 * means / (255 * rate) ** 2 * torch.tensor([1, 1, 1, 1, 0.5])
+    torch.testing.assert_close(noise.expected_square(prediction), expected, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 1.0])
+def test_the_truth_of_few_photons_has_chi_square_one(rate):
+    """A night sky with lamps, where counts are mostly none or clipped."""
+    x = torch.full((3, 3, 64, 64), -0.99)
+    x[..., 20:40] = 0.99
+    noise = get_noise("poisson", rate=rate)
+    measurement = Measurement.simulate(get_operator("noise"), noise, x, ImageRandomness(0, NAMES))
+    squares = (measurement.y - x) ** 2
+    spread = squares.flatten(1).std(dim=1) / squares.flatten(1).mean(dim=1) / math.sqrt(3 * 64 * 64)
+    assert ((measurement.chi_square(x) - 1).abs() < 4 * spread).all()
 
 
 # The other models

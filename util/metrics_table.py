@@ -36,7 +36,7 @@ class Row:
     ssim_input: float
     distance: float                                 # the noise model's data misfit
     seconds: float                                  # share of its batch's time
-    chi_square: float                               # ||y - A(x)||^2 / (m sigma^2)
+    chi_square: float                               # see `Measurement.chi_square`
     network_evaluations: float
     psnr_aligned: float                             # these three after the image's trivial ambiguities are resolved,
     ssim_aligned: float                             # by the truth; empty where the operator has none

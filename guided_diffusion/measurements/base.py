@@ -169,6 +169,10 @@ class Noise(ABC):
         """The noise variance of each entry of y given the clean `prediction`; None where there is no noise."""
         return None
 
+    def expected_square(self, prediction: Tensor) -> Tensor | None:
+        """E (y - prediction)^2 of each entry if `prediction` is the clean one: the variance unless overridden."""
+        return self.variance(prediction)
+
     @property
     def has_variance(self) -> bool:
         """Whether `variance` gives one."""
@@ -236,17 +240,18 @@ class Measurement:
         return self.noiser.distance(self.y, self.operator(x0))
 
     def chi_square(self, x0: Tensor) -> Tensor:
-        """||y - A(x0)||^2 / (m sigma^2) of each image, over its m observed entries: (B, C, H, W) -> (B,).
+        """||y - A(x0)||^2 over what the noise makes of it if x0 is the truth, m sigma^2 for Gaussian noise on the m
+        observed entries: (B, C, H, W) -> (B,).
 
         About 1 for an image that agrees with its measurement as well as the truth does; NaN without noise.
         """
         prediction = self.operator(x0)
-        variance = self.noiser.variance(prediction)
-        if variance is None:
+        expected = self.noiser.expected_square(prediction)
+        if expected is None:
             return torch.full((len(x0),), float("nan"), device=x0.device)
         observed = self.operator.observed(self.y)
-        squares = observed * (self.y - prediction) ** 2 / variance
-        return squares.flatten(1).sum(1) / observed.flatten(1).sum(1)
+        found = observed * (self.y - prediction) ** 2
+        return found.flatten(1).sum(1) / (observed * expected).flatten(1).sum(1)
 
     def initial_guess(self) -> Tensor:
         """The measurement in image space, (B, C, H, W): where DPPS starts."""

@@ -161,6 +161,19 @@ class PoissonNoise(Noise):
         """4 max(E N, 1) / (255 rate)^2 with E N = 255 rate (prediction + 1)/2, the prediction clipped to [-1, 1]."""
         return shot_variance(prediction, self.peak, least=1)
 
+    def expected_square(self, prediction: Tensor) -> Tensor:
+        """E (y - prediction)^2 exactly, of counts N that are clipped to 255 rate, in the shape of `prediction`.
+
+        With m = E N, K the last count below the clipping, F and p the distribution function and the probabilities of
+        N: the counts up to K give sum p(n) (n - m)^2 = m F(K) - m (K + 1 - m) p(K), all others (255 rate - m)^2 each.
+        """
+        m = self.peak * ((prediction.double() + 1) / 2).clamp(0, 1)
+        last = torch.full_like(m, math.floor(self.peak))
+        below = torch.special.gammaincc(last + 1, m)                                            # F(K)
+        p = below - torch.special.gammaincc(last, m) if self.peak >= 1 else below
+        clipped = torch.special.gammainc(last + 1, m) * (self.peak - m) ** 2
+        return (4 / self.peak ** 2 * (m * below - m * (last + 1 - m) * p + clipped)).to(prediction)
+
 
 @register_noise("poisson_gaussian")
 class PoissonGaussianNoise(Noise):
