@@ -161,6 +161,14 @@ def test_jpeg_is_pillows(picture, subsampling, quality):
     assert quality == 100 or difference.mean() < 0.2 * np.abs(expected - levels).mean()
 
 
+@pytest.mark.parametrize("width", range(1, 9))
+def test_jpeg_of_narrow_pictures_is_pillows(width):
+    levels = np.ascontiguousarray(data.coffee()[100:120, 300:300 + width])
+    x = torch.from_numpy(levels).permute(2, 0, 1)[None] / 127.5 - 1
+    y = prepared("jpeg", levels.shape[:2], NAMES[:1], quality=75)(x)
+    assert np.abs(((y[0].permute(1, 2, 0) + 1) * 127.5).numpy() - by_pillow(levels, 75, 420)).mean() < 0.6
+
+
 @pytest.mark.parametrize("params", [{"quality": 20}, {"quality": 90}, {"quality": 50, "subsampling": 444}])
 def test_jpeg_gradient_is_that_of_the_operator_without_rounding(params, monkeypatch):
     """In the middle of the range nothing is clipped; at its ends the clipped values have no gradient."""

@@ -77,7 +77,7 @@ def test_without_weights_the_scores_are_empty_and_the_reason_is_said_once(run):
     assert status == 0
     assert err.count("warning") == 1 and "LPIPS (vgg), LPIPS (alex), FID and KID" in err
     for name in ("fid", "kid"):
-        assert (summary()[name]["value"], summary()[name]["images"]) == (None, 0)
+        assert [summary()[name][key] for key in ("value", "images", "left_out")] == [None, 0, None]
     assert [line.split() for line in out.splitlines() if "ID " in line] == [["FID", "-"], ["KID", "-"]]
     status, _, err = run("--fid", "--limit", "2", "--weights_dir", "nowhere")
     assert status == 2 and "--weights_dir: folder 'nowhere' not found" in err

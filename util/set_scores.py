@@ -16,7 +16,7 @@ def score_sets(run: RunDirectory, metrics: Metrics, team: Team, names: Sequence[
     """FID and KID of recon/ against label/, as summary.json has them; all processes of the run call this.
 
     Files that cannot be read, samples that diverged and images that were passed over are left out and counted. Without
-    the network there are no values.
+    the network there are neither values nor a count (None).
 
     Args:
         run: has all rows, in the leading process.
@@ -38,8 +38,9 @@ def score_sets(run: RunDirectory, metrics: Metrics, team: Team, names: Sequence[
     reports = team.gather({"able": able, "real": own.real, "restored": own.restored}, lambda: None)
     if not team.leads:
         return {}
-    whole = _merge(reports, samples) if all(report["able"] for report in reports) else Comparison()
-    missing = num_samples * len({*names, *(row.image for row in run.rows)}) - len(whole.restored)
+    able = all(report["able"] for report in reports)
+    whole = _merge(reports, samples) if able else Comparison()
+    missing = num_samples * len({*names, *(row.image for row in run.rows)}) - len(whole.restored) if able else None
     return {name: {**distance, "left_out": missing} for name, distance in whole.distances(SET_SCORES).items()}
 
 

@@ -30,9 +30,10 @@ class JPEGOperator(Operator):
     """Baseline JPEG and back, as libjpeg does it: (B, C, H, W) in [-1, 1] -> the same, at 8 bits; C is 3, or 1 (grey).
 
     RGB -> YCbCr (JFIF) -> chroma averaged over 2 x 2 pixels (4:2:0) -> DCT of 8 x 8 blocks -> division by the tables
-    of ITU T.81, annex K, scaled to the quality -> rounding; then back, with linear interpolation of the chroma. Planes
-    that are no multiple of 8 are extended by their last row and column. Every rounding is passed straight through by
-    the gradient: A is differentiated as if roundings were the identity, clipping to 0..255 included as it is.
+    of ITU T.81, annex K, scaled to the quality -> rounding; then back, with linear interpolation of the chroma
+    (repetition up to a width of 4). Planes that are no multiple of 8 are extended by their last row and column. Every
+    rounding is passed straight through by the gradient: A is differentiated as if roundings were the identity, clipping
+    to 0..255 included as it is.
 
     Args:
         quality: 1 to 100, libjpeg's and Pillow's.
@@ -90,7 +91,8 @@ class JPEGOperator(Operator):
         means = wide.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).mean(dim=(-3, -1))
         ties = 1e-3 * (torch.arange(means.shape[-1], device=chroma.device) % 2 - 0.5)   # down in even columns, else up
         small = self._code(round_through(means + ties), self.chroma_table)[..., :-(-w // 2)]
-        return round_through(apply_matrices(small, *(doubling(n, small) for n in small.shape[-2:])))[..., :h, :w]
+        double = doubling if small.shape[-1] > 2 else repetition
+        return round_through(apply_matrices(small, *(double(n, small) for n in small.shape[-2:])))[..., :h, :w]
 
     def _code(self, plane: Tensor, table: Tensor) -> Tensor:
         """Quantise the DCT of a plane (..., H, W) of values 0 to 255 and decode it: -> the same shape."""
@@ -130,3 +132,8 @@ def doubling(n: int, like: Tensor) -> Tensor:
     far = (near + 2 * (i % 2) - 1).clamp(0, n - 1)
     eye = torch.eye(n, dtype=like.dtype, device=like.device)
     return 0.75 * eye[near] + 0.25 * eye[far]
+
+
+def repetition(n: int, like: Tensor) -> Tensor:
+    """The matrix (2 n, n) that takes every sample twice."""
+    return torch.eye(n, dtype=like.dtype, device=like.device).repeat_interleave(2, dim=0)

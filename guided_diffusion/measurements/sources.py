@@ -136,7 +136,7 @@ class Observed(Source):
         if drawn:
             logger.warning(f"operator '{operator.name}' draws its {', '.join(drawn)} at random, which is hardly how "
                            "the photographs were made; name a file with the kernel (operator blur) or the mask "
-                           "(mask_type: file)")
+                           "(mask_type: file), or give .npz files with --load_measurements")
 
     def alpha(self, name: str) -> Tensor | None:
         return self.dataset.alpha(name)

@@ -1,7 +1,6 @@
 """Classical baselines, by scikit-image or conjugate gradients: no prior, no training, nothing random."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,6 @@ from skimage.restoration import (
     denoise_nl_means,
     denoise_tv_chambolle,
     inpaint_biharmonic,
-    richardson_lucy,
     wiener,
 )
 from torch import Tensor
@@ -153,25 +151,12 @@ class NonLocalMeans(Denoiser):
 
 
 class Deconvolution(ClassicalRestorer):
-    """A deconvolution by the kernel of each image, every channel by itself.
-
-    Operators extend the image by reflection before they blur it; here y is extended likewise, restored and cropped.
-    """
+    """A deconvolution by the kernel of each image, every channel by itself."""
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         if not isinstance(operator, Blur):
             raise UserError(f"conditioning method '{self.name}' needs a convolution by a known kernel (gaussian_blur, "
                             f"motion_blur or blur), found '{operator.name}'; use total_variation instead")
-
-    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
-        # operators correlate; the point spread function of the convolution is the kernel turned by half a circle
-        spreads = measurement.operator.kernel.cpu().numpy()[:, 0, ::-1, ::-1]                           # (B, k, k)
-        return [np.stack([self.deconvolve(channel, spread) for channel in np.moveaxis(image, -1, 0)], axis=-1)
-                for image, spread in zip(to_arrays(measurement.lift()), spreads, strict=True)]
-
-    @abstractmethod
-    def deconvolve(self, y: np.ndarray, spread: np.ndarray) -> np.ndarray:
-        """One channel (H, W) on [0, 1] and its point spread function (k, k), k odd -> (H, W)."""
 
 
 @register_conditioning_method("wiener")
@@ -189,7 +174,14 @@ class Wiener(Deconvolution):
         self.balance = balance
         self.require(balance > 0, "balance", "more than 0")
 
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        # operators correlate; the point spread function of the convolution is the kernel turned by half a circle
+        spreads = measurement.operator.kernel.cpu().numpy()[:, 0, ::-1, ::-1]                           # (B, k, k)
+        return [np.stack([self.deconvolve(channel, spread) for channel in np.moveaxis(image, -1, 0)], axis=-1)
+                for image, spread in zip(to_arrays(measurement.lift()), spreads, strict=True)]
+
     def deconvolve(self, y: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        """One channel (H, W) on [0, 1] and its point spread function (k, k), k odd -> (H, W)."""
         periods = [max(1, 2 * side - 2) for side in y.shape]
         extended = [period * math.ceil(len(spread) / period) for period in periods]         # at least the kernel's side
         pad = [(0, size - side) for size, side in zip(extended, y.shape, strict=True)]
@@ -199,10 +191,11 @@ class Wiener(Deconvolution):
 
 @register_conditioning_method("richardson_lucy")
 class RichardsonLucy(Deconvolution):
-    """u <- u H^T(y / H u), from a grey image; it fits y ever better and amplifies noise with it, so few iterations.
+    """u <- u A^T(v / A u) / A^T 1 from a grey image u, v the blurred image, both on [0, 1].
 
-    Richardson (1972), Lucy (1974); scikit-image's `richardson_lucy`, on y in [0, 1]. It takes what lies outside for
-    black, so y is extended by the kernel's side, twice as far as the blur saw.
+    It fits y ever better and amplifies noise with it, so few iterations. Richardson (1972), Lucy (1974), with the
+    operator's own A and A^T: a library's convolution ends in black, and the reflection of a y that was blurred by an
+    asymmetric kernel is the blur of no image.
 
     Args:
         num_iter: iterations, at least 1.
@@ -212,11 +205,15 @@ class RichardsonLucy(Deconvolution):
         self.num_iter = num_iter
         self.require(num_iter >= 1, "num_iter", "1 or more")
 
-    def deconvolve(self, y: np.ndarray, spread: np.ndarray) -> np.ndarray:
-        border = len(spread)
-        extended = np.pad(y.clip(0, 1), border, mode="reflect")
-        restored = richardson_lucy(extended, spread, self.num_iter, clip=False, filter_epsilon=1e-6)
-        return restored[border:-border, border:-border]
+    def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
+        operator, y = measurement.operator, measurement.y.double()
+        u = y.new_full(measurement.image_shape, 0.5)
+        ones = operator(torch.ones_like(u))
+        v, seen = ((y + ones) / 2).clamp_min(0), operator.transpose(ones)
+        for _ in range(self.num_iter):
+            ratio = operator.transpose(v / operator(u).clamp_min(1e-6))
+            u = torch.where(seen > 1e-6, u * ratio / seen, u).clamp_min(0)
+        return to_arrays(2 * u - 1)
 
 
 @register_conditioning_method("biharmonic")
