@@ -125,7 +125,7 @@ def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Modul
     return report
 
 
-def announce(task: Task, plan: Plan, team: Team, device: torch.device) -> None:
+def announce(task: Task, run: RunDirectory, plan: Plan, team: Team, device: torch.device) -> None:
     """Say what is going to be done, and on what."""
     count, done = len(plan.names), len(plan.finished)
     steps = f", {task.sampler.num_steps} steps" * task.method.needs_prior
@@ -136,6 +136,10 @@ def announce(task: Task, plan: Plan, team: Team, device: torch.device) -> None:
     if task.method.needs_prior and (start := schedule.alphas_cumprod[-1]) > NEARLY_CLEAN:
         logger.warning(f"timestep_respacing keeps no step noisier than t = {schedule.timesteps[-1]}, where images are "
                        f"nearly clean (alpha_bar {start:.4g}), but sampling begins there from noise; keep noisier ones")
+    gone = sorted({row.image for row in run.rows} - set(task.source.names))
+    if gone:
+        which = f"1 image ({gone[0]})" if len(gone) == 1 else f"{len(gone)} images ({gone[0]}, ...)"
+        logger.warning(f"metrics.csv and summary.json hold {which} no longer in the data; --overwrite begins anew")
     if 0 < len(plan.groups) < team.size:
         logger.info(f"{len(plan.groups)} batches for {team.size} processes: a smaller --batch_size gives all some work")
 
@@ -168,9 +172,9 @@ def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirect
     load = cache(lambda: load_prior(config, size, args.tile, args.precision, device))
     measurable = task.method.needs_prior and size is not None
     default = default_entries(size, device)
-    plan = make_plan(task.source.names[:args.limit], args.num_samples, args.batch_size, default, run, team,
+    plan = make_plan(task.source, args.limit, args.num_samples, args.batch_size, default, run, team,
                      lambda entries: best_batch_size(task, load(), size, device, entries) if measurable else default)
-    announce(task, plan, team, device)
+    announce(task, run, plan, team, device)
     try:
         prior = load() if task.method.needs_prior and plan.groups else None
         if args.compile and prior is not None:
@@ -214,7 +218,8 @@ def restore(args: argparse.Namespace, team: Team) -> int:
     device = team.choose_device(args.gpu)
     task = build_task(config, args.overrides, folder, args.data is not None)
     given = {"tile": args.tile, "load_measurements": args.load_measurements,
-             "checkpoint": fingerprint(Path(find_checkpoint(config))) if task.method.needs_prior else None}
+             "checkpoint": fingerprint(Path(find_checkpoint(config))) if task.method.needs_prior else None,
+             "files": {name: fingerprint(path) for name, path in task.operator.files_read().items()} or None}
     settings = {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
                 **{key: value for key, value in given.items() if value is not None}}
     place = args.save_dir, task.operator.name, task.method.name

@@ -45,6 +45,7 @@ class ImageDataset(Dataset):
                             "leave image_size out")
         self.paths, self.names, self.image_size = tuple(paths), tuple(names), image_size
         self.observed = observed
+        self._by_name = dict(zip(self.names, self.paths, strict=True))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -58,9 +59,13 @@ class ImageDataset(Dataset):
         path = self.paths[index]
         return load_array(path) if path.suffix.lower() == ARRAY_SUFFIX else load_image(path, self.image_size)
 
+    def path_of(self, name: str) -> Path:
+        """The file of an image."""
+        return self._by_name[name]
+
     def alpha(self, name: str) -> Tensor | None:
         """The opacity of an observed photograph, (H, W) in [0, 1]; None where there is none."""
-        path = self.paths[self.names.index(name)]
+        path = self.path_of(name)
         return load_alpha(path) if self.observed and path.suffix.lower() != ARRAY_SUFFIX else None
 
 

@@ -117,7 +117,7 @@ class Gatherer:
         if self.to_store is not None:
             self.run.save_measurement(name, self.to_store(measurement, b))
         save = partial(self.run.save, name, self.source.truth(batch, b), lifted, outcomes, self.metrics,
-                       self.source.alpha(name))
+                       self.source.alpha(name), self.source.fingerprint(name))
         if self.thread is None:
             save()
         else:

@@ -8,7 +8,9 @@ from functools import partial
 import torch
 
 from data.dataloader import group_images
+from guided_diffusion.measurements.sources import Source
 from util.distributed import Team
+from util.errors import UserError
 from util.logger import get_logger
 from util.run_dir import RunDirectory
 
@@ -44,19 +46,24 @@ def default_entries(image_size: int | None, device: torch.device) -> int:
     return 1 if image_size is None else max(1, DEFAULT_BATCH_PIXELS[device.type] // image_size ** 2)
 
 
-def make_plan(names: Sequence[str], num_samples: int, batch_size: int | str | None, default: int,
+def make_plan(source: Source, limit: int | None, num_samples: int, batch_size: int | str | None, default: int,
               run: RunDirectory, team: Team, search: Callable[[int], int]) -> Plan:
     """What is left to do, as the leading process sees it.
 
     Args:
-        names: of all images that are asked for.
+        source: of the images.
+        limit: how many of them are asked for, the first ones; None for all.
         num_samples: posterior samples of each.
         batch_size: entries per batch; "auto" to have them searched; None for `default`.
         default: entries per batch where nobody says otherwise.
         search: search(entries) -> the fastest batch size for so many.
+
+    Raises:
+        UserError: the file of a finished image has other contents now.
     """
+    names = source.names[:limit]
     if team.leads:
-        team.publish("finished", json.dumps([name for name in names if run.finished(name)]))
+        team.publish("finished", json.dumps([name for name in names if is_finished(run, source, name)]))
     finished = frozenset(json.loads(team.receive("finished")))
     if batch_size == "auto" and team.leads:
         team.publish("batch_size", str(_fastest(run, partial(search, len(names) * num_samples))))
@@ -66,6 +73,18 @@ def make_plan(names: Sequence[str], num_samples: int, batch_size: int | str | No
     groups = [group for group in group_images(len(names), entries, num_samples)
               if not all(names[index] in finished for index in group)]
     return Plan(names, finished, entries, groups)
+
+
+def is_finished(run: RunDirectory, source: Source, name: str) -> bool:
+    """Whether image `name` is, in the run; UserError if its file has other contents now."""
+    if not run.finished(name):
+        return False
+    before, now = run.rows_of(name)[0].source, source.fingerprint(name)
+    if before and now and before != now:
+        raise UserError(f"{run.path}: image {name} was restored from a file that has other contents now ({before} "
+                        f"there, {now} now); choose another folder with --save_dir, or replace the results with "
+                        "--overwrite")
+    return True
 
 
 def _fastest(run: RunDirectory, search: Callable[[], int]) -> int:

@@ -81,6 +81,14 @@ def test_mask_from_a_file(tmp_path):
         np.save(tmp_path / "wrong.npy", wrong)
         with pytest.raises(UserError, match="expected finite numbers of shape"):
             masks({"mask_type": "file", "file": str(tmp_path / "wrong.npy")}, 1, (12, 10))
+    kept[3, 4] = 3                                                      # as JPEG leaves it
+    Image.fromarray(kept).save(tmp_path / "grey.png")
+    with pytest.raises(UserError, match="3 values, from 0 to 255, expected 0 .* and one other"):
+        masks({"mask_type": "file", "file": str(tmp_path / "grey.png")}, 2, (12, 10))
+
+
+def test_mask_of_another_size(tmp_path):
+    Image.new("L", (10, 12), 255).save(tmp_path / "grey.png")
     with pytest.raises(UserError, match="12x10"):
         masks({"mask_type": "file", "file": str(tmp_path / "grey.png")}, 2, (10, 12))
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -221,6 +222,48 @@ def test_another_network_under_the_same_name_is_noticed(run, prior, workplace):
     torch.save({name: value * 1.001 for name, value in weights.items()}, workplace / "mine.pt")
     status, _, err = run(*options)
     assert status == 2 and "checkpoint (" in err and fingerprint(workplace / "mine.pt") in err
+
+
+@pytest.mark.parametrize("operator, file", [
+    ("{name: blur, kernel: kernel.npy}", "kernel.npy"),
+    ("{name: composite, operators: [{name: blur, kernel: kernel.npy}, {name: sr_average, scale_factor: 2}]}",
+     "kernel.npy"),
+    ("{name: inpainting, mask_opt: {mask_type: file, file: mask.npy}}", "mask.npy")])
+def test_another_kernel_or_mask_under_the_same_name_is_noticed(run, operator, file):
+    contents = {"kernel.npy": np.full((3, 3), 1 / 9), "mask.npy": np.tri(32)}
+    np.save(file, contents[file])
+    options = ["--set", f"measurement.operator={operator}", "--limit", "1"]
+    assert run(*options)[0] == 0
+    assert run(*options)[0] == 0
+    np.save(file, np.tri(*contents[file].shape, 1))
+    status, _, err = run(*options)
+    assert status == 2 and f"files.{file} (" in err and fingerprint(Path(file)) in err
+    assert run(*options, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("observed", ["false", "true"])
+def test_another_image_under_the_same_name_is_noticed(run, observed):
+    for i in range(2):
+        picture(Path(f"photos/{i}.png"), i, (32, 32))
+    options = ["--data", "photos", "--set", f"measurement.observed={observed}", "--set",
+               "measurement.operator={name: noise}"]
+    assert run(*options, "--limit", "1")[0] == 0
+    picture(Path("photos/1.png"), 7, (32, 32))                          # not restored yet
+    assert run(*options)[0] == 0
+    picture(Path("photos/1.png"), 8, (32, 32))
+    status, _, err = run(*options)
+    assert status == 2 and "image 1 was restored from a file that has other contents now" in err
+    assert fingerprint(Path("photos/1.png")) in err and "--overwrite" in err
+
+
+def test_images_that_are_gone_from_the_data_are_named(run):
+    for i in range(2):
+        picture(Path(f"photos/{i}.png"), i)
+    assert run("--data", "photos")[0] == 0
+    Path("photos/0.png").unlink()
+    status, _, err = run("--data", "photos")
+    warning = "warning: metrics.csv and summary.json hold 1 image (0) no longer in the data"
+    assert status == 0 and err.count(warning) == 1
 
 
 def test_all_that_differs_is_listed(run):

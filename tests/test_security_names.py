@@ -68,7 +68,7 @@ def test_printable_text_keeps_its_letters_and_loses_its_breaks():
 @pytest.mark.parametrize("image", ["../../../mine", "/etc/mine", "..", ".", "", "a/b", "a\\b", "\0"])
 @pytest.mark.parametrize("column", ["image", "sample"])
 def test_a_row_that_points_elsewhere_is_refused(image, column):
-    cells = dict.fromkeys(COLUMNS, "1") | {"image": "a", "sample": "0", "status": "ok"}
+    cells = dict.fromkeys(COLUMNS, "1") | {"image": "a", "sample": "0", "status": "ok", "source": ""}
     assert Row.parse(cells).image == "a"
     with pytest.raises(ValueError):
         Row.parse(cells | {column: image})

@@ -123,6 +123,10 @@ class MeasurementFolder:
                 raise UserError(f"--load_measurements {folder}: {name}{SUFFIX} was made with another operator or noise "
                                 f"than {self.names[0]}{SUFFIX}; load them from a folder each")
 
+    def path_of(self, name: str) -> Path:
+        """The file of an image."""
+        return self.folder / f"{name}{SUFFIX}"
+
     def read(self, name: str) -> StoredMeasurement:
         """The measurement of an image."""
-        return read_measurement(self.folder / f"{name}{SUFFIX}")
+        return read_measurement(self.path_of(name))

@@ -46,6 +46,7 @@ class Row:
     error_to_std: float                             # see `spread`; these two for means only
     lpips_alex: float
     status: str = OK                                # or "diverged at step 37", counting down to 0; no scores then
+    source: str = ""                                # fingerprint of the files that the image was read from
 
     def __post_init__(self):
         for column in NUMBERS:
@@ -60,8 +61,10 @@ class Row:
             raise ValueError(f"{cells['sample']} is no sample")
         if not re.fullmatch(rf"{OK}|diverged at step \d+", cells["status"]):
             raise ValueError(f"{cells['status']} is no status")
+        if not re.fullmatch(r"([0-9a-f]{16})*", cells["source"]):
+            raise ValueError(f"{cells['source']} is no fingerprint")
         return cls(cells["image"], cells["sample"], *(float(cells[column] or "nan") for column in NUMBERS),
-                   cells["status"])
+                   cells["status"], cells["source"])
 
     @property
     def ok(self) -> bool:
@@ -75,7 +78,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
-NUMBERS = COLUMNS[2:-1]
+NUMBERS = COLUMNS[2:-2]
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Outcome:
 
 
 def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequence[Outcome],
-              metrics: Metrics | None) -> list[Row]:
+              metrics: Metrics | None, source: str = "") -> list[Row]:
     """Score one image with all its samples.
 
     Args:
@@ -108,6 +111,7 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
         lifted: the measurement in image space, same shape.
         outcomes: its samples and, if there are several, their mean.
         metrics: what scores them; needed with a truth.
+        source: see `Row`.
     """
     psnr_input, ssim_input, *_ = astuple(NO_SCORES if label is None else metrics(lifted, label))
     best, (std, error_to_std) = _best_sample(outcomes), spread(outcomes, label)
@@ -120,7 +124,8 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
             outcome.distance if ok else math.nan, outcome.seconds, outcome.chi_square if ok else math.nan,
             outcome.network_evaluations, aligned.psnr, aligned.ssim, aligned.lpips_vgg,
             best=math.nan if is_mean else float(outcome.sample == best), std=std if is_mean else math.nan,
-            error_to_std=error_to_std if is_mean else math.nan, lpips_alex=scores.lpips_alex, status=outcome.status))
+            error_to_std=error_to_std if is_mean else math.nan, lpips_alex=scores.lpips_alex, status=outcome.status,
+            source=source))
     return rows
 
 

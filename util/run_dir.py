@@ -134,7 +134,7 @@ class RunDirectory:
         self.store.begin(image)
 
     def save(self, image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequence[Outcome],
-             metrics: Metrics | None, alpha: Tensor | None = None) -> None:
+             metrics: Metrics | None, alpha: Tensor | None = None, source: str = "") -> None:
         """Score and save one image with all its samples; it is finished when this returns.
 
         Args:
@@ -144,8 +144,9 @@ class RunDirectory:
             outcomes: its samples and, if there are several, their mean.
             metrics: what scores them; needed with a truth.
             alpha: the opacity (h, w) in [0, 1] that restorations are saved with; opaque when None.
+            source: fingerprint of the files that it was read from.
         """
-        rows = make_rows(image, label, lifted, outcomes, metrics)
+        rows = make_rows(image, label, lifted, outcomes, metrics, source)
         self._check_there()
         for outcome, row in zip(outcomes, rows, strict=True):
             if row.ok:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,12 @@ class Operator(nn.Module, ABC):
     def __init__(self):
         super().__init__()
         self.drawn_names: list[str] = []
+        self.files: dict[str, Path] = {}            # as the configuration names them -> where they are: kernel, mask
+
+    def files_read(self) -> dict[str, Path]:
+        """All files that A depends on, those of an operator's parts included."""
+        return {name: path for part in self.modules() if isinstance(part, Operator)
+                for name, path in part.files.items()}
 
     def register_drawn(self, name: str, dtype: torch.dtype = torch.float32) -> None:
         """Make the attribute `name` a buffer for what `prepare` draws, one per image: a tensor (B, ...), empty before.

@@ -18,6 +18,7 @@ from util.kernels import gaussian_kernel, motion_kernel, reflected_filter_matrix
 from util.logger import get_logger
 from util.resizer import apply_matrices
 from util.seeding import ImageRandomness
+from util.user_path import user_path
 
 logger = get_logger()
 
@@ -262,6 +263,7 @@ class KernelBlurOperator(Blur):
     def __init__(self, kernel: str, convolution: Convolution = "auto", rcond: float | None = None):
         self.values = read_kernel(kernel)
         super().__init__(len(self.values), convolution, rcond)
+        self.files = {kernel: user_path(kernel)}
 
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """The same kernel (k, k) for every image."""

@@ -9,6 +9,7 @@ from util.arrays import read_array
 from util.errors import UserError, did_you_mean
 from util.registry import check_arguments
 from util.seeding import ImageRandomness
+from util.user_path import user_path
 
 NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
          "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}
@@ -28,8 +29,8 @@ class MaskGenerator:
         image_size: side, or [height, width], that the images must have; any when omitted.
         margin: [rows, columns] between rectangle and border, at least; when omitted, [16, 16] as in DPS, or less where
             the image is too small for that.
-        file: image or .npy (height, width) whose nonzero pixels (in any colour channel) are kept, of the images' size;
-            for mask_type file.
+        file: image or .npy (height, width) in black, 0, and one other value (in any colour channel), whose pixels are
+            kept, of the images' size; for mask_type file.
     """
 
     def __init__(self, mask_type: str, mask_len_range: tuple[int, int] | None = None,
@@ -48,7 +49,7 @@ class MaskGenerator:
         if file is not None and mask_type != "file":
             raise UserError(f"mask_opt: file needs mask_type 'file', found '{mask_type}'; set mask_type: file")
         self._check_ranges()
-        self.file_mask = read_mask(file) if file is not None else None
+        self.file, self.file_mask = file, read_mask(file) if file is not None else None
 
     def _check_ranges(self) -> None:
         if self.mask_len_range is not None:
@@ -122,12 +123,17 @@ def read_mask(file: str) -> np.ndarray:
     """Read a mask (height, width) from an image or a .npy file, 1 where any colour channel is nonzero, float32.
 
     Raises:
-        UserError: the file is missing, holds no image or no plane, or keeps no pixel.
+        UserError: the file is missing, holds no image or no plane, has more values than two, or keeps no pixel.
     """
     pixels = read_array(file, "mask_opt: file")
     if pixels.ndim not in (2, 3) or not np.isfinite(pixels).all():
         raise UserError(f"mask_opt: file '{file}' holds numbers of shape {list(pixels.shape)}, expected finite numbers "
                         "of shape [height, width]")
+    values = np.unique(pixels)
+    if len(values) > 2 or 0 not in values and len(values) == 2:
+        raise UserError(f"mask_opt: the mask in '{file}' has {len(values)} values, from {values[0]:g} to "
+                        f"{values[-1]:g}, expected 0 for missing pixels and one other for kept ones; give it hard "
+                        "edges and save it as PNG or .npy, as JPEG changes values")
     mask = (pixels.reshape(*pixels.shape[:2], -1) != 0).any(axis=2)
     if not mask.any():
         raise UserError(f"mask_opt: the mask in '{file}' is black everywhere; make the kept pixels white")
@@ -151,6 +157,8 @@ class InpaintingOperator(LinearOperator):
         check_arguments(MaskGenerator, mask_opt, where="operator 'inpainting': mask_opt")
         self.masks = MaskGenerator(**mask_opt)
         self.observed_only = observed_only
+        if self.masks.file is not None:
+            self.files = {self.masks.file: user_path(self.masks.file)}
         self.register_drawn("mask")                                             # (B, 1, H, W) once prepared
 
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:

@@ -59,7 +59,8 @@ class NonlinearBlurOperator(Operator):
 
     def _load(self, path: str) -> None:
         try:
-            load_state_dict(self.network, find_file(path, "checkpoint"), unused=ENCODER)
+            self.files = {path: find_file(path, "checkpoint")}
+            load_state_dict(self.network, self.files[path], unused=ENCODER)
         except UserError as error:
             raise UserError(f"{self.name}: {error}; {WHERE_TO_GET}") from None
         self.network.eval().requires_grad_(False)

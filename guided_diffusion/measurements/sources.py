@@ -1,6 +1,7 @@
 """Where measurements come from: made from clean images, made by someone else, or saved by an earlier run."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from data.dataloader import ARRAY_SUFFIX, Batch, ImageDataset
 from guided_diffusion.measurements.base import Measurement, Noise, Operator
+from util.checkpoint import fingerprint
 from util.errors import UserError
 from util.logger import get_logger
 from util.measurement_files import MeasurementFolder, StoredMeasurement
@@ -57,6 +59,17 @@ class Source(ABC):
         """The opacity (h, w) in [0, 1] that goes with the restored image; None where it is opaque."""
         return None
 
+    @abstractmethod
+    def files(self, name: str) -> list[Path]:
+        """What image `name` is read from."""
+
+    def fingerprint(self, name: str) -> str:
+        """Sixteen digits per file that image `name` is read from; none where one cannot be read now."""
+        try:
+            return "".join(map(fingerprint, self.files(name)))
+        except OSError:
+            return ""
+
     def _trial(self) -> tuple[Batch, ImageRandomness] | None:
         """A batch of the first image that can be read."""
         for index, name in enumerate(self.names):
@@ -90,6 +103,9 @@ class Simulated(Source):
     def truth(self, batch: Batch, b: int) -> Tensor:
         return batch.images[b]
 
+    def files(self, name: str) -> list[Path]:
+        return [self.dataset.path_of(name)]
+
 
 class Observed(Source):
     """Photographs that are already degraded, of any size, and arrays such as Fourier magnitudes.
@@ -122,7 +138,10 @@ class Observed(Source):
             raise UserError(f"{name}: {error}") from None
 
     def _is_array(self, name: str) -> bool:
-        return self.dataset.paths[self.names.index(name)].suffix.lower() == ARRAY_SUFFIX
+        return self.dataset.path_of(name).suffix.lower() == ARRAY_SUFFIX
+
+    def files(self, name: str) -> list[Path]:
+        return [self.dataset.path_of(name)]
 
     def check(self, operator: Operator, noiser: Noise) -> None:
         trial = self._trial()
@@ -170,6 +189,10 @@ class Stored(Source):
     def check(self, operator: Operator, noiser: Noise) -> None:
         batch, randomness = self._trial()
         self.measure(operator, noiser, batch, torch.device("cpu"), randomness)
+
+    def files(self, name: str) -> list[Path]:
+        known = self.truths is not None and name in self.truths.names
+        return [self.folder.path_of(name), *([self.truths.path_of(name)] if known else [])]
 
     def truth(self, batch: Batch, b: int) -> Tensor | None:
         name = batch.names[b]
