@@ -34,6 +34,8 @@ from util.logger import get_logger
 from util.signals import undivided
 from util.user_path import output_folder
 
+RESULTS = ("ema.pt", "loss.csv", "loss.png")        # beside state.pt, which a run continues from
+
 logger = get_logger()
 
 
@@ -44,6 +46,10 @@ class Trainer:
         folder: receives state.pt (to resume), ema.pt (the prior: averaged weights in half precision), loss.csv and
             loss.png.
         rank, world: this process and the number of processes; process 0 alone writes files.
+
+    Raises:
+        UserError: nothing to train on, a network or a batch that does not fit, a state.pt that does not, or results
+            of a training whose state.pt is gone.
     """
 
     def __init__(self, config: TrainConfig, phases: list[Phase], data: str, folder: Path, device: torch.device,
@@ -51,6 +57,7 @@ class Trainer:
         self.config, self.phases, self.data, self.folder = config, phases, data, folder
         self.device, self.rank, self.world = device, rank, world
         self.step, self.history, self.cached = 0, [], {} if config.cache else None
+        self._refuse_results_without_state()
         self._crops(phases[0])[0]                   # there is something to train on
         torch.manual_seed(config.seed)
         self.model = build_model(config).to(device)
@@ -159,11 +166,17 @@ class Trainer:
         write_atomically(self.folder / "loss.csv", ("\n".join(rows) + "\n").encode())
         write_atomically(self.folder / "loss.png", plot_losses(self.history))
 
+    def _refuse_results_without_state(self) -> None:
+        found = [name for name in RESULTS if (self.folder / name).exists()]
+        if found and not (self.folder / "state.pt").exists():
+            raise UserError(f"{self.folder} holds {', '.join(found)} but no state.pt to continue from; choose another "
+                            "--out, or move those files away")
+
     def _resume(self) -> None:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        mend = "delete it to begin anew, or use another --out"
+        mend = "move its folder away to begin anew, or use another --out"
         state = read_checkpoint(path, mend)
         expected = {"config", "model", "ema", "optimiser", "step", "history"}
         if not isinstance(state, dict) or not expected <= state.keys():

@@ -132,8 +132,21 @@ def test_a_damaged_state_is_kept_and_what_to_do_is_said(tmp_path, train, capsys,
     content = state.read_bytes()[:length]
     state.write_bytes(content)
     assert train(tmp_path / "out", PHASES) == 2
-    assert "state.pt" in (err := capsys.readouterr().err) and "delete it to begin anew, or use another --out" in err
+    assert "state.pt" in (err := capsys.readouterr().err)
+    assert "move its folder away to begin anew, or use another --out" in err
     assert state.read_bytes() == content
+
+
+@pytest.mark.parametrize("names", [["ema.pt"], ["loss.csv", "loss.png"]])
+def test_results_whose_state_is_gone_are_kept(tmp_path, train, capsys, names):
+    (tmp_path / "out").mkdir()
+    for name in names:
+        (tmp_path / "out" / name).write_text("hours of work")
+    assert train(tmp_path / "out", PHASES) == 2
+    error = capsys.readouterr().err
+    assert f"holds {', '.join(names)} but no state.pt" in error and "choose another --out, or move" in error
+    left = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert left == dict.fromkeys(names, "hours of work")
 
 
 def test_loss_falls(tmp_path, train):
