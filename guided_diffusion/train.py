@@ -34,6 +34,7 @@ from util.logger import get_logger
 from util.signals import undivided
 from util.user_path import output_folder
 
+STATE = {"config": dict, "step": int, "model": dict, "ema": dict, "optimiser": dict, "history": list}     # of state.pt
 RESULTS = ("ema.pt", "loss.csv", "loss.png")        # beside state.pt, which a run continues from
 
 logger = get_logger()
@@ -178,8 +179,7 @@ class Trainer:
             return
         mend = "move its folder away to begin anew, or use another --out"
         state = read_checkpoint(path, mend)
-        expected = {"config", "model", "ema", "optimiser", "step", "history"}
-        if not isinstance(state, dict) or not expected <= state.keys():
+        if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in STATE.items()):
             raise UserError(f"{path} is not the state of a training; {mend}")
         found, wanted = state["config"], resumable(self.config)
         changed = [f"{key}: {found.get(key)} -> {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]

@@ -10,6 +10,8 @@ from util.config import read_yaml
 from util.errors import UserError
 from util.registry import check_arguments
 
+LARGEST = 1e12                                      # times another such number, or the timesteps, fits any tensor
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -88,6 +90,9 @@ class TrainConfig:
         for key in ("seed", "workers", "weight_decay", "vlb_weight"):
             if (value := getattr(self, key)) < 0:
                 raise UserError(f"{path}: {key} is {value}, expected 0 or more")
+        for key in ("learning_rate", "gradient_clip", "weight_decay", "vlb_weight"):
+            if (value := getattr(self, key)) > LARGEST:
+                raise UserError(f"{path}: {key} is {value:g}, expected at most {LARGEST:g}")
 
 
 def resumable(config: TrainConfig) -> dict:

@@ -112,7 +112,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path, train, capsys):
 def test_a_run_that_diverges_goes_on_from_its_last_save_at_a_lower_rate(tmp_path, train, capsys):
     assert train(tmp_path / "out", PHASES[:1]) == 0
     state = (tmp_path / "out" / "state.pt").read_bytes()
-    assert train(tmp_path / "out", PHASES, learning_rate=1e30, save_every=100) == 2
+    assert train(tmp_path / "out", PHASES, learning_rate=1e12, save_every=100) == 2
     assert "lower learning_rate" in (err := capsys.readouterr().err) and "Traceback" not in err
     assert (tmp_path / "out" / "state.pt").read_bytes() == state
     assert train(tmp_path / "out", PHASES, learning_rate=5e-4) == 0
@@ -135,6 +135,16 @@ def test_a_damaged_state_is_kept_and_what_to_do_is_said(tmp_path, train, capsys,
     assert "state.pt" in (err := capsys.readouterr().err)
     assert "move its folder away to begin anew, or use another --out" in err
     assert state.read_bytes() == content
+
+
+@pytest.mark.parametrize("key", ["config", "step", "model", "ema", "optimiser", "history"])
+def test_a_state_of_another_program_is_refused(tmp_path, train, capsys, key):
+    (tmp_path / "out").mkdir()
+    state = {"config": {}, "step": 0, "model": {}, "ema": {}, "optimiser": {}, "history": []}
+    torch.save({**state, key: "something else"}, tmp_path / "out" / "state.pt")
+    assert train(tmp_path / "out", PHASES) == 2
+    error = capsys.readouterr().err
+    assert "state.pt is not the state of a training; move its folder away" in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize("names", [["ema.pt"], ["loss.csv", "loss.png"]])
@@ -169,6 +179,8 @@ def test_loss_falls(tmp_path, train):
     (dict(weight_decay=-0.1), "weight_decay"),
     (dict(vlb_weight=-1.0), "vlb_weight"),
     (dict(gradient_clip=0.0), "gradient_clip is 0.0, expected more than 0"),
+    (dict(learning_rate=1e100), "learning_rate is 1e+100, expected at most 1e+12"),
+    (dict(vlb_weight=10 ** 18), "vlb_weight is 1e+18, expected at most 1e+12"),
     (dict(warmup_steps=0), "warmup_steps is 0, expected 1 or more"),
     (dict(model_config="nowhere.yaml"), "nowhere.yaml not found"),
 ])
