@@ -33,6 +33,7 @@ from util.seeding import ImageRandomness
 from util.statistics import Summary, describe
 from util.user_path import output_folder
 
+REPORT = ("validation.md", "validation.json")
 SIGMAS = (0.05, 0.1, 0.2, 0.5)                      # of the noise, on images in [-1, 1]
 BINS = 10                                           # of the timesteps, besides t = 0
 REFERENCE_PHOTOGRAPHS = ("hubble_deep_field", "motorcycle_left", "rocket")      # scikit-image's, for the references
@@ -63,7 +64,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--gpu", type=natural, metavar="N", help="index of the GPU")
     add("--out", default="results/validate", metavar="FOLDER",
         help="receives validation.md and validation.json; default %(default)s")
+    add("--overwrite", action="store_true", help="replace the figures in --out")
     return parser.parse(argv)
+
+
+def place_for(path: str, overwrite: bool) -> Path:
+    """The folder of --out; UserError where it cannot be written, or holds figures that must not be replaced."""
+    folder = output_folder(path)
+    found = [name for name in REPORT if (folder / name).exists()]
+    if found and not overwrite:
+        raise UserError(f"--out {path} holds {' and '.join(found)} already; choose another folder, or replace what is "
+                        "there with --overwrite")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -270,7 +282,7 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Sch
 
 def validate(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
-    device, folder = choose_device(args.gpu), output_folder(args.out)
+    device, folder = choose_device(args.gpu), place_for(args.out, args.overwrite)
     model, schedule, path = load(args, device)
     data = get_dataset("skimage") if args.data == "skimage" else get_dataset("folder", root=args.data)
     others = (get_dataset("skimage", images=REFERENCE_PHOTOGRAPHS) if args.reference_data is None
@@ -284,9 +296,9 @@ def validate(args: argparse.Namespace) -> int:
     text = markdown(levels, table, remark)
     result = {"checkpoint": str(path), "images": list(crops.names), "crop": args.crop, "seed": args.seed,
               "draws": args.draws, "loss": [asdict(level) for level in levels], "denoising_psnr": table}
-    write_atomically(folder / "validation.md", text.encode())
-    write_atomically(folder / "validation.json", (json.dumps(result, indent=2) + "\n").encode())
-    logger.info(f"\n{text}\n{folder / 'validation.md'} and validation.json")
+    for name, content in zip(REPORT, (text, json.dumps(result, indent=2) + "\n"), strict=True):
+        write_atomically(folder / name, content.encode())
+    logger.info(f"\n{text}\n{folder / REPORT[0]} and {REPORT[1]}")
     return 0
 
 

@@ -216,6 +216,17 @@ def test_the_checkpoint_may_be_another(run):
     assert other["denoising_psnr"]["0.1"]["total variation"] == first["denoising_psnr"]["0.1"]["total variation"]
 
 
+@pytest.mark.parametrize("name", ["validation.md", "validation.json"])
+def test_figures_are_replaced_with_overwrite_only(run, name):
+    file = Path("results/validate") / name
+    file.parent.mkdir(parents=True)
+    file.write_text("of another checkpoint")
+    status, out, err = run()
+    assert status == 2 and not out and f"--out results/validate holds {name} already" in err and "--overwrite" in err
+    assert file.read_text() == "of another checkpoint"
+    assert run("--overwrite")[0] == 0 and file.read_text() != "of another checkpoint"
+
+
 @pytest.mark.parametrize("options, words", [
     (["--checkpoint", "none.pt"], ["none.pt not found"]),
     (["--data", "nowhere"], ["'nowhere' not found"]),
