@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -86,6 +87,31 @@ def test_colour_16_bit_images_keep_their_depth(tmp_path, channels):
     torch.testing.assert_close(load_image(tmp_path / "a.png", 5), expected[:, :, 1:6], rtol=0, atol=2e-7)
 
 
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("height", [3, 5])
+def test_the_first_page_of_a_16_bit_rgb_tiff_is_read(tmp_path, planes, height):
+    levels = np.random.default_rng(1).integers(0, 65536, (2, height, 8, 3), dtype=np.uint16)
+    stored = levels if planes == "contig" else np.moveaxis(levels, 3, 1)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planes)
+    expected = torch.from_numpy(levels[0].astype(np.float64) / 65535 * 2 - 1).float().permute(2, 0, 1)
+    torch.testing.assert_close(load_image(tmp_path / "a.tif"), expected, rtol=0, atol=2e-7)
+
+
+def test_16_bit_colours_other_than_rgb_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5, 4), np.uint16), photometric="separated")
+    with pytest.raises(UserError, match=r"no RGB \(PhotometricInterpretation 5\); save it as RGB"):
+        load_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_grey_whose_zero_is_white_is_inverted(tmp_path, kind):
+    top = np.iinfo(kind).max
+    levels = np.array([[0, 1, top // 3], [top // 2, top - 1, top]], dtype=kind)
+    tifffile.imwrite(tmp_path / "a.tif", levels, photometric="miniswhite")
+    expected = torch.from_numpy(1 - levels.astype(np.float64) / top * 2).float()
+    torch.testing.assert_close(load_image(tmp_path / "a.tif"), expected.expand(3, 2, 3), rtol=0, atol=2e-7)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
     image = Image.fromarray(LEVELS)
@@ -151,12 +177,14 @@ def test_missing_files_folders_and_unclear_ranges_are_refused(tmp_path):
         load_image(tmp_path / "a.png")
     with pytest.raises(UserError, match="cannot read image"):
         load_image(tmp_path)
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(UserError, match="floating-point"):
-        load_image(tmp_path / "f.tif")
-    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "i.tif")
-    with pytest.raises(UserError, match="32-bit"):
-        load_image(tmp_path / "i.tif")
+    for shape, colours in (((4, 4), "minisblack"), ((4, 5, 3), "rgb")):
+        tifffile.imwrite(tmp_path / "f.tif", np.ones(shape, np.float32), photometric=colours)
+        with pytest.raises(UserError, match="floating-point images have no known value range; save it as unsigned"):
+            load_image(tmp_path / "f.tif")
+    for levels in (np.full((4, 4), 70000, np.int32), np.full((4, 4), -1, np.int16)):
+        tifffile.imwrite(tmp_path / "i.tif", levels)
+        with pytest.raises(UserError, match="whole numbers outside 0 to 65535 have no known value range"):
+            load_image(tmp_path / "i.tif")
 
 
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch):

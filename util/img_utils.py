@@ -7,12 +7,12 @@ the tensor that was scored.
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +22,11 @@ PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")    # Pillow would run other programs for some others
 LARGEST_FILE = 2 ** 30                              # bytes
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-ORIENTATION_TAG, TIFF_DEPTH_TAG = 0x0112, 258
+ORIENTATION_TAG = 0x0112
+TIFF_DEPTH_TAG, TIFF_COLOUR_TAG = 258, 262          # BitsPerSample, PhotometricInterpretation
+TIFF_PLANES_TAG, TIFF_NUMBERS_TAG = 284, 339        # PlanarConfiguration, SampleFormat
+WHITE_IS_ZERO, RGB, SEPARATE_PLANES, FLOATS = 0, 2, 2, 3                # values of TIFF tags
+NO_RANGE = "have no known value range; save it as unsigned 8 or 16 bits"
 GRID_CELL = 256                                     # pixels of a picture in a grid: small ones are enlarged to about
 LARGEST_GRID_CELL = 512                             # the first, large ones reduced to the second
 LARGEST_MAP = 1024                                  # pixels of a map, which has whole pixels where it is smaller
@@ -107,12 +111,13 @@ def is_whole_png(path: Path) -> bool:
 def load_image(path: Path, size: int | None = None) -> Tensor:
     """Read an image file as RGB (3, H, W) float32 in [-1, 1].
 
-    Grey, palette and CMYK images become RGB, alpha is dropped, 16-bit PNG and grey TIFF keep their depth, and the EXIF
-    orientation is applied. With `size` the image is cropped to its central square and resized (antialiased bicubic)
-    to `size` x `size`.
+    Grey, palette and CMYK images become RGB, alpha is dropped, 16-bit PNG and grey or RGB TIFF keep their depth, and
+    the EXIF orientation is applied; of several pages the first is read. With `size` the image is cropped to its central
+    square and resized (antialiased bicubic) to `size` x `size`.
 
     Raises:
-        UserError: the file is missing, no image, truncated, or too large to be decoded safely.
+        UserError: the file is missing, no image, truncated, or too large to be decoded safely; its numbers have no
+            known range, or its 16-bit colours are no RGB.
     """
     x = _read(path, lambda content: _decode(content, crop=size is not None))
     return x if size is None else resize(x, size)
@@ -145,13 +150,35 @@ def _read(path: Path, decode: Callable[[bytes], Tensor | None]) -> Tensor | None
         raise UserError(f"cannot read image {printable(path)}: {reason[:120]}") from None
 
 
+def _open(content: bytes) -> Image.Image:
+    """The picture in a file; ValueError for floating-point colours, which Pillow takes for no image."""
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        if _is_float_tiff(content):
+            raise ValueError(f"floating-point images {NO_RANGE}") from None
+        raise
+
+
+def _is_float_tiff(content: bytes) -> bool:
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+        file = io.BytesIO(content)
+        file.seek(tags.next)
+        tags.load(file)
+        return FLOATS in tags.get(TIFF_NUMBERS_TAG, ())
+    except Exception:               # no TIFF, or a damaged one
+        return False
+
+
 def _decode(content: bytes, crop: bool) -> Tensor:
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with _open(content) as image:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)           # loading a TIFF file forgets it
         image.load()
         if (levels := _deep_colour(content, image)) is not None:
             x = _to_tensor(_upright(levels, orientation), 65535)
             return _centre_square(x) if crop else x
+        inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_COLOUR_TAG) == WHITE_IS_ZERO
         image = ImageOps.exif_transpose(image)
         if crop:
             side = min(image.size)
@@ -160,17 +187,18 @@ def _decode(content: bytes, crop: bool) -> Tensor:
         if image.mode.startswith("I"):                              # grey, 16 bits
             levels = np.asarray(image).astype(np.int64)
             if levels.min() < 0 or levels.max() > 65535:
-                raise ValueError("32-bit integer images have no known value range; save it with 8 or 16 bits")
+                raise ValueError(f"whole numbers outside 0 to 65535 {NO_RANGE}")
+            levels = 65535 - levels if inverted else levels
             return _to_tensor(np.stack([levels] * 3, axis=2), 65535)
         if image.mode == "F":
-            raise ValueError("floating-point images have no known value range; save it with 8 or 16 bits")
+            raise ValueError(f"floating-point images {NO_RANGE}")
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return from_uint8(np.asarray(image.convert("RGB")))
 
 
 def _decode_alpha(content: bytes) -> Tensor | None:
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with _open(content) as image:
         if "A" not in image.getbands() and "transparency" not in image.info or image.mode.startswith("I"):
             return None
         alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
@@ -187,11 +215,18 @@ def _deep_colour(content: bytes, image: Image.Image) -> np.ndarray | None:
         png = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         return decode_png(png, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
     if image.format == "TIFF" and len(depths := image.tag_v2.get(TIFF_DEPTH_TAG, ())) >= 3 and max(depths) == 16:
-        import tifffile
-
-        levels = tifffile.imread(io.BytesIO(content))
-        return np.moveaxis(levels, 0, -1)[..., :3] if levels.shape[0] == len(depths) else levels[..., :3]
+        return _deep_tiff(content, image.tag_v2)
     return None
+
+
+def _deep_tiff(content: bytes, tags: Mapping[int, object]) -> np.ndarray:
+    """(H, W, 3) uint16 of the first page; ValueError for colours that are no RGB."""
+    import tifffile
+
+    if (kind := tags.get(TIFF_COLOUR_TAG)) != RGB:
+        raise ValueError(f"its 16-bit colours are no RGB (PhotometricInterpretation {kind}); save it as RGB")
+    levels = tifffile.imread(io.BytesIO(content), key=0)
+    return np.moveaxis(levels, 0, -1)[..., :3] if tags.get(TIFF_PLANES_TAG) == SEPARATE_PLANES else levels[..., :3]
 
 
 def _upright(levels: np.ndarray, orientation: int) -> np.ndarray:
