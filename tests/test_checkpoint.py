@@ -1,6 +1,9 @@
 """Checkpoints load strictly and run nothing, or not at all."""
 
 import pickle
+import shlex
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -122,6 +125,65 @@ def test_something_else_than_a_state_dict(tmp_path):
         torch.save(content, path)
         with pytest.raises(UserError, match="expected a state dict"):
             create_model(**TINY, model_path=str(path))
+
+
+def follow_the_advice(error):
+    """Run the command at the end of a message."""
+    command = shlex.split(str(error).partition(": python ")[2])
+    return subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("wrap, words", [
+    (lambda state: {"module." + name: w for name, w in state.items()}, "has 'module.' before every name"),
+    (lambda state: {"epoch": 3, "state_dict": state}, "the weights are under 'state_dict'; save that alone: python"),
+    (lambda state: {"model": {}, "step": 3, "weights": state, "ema": state}, "(model, step, weights, ema), expected a "
+     "state dict (name -> tensor) and nothing else; the weights are under 'ema' or 'weights'; save that alone: python"),
+])
+def test_the_advice_saves_the_weights_alone(tmp_path, trained, wrap, words):
+    path = tmp_path / "Bob's prior.pt"
+    torch.save(wrap(trained.state_dict()), path)
+    with pytest.raises(UserError) as caught:
+        create_model(**TINY, model_path=str(path))
+    assert words in str(caught.value)
+    assert follow_the_advice(caught.value).returncode == 0
+    loaded = create_model(**TINY, model_path=str(tmp_path / "Bob's prior_weights.pt"))
+    assert torch.equal(loaded.out[2].weight, trained.out[2].weight)
+    assert "FileExistsError" in follow_the_advice(caught.value).stderr
+
+
+def test_something_beside_the_tensors_is_named(tmp_path, trained):
+    path = tmp_path / "more.pt"
+    torch.save({**trained.state_dict(), "epoch": 3}, path)
+    with pytest.raises(UserError, match=r"holds more than tensors \(epoch\), expected a state dict .* nothing else$"):
+        create_model(**TINY, model_path=str(path))
+
+
+def test_missing_and_unexpected_names_are_both_shown(tmp_path, trained):
+    path = tmp_path / "other.pt"
+    torch.save({"unet." + name: w for name, w in trained.state_dict().items()}, path)
+    with pytest.raises(UserError, match=r"missing time_embed\.0\.weight, .* and \d+ more; "
+                                        r"unexpected unet\.time_embed\.0\.weight, .* and \d+ more\. Use the model"):
+        create_model(**TINY, model_path=str(path))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda w: w.long(), "torch.int64 (torch.strided)"),
+    (lambda w: w > 0, "torch.bool (torch.strided)"),
+    (lambda w: w.to(torch.complex64), "torch.complex64 (torch.strided)"),
+    (lambda w: w.to(torch.float8_e4m3fn), "torch.float8_e4m3fn (torch.strided)"),
+    (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "torch.qint8 (torch.strided)"),
+    (lambda w: w.to_sparse(), "torch.float32 (torch.sparse_coo)"),
+    (lambda w: w.to("meta"), "torch.float32 (without values)"),
+    (lambda w: torch.nested.nested_tensor([w, w]), "torch.float32 (nested)"),
+])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights(tmp_path, trained, change, words):
+    state = trained.state_dict()
+    path = tmp_path / "kind.pt"
+    torch.save({**state, "out.2.weight": change(state["out.2.weight"])}, path)
+    with pytest.raises(UserError) as caught:
+        create_model(**TINY, model_path=str(path))
+    assert f"holds out.2.weight as {words}, expected dense tensors of torch.float16" in str(caught.value)
 
 
 def test_not_finite_weights(tmp_path, trained):

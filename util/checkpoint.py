@@ -1,17 +1,20 @@
 """Checkpoints: loaded strictly, without executing anything, or not at all."""
 
 import hashlib
+import json
 import pickle
+import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from util.errors import UserError
+from util.errors import UserError, printable
 
 FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 65536
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights
 WHERE_TO_GET = "models/README.md says where each checkpoint comes from"
 
 
@@ -77,25 +80,75 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
     `unused` gives names and shapes of the rest, which are checked like the others.
 
     Raises:
-        UserError: as `read_checkpoint`; or names or shapes differ (the first few are listed), or a tensor holds NaN or
-            infinity. The model is then left as it was.
+        UserError: as `read_checkpoint`; or it holds no state dict, names or shapes differ (the first few are listed), a
+            tensor is not dense, not of DTYPES or has no values, or one holds NaN or infinity. The model is then left
+            as it was.
     """
-    found = read_checkpoint(path)
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UserError(f"checkpoint {path} holds a {type(found).__name__}, expected a state dict (name -> tensor) and "
-                        "nothing else")
+    found = _read_state_dict(path)
     own = model.state_dict()
     wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in wanted]
-    problems += [f"{name} has shape {list(found[name].shape)}, the model config makes it {list(wanted[name])}"
-                 for name in wanted if name in found and found[name].shape != wanted[name]]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"checkpoint {path} does not fit the model config: {'; '.join(problems[:3])}{more}. "
+    _check_kinds(path, {name: found[name] for name in wanted if name in found})
+    if problems := _differences(found, wanted):
+        raise UserError(f"checkpoint {path} does not fit the model config: {'; '.join(problems)}. "
                         f"Use the model config that belongs to this file ({WHERE_TO_GET})")
     damaged = [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]
     if damaged:
         raise UserError(f"checkpoint {path} holds NaN or infinity in {damaged[0]} and {len(damaged) - 1} more; "
                         f"download it again ({WHERE_TO_GET})")
     model.load_state_dict({name: found[name] for name in own}, strict=True)
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in `path`; UserError, with the command that saves it alone, where it is inside something else."""
+    found = read_checkpoint(path)
+    expected = "expected a state dict (name -> tensor) and nothing else"
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"checkpoint {path} holds a {type(found).__name__}, {expected}")
+    if others := [key for key, value in found.items() if not isinstance(value, Tensor)]:
+        inner = [key for key in others if isinstance(key, str) and _is_state_dict(found[key])]
+        inner.sort(key=lambda key: "ema" not in key)                # averaged weights first: they are the ones to use
+        advice = (f"; the weights are under {' or '.join(map(repr, inner))}; save that alone: "
+                  + _saving(path, f"content[{json.dumps(inner[0])}]") if inner else "")
+        raise UserError(f"checkpoint {path} holds more than tensors ({_first(others, 6)}), {expected}{advice}")
+    if all(str(name).startswith("module.") for name in found):
+        bare = '{name.removeprefix("module."): tensor for name, tensor in content.items()}'
+        raise UserError(f"checkpoint {path} has 'module.' before every name, as DataParallel saves it; save it "
+                        f"without: {_saving(path, bare)}")
+    return found
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _saving(path: Path, expression: str) -> str:
+    """The shell command that saves an expression in the `content` of a checkpoint beside it, replacing no file."""
+    source, target = (json.dumps(str(file), ensure_ascii=False)
+                      for file in (path, path.with_name(f"{path.stem}_weights.pt")))
+    return "python -c " + shlex.quote(f'import torch; content = torch.load({source}, "cpu", weights_only=True); '
+                                      f'torch.save({expression}, open({target}, "xb"))')
+
+
+def _check_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        dense = tensor.layout is torch.strided and not tensor.is_nested
+        if not dense or tensor.is_meta or tensor.dtype not in DTYPES:
+            kind = "without values" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
+            raise UserError(f"checkpoint {path} holds {name} as {tensor.dtype} ({kind}), expected dense tensors of "
+                            f"{', '.join(map(str, DTYPES))}; save its weights so, or download it again "
+                            f"({WHERE_TO_GET})")
+
+
+def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is missing, unexpected, and of another shape: a text for each that there is."""
+    shapes = [f"{name} has shape {list(found[name].shape)}, the model config makes it {list(wanted[name])}"
+              for name in wanted if name in found and found[name].shape != wanted[name]]
+    kinds = {"missing ": [name for name in wanted if name not in found],
+             "unexpected ": [name for name in found if name not in wanted], "": shapes}
+    return [f"{kind}{_first(items, 3)}" for kind, items in kinds.items() if items]
+
+
+def _first(items: Sequence[object], most: int) -> str:
+    """"a, b, c and 4 more"."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(printable(item) for item in items[:most]) + more
