@@ -165,7 +165,8 @@ def test_data_replaces_the_section(load, data, expected):
     ("conditioning=3", ["conditioning is 3", "mapping"]),
     ("conditioning.method=3", ["method is 3", "name"]),
     ("measurement.operator=blur", ["measurement.operator is 'blur'", "mapping"]),
-    ("measurement.noise={}", ["measurement.noise", "'name' is missing"]),
+    ("measurement.noise={}", ["(with --set measurement.noise): measurement.noise", "'name' is missing"]),
+    ("data=null", ["(with --set data): data is empty"]),
 ])
 def test_mistakes_in_set_are_named(load, override, words):
     with pytest.raises(UserError) as caught:

@@ -151,10 +151,13 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
     if measurement is not None:
         tree["measurement"] = measurement
         _mark(origins, ("measurement",), measurement, "--load_measurements")
+    changed = []
     for override in overrides:
         key, value = _apply(tree, override)
         _mark(origins, key, value, f"--set {'.'.join(key)}")
-    return replace(_config(tree, str(task_config)), origins=_resolved(tree, origins))
+        changed += [".".join(key)] if key[0] not in files else []
+    where = f"{task_config} (with --set {', '.join(changed)})" if changed else str(task_config)
+    return replace(_config(tree, where), origins=_resolved(tree, origins))
 
 
 def _mark(origins: dict[Key, str], key: Key, value: object, origin: str) -> None:
@@ -206,7 +209,7 @@ def _apply(tree: dict, override: str) -> tuple[Key, object]:
 
 
 def _config(tree: dict, file: str) -> Config:
-    """Sort a tree of values into a `Config`; `file` is the task file, for messages."""
+    """Sort a tree of values into a `Config`; `file` is the task file and what was changed of it, for messages."""
     conditioning = _section(tree, "conditioning", f"{file}: ")
     _check_keys(conditioning, SECTIONS[("conditioning",)], f"{file}: conditioning")
     params = conditioning.get("params")

@@ -229,6 +229,10 @@ def _check(spec: TableSpec, tasks: dict[str, TaskSpec], methods: dict[str, Metho
     for name, method in methods.items():
         _check_names(method.tasks or (), tasks, "task", f"{path}: methods.{name}.tasks")
         _check_names(method.params_of or (), tasks, "task", f"{path}: methods.{name}.params_of")
+        for task, params in (method.params_of or {}).items():
+            if not isinstance(params, dict):
+                raise UserError(f"{path}: methods.{name}.params_of.{task} is {params!r:.60}, expected a mapping "
+                                "(key: value)")
         _check_names([method.compare_with] if method.compare_with else (), methods, "method",
                      f"{path}: methods.{name}.compare_with")
     for key, value in (("limit", spec.limit), ("num_samples", spec.num_samples)):

@@ -22,6 +22,7 @@ from util.paper_table import load_table
     (["methods", "dps", "methd"], "ps", ["methods.dps", "did you mean 'method'"]),
     (["methods", "dps", "tasks"], ["nois"], ["unknown task 'nois'", "did you mean 'noise'"]),
     (["methods", "dps", "compare_with"], "othr", ["did you mean 'other'"]),
+    (["methods", "dps", "params_of"], {"sr": 3}, ["methods.dps.params_of.sr is 3", "expected a mapping"]),
     (["paper", 0, "rows", "dpss"], {"row": "x", "values": [1, 2]}, ["did you mean 'dps'"]),
     (["paper", 0, "rows", "dps", "values"], [1.0], ["1 entries, expected 2"]),
     (["paper", 0, "rows", "dps", "values"], ["a", 1.0], ["values is ['a', 1.0]"]),
