@@ -11,7 +11,7 @@ from util.config import REPOSITORY
 
 MODEL = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "learn_sigma": True,
          "attention_resolutions": "16", "num_heads": 1, "use_scale_shift_norm": True}
-TASK = {"conditioning": {"method": "dpps", "params": {"scale": 1.0}},
+TASK = {"conditioning": {"method": "dpps", "params": {"scale": 0.5}},
         "data": {"name": "skimage"},
         "measurement": {"operator": {"name": "super_resolution", "scale_factor": 4},
                         "noise": {"name": "gaussian", "sigma": 0.05}}}

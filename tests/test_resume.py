@@ -268,7 +268,7 @@ def test_images_that_are_gone_from_the_data_are_named(run):
 
 def test_all_that_differs_is_listed(run):
     assert run("--limit", "1")[0] == 0
-    changes = {"measurement.noise.sigma": (0.05, 0.1), "conditioning.params.scale": (1.0, 2.0),
+    changes = {"measurement.noise.sigma": (0.05, 0.1), "conditioning.params.scale": (0.5, 2.0),
                "diffusion.timestep_respacing": (3, 4), "measurement.operator.scale_factor": (4, 2)}
     status, _, err = run("--seed", "7", "--num_samples", "2",
                          *(part for key, (_, new) in changes.items() for part in ("--set", f"{key}={new}")))

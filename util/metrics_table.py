@@ -45,8 +45,8 @@ class Row:
     std: float                                      # of the samples around their mean, root mean square on [0, 1]
     error_to_std: float                             # see `spread`; these two for means only
     lpips_alex: float
-    status: str = OK                                # or "diverged at step 37", counting down to 0; no scores then
     source: str = ""                                # fingerprint of the files that the image was read from
+    status: str = OK                                # or "diverged at step 37", counting down to 0; no scores then
 
     def __post_init__(self):
         for column in NUMBERS:
@@ -64,7 +64,7 @@ class Row:
         if not re.fullmatch(r"([0-9a-f]{16})*", cells["source"]):
             raise ValueError(f"{cells['source']} is no fingerprint")
         return cls(cells["image"], cells["sample"], *(float(cells[column] or "nan") for column in NUMBERS),
-                   cells["status"], cells["source"])
+                   cells["source"], cells["status"])
 
     @property
     def ok(self) -> bool:
@@ -124,8 +124,8 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
             outcome.distance if ok else math.nan, outcome.seconds, outcome.chi_square if ok else math.nan,
             outcome.network_evaluations, aligned.psnr, aligned.ssim, aligned.lpips_vgg,
             best=math.nan if is_mean else float(outcome.sample == best), std=std if is_mean else math.nan,
-            error_to_std=error_to_std if is_mean else math.nan, lpips_alex=scores.lpips_alex, status=outcome.status,
-            source=source))
+            error_to_std=error_to_std if is_mean else math.nan, lpips_alex=scores.lpips_alex, source=source,
+            status=outcome.status))
     return rows
 
 
