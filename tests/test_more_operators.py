@@ -163,10 +163,11 @@ def test_jpeg_is_pillows(picture, subsampling, quality):
 
 @pytest.mark.parametrize("width", range(1, 9))
 def test_jpeg_of_narrow_pictures_is_pillows(width):
-    levels = np.ascontiguousarray(data.coffee()[100:120, 300:300 + width])
+    """Random colours, whose chroma libjpeg repeats up to a width of 4, and interpolates above."""
+    levels = np.random.default_rng(0).integers(0, 256, (20, width, 3), dtype=np.uint8)
     x = torch.from_numpy(levels).permute(2, 0, 1)[None] / 127.5 - 1
     y = prepared("jpeg", levels.shape[:2], NAMES[:1], quality=75)(x)
-    assert np.abs(((y[0].permute(1, 2, 0) + 1) * 127.5).numpy() - by_pillow(levels, 75, 420)).mean() < 0.6
+    assert np.abs(((y[0].permute(1, 2, 0) + 1) * 127.5).numpy() - by_pillow(levels, 75, 420)).mean() < 2
 
 
 @pytest.mark.parametrize("params", [{"quality": 20}, {"quality": 90}, {"quality": 50, "subsampling": 444}])
