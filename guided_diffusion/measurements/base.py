@@ -177,7 +177,8 @@ class Noise(ABC):
         return None
 
     def expected_square(self, prediction: Tensor) -> Tensor | None:
-        """E (y - prediction)^2 of each entry if `prediction` is the clean one: the variance unless overridden."""
+        """E (y - prediction)^2 of each entry, (B, ...) -> the same, if `prediction` is the clean one: the variance
+        unless overridden; None where there is no noise."""
         return self.variance(prediction)
 
     @property

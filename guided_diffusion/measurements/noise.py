@@ -162,7 +162,8 @@ class PoissonNoise(Noise):
         return shot_variance(prediction, self.peak, least=1)
 
     def expected_square(self, prediction: Tensor) -> Tensor:
-        """E (y - prediction)^2 exactly, of counts N that are clipped to 255 rate, in the shape of `prediction`.
+        """E (y - prediction)^2 exactly, of counts N that are clipped to 255 rate, the prediction clipped to [-1, 1], in
+        its shape.
 
         With m = E N, K the last count below the clipping, F and p the distribution function and the probabilities of
         N: the counts up to K give sum p(n) (n - m)^2 = m F(K) - m (K + 1 - m) p(K), all others (255 rate - m)^2 each.
