@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.nn import normalization, timestep_embedding, zero_module
+from guided_diffusion.nn import Conv2d, normalization, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import AttentionBlock, Downsample, ResBlock, TimestepSequential, Upsample
 from util.checkpoint import load_state_dict
 from util.errors import UserError
@@ -70,7 +70,7 @@ class UNetModel(nn.Module):
             self.label_emb = nn.Embedding(NUM_CLASSES, emb_channels)
 
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([TimestepSequential(nn.Conv2d(3, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([TimestepSequential(Conv2d(3, channels, 3, padding=1))])
         skips = [channels]
         for level, width in enumerate(widths):
             for _ in range(num_res_blocks):
@@ -98,7 +98,7 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(TimestepSequential(*layers))
 
         self.out = nn.Sequential(
-            normalization(channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)))
+            normalization(channels), nn.SiLU(), zero_module(Conv2d(channels, out_channels, 3, padding=1)))
 
     @property
     def multiple(self) -> int:
@@ -131,7 +131,8 @@ class UNetModel(nn.Module):
         h = self.middle_block(h, emb)
         for module in self.output_blocks:
             h = module(torch.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h)
+        norm, _, convolution = self.out
+        return convolution(norm.silu(h))
 
     def _labels(self, y: Tensor | None, x: Tensor) -> Tensor:
         if y is not None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from guided_diffusion.nn import normalization, zero_module
+from guided_diffusion.nn import Conv2d, Halve, normalization, zero_module
 from util.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.use_conv = use_conv
         if use_conv:
-            self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+            self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, channels, 2 H, 2 W)."""
@@ -31,7 +31,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else Halve.apply
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W), H and W even -> (B, channels, H/2, W/2)."""
@@ -50,16 +50,16 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift, self.use_checkpoint = scale_shift, use_checkpoint
         self.in_layers = nn.Sequential(
-            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+            normalization(channels), nn.SiLU(), Conv2d(channels, out_channels, 3, padding=1))
         self.resample = {None: nn.Identity, "up": partial(Upsample, channels, False),
                          "down": partial(Downsample, channels, False)}[resample]()
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels))
         self.out_layers = nn.Sequential(
             normalization(out_channels), nn.SiLU(), nn.Dropout(dropout),
-            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
+            zero_module(Conv2d(out_channels, out_channels, 3, padding=1)))
         same = out_channels == channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, channels, H, W), (B, emb_channels) -> (B, out_channels, H', W')."""
@@ -68,18 +68,12 @@ class ResBlock(nn.Module):
         return self._forward(x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, activation, convolution = self.in_layers
-        h = convolution(self.resample(activation(norm(x))))
-        emb = self.emb_layers(emb)[:, :, None, None]                    # (B, out_channels [x 2], 1, 1)
-        if self.scale_shift:
-            norm, *rest = self.out_layers
-            scale, shift = emb.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
-            for layer in rest:
-                h = layer(h)
-        else:
-            h = self.out_layers(h + emb)
-        return self.skip_connection(self.resample(x)) + h
+        norm, _, convolution = self.in_layers
+        h = convolution(self.resample(norm.silu(x)))
+        emb = self.emb_layers(emb)                                      # (B, out_channels [x 2])
+        norm, _, dropout, convolution = self.out_layers
+        h = norm.silu(h, *emb.chunk(2, dim=1)) if self.scale_shift else norm.silu(h + emb[:, :, None, None])
+        return self.skip_connection(self.resample(x)) + convolution(dropout(h))
 
 
 class AttentionBlock(nn.Module):

@@ -1,44 +1,124 @@
-"""Small layers of the network: group normalisation in channels_last, beside torch's own."""
+"""Small layers of the network, beside torch's own: what they compute, its gradients, and what they keep for them."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from guided_diffusion.nn import GroupNorm, Standardise
-
-
-def value_and_gradients(layer: GroupNorm, x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-    """layer(x), and the gradients of <weights, layer(x)> by x and by the layer's parameters."""
-    x = x.requires_grad_()
-    y = layer(x)
-    return y, *torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()])
+import guided_diffusion.nn
+from guided_diffusion.nn import Conv2d, GroupNorm, Halve, NormalisedSiLU
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 8, 8), (3, 96, 5, 7)])
-def test_group_norm_in_channels_last_is_that_of_torch(shape, monkeypatch):
-    torch.manual_seed(0)
-    layer = GroupNorm(32, shape[1]).double()
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter)
-    x, weights = 3 + 2 * torch.randn(2, *shape, dtype=torch.float64)
-    expected = value_and_gradients(layer, x.clone(), weights)
+def value_and_gradients(function: Callable, inputs: list[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
+    """function(*inputs), and the gradients of <weights, function(*inputs)>."""
+    y = function(*inputs)
+    return y, *torch.autograd.grad((y * weights).sum(), inputs)
+
+
+def in_channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def kept_images(function: Callable, x: Tensor) -> int:
+    """How many tensors as large as x the gradient of function(x) by x keeps."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        function(x)
+    return sum(tensor.numel() >= x.numel() for tensor in kept.values())
+
+
+@pytest.fixture
+def fused(monkeypatch) -> list:
+    """A list that grows with every use of `NormalisedSiLU`."""
     calls = []
-    apply = Standardise.apply
-    monkeypatch.setattr(Standardise, "apply", lambda *args: calls.append(args) or apply(*args))
-    x, weights = (values.contiguous(memory_format=torch.channels_last) for values in (x, weights))
-    found = value_and_gradients(layer, x, weights)
-    assert len(calls) == 1
-    assert found[1].is_contiguous(memory_format=torch.channels_last)
-    for a, b in zip(found, expected, strict=True):
+    apply = NormalisedSiLU.apply
+    monkeypatch.setattr(NormalisedSiLU, "apply", lambda *args: calls.append(args) or apply(*args))
+    return calls
+
+
+@pytest.mark.parametrize("piece", [2 ** 18, 1000])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("shape", [(1, 64, 8, 8), (3, 96, 5, 7)])
+def test_norm_and_activation_are_those_of_torch(shape, shifted, piece, fused, monkeypatch):
+    monkeypatch.setattr(guided_diffusion.nn, "PIECE", piece)
+    torch.manual_seed(0)
+    batch, channels, *_ = shape
+    layer = GroupNorm(32, channels).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x, weights = 3 + 2 * torch.randn(2, *shape, dtype=torch.float64)
+    scale_and_shift = list(torch.randn(2, batch, channels, dtype=torch.float64)) if shifted else []
+    inputs = [tensor.requires_grad_() for tensor in (in_channels_last(x), *scale_and_shift)]
+
+    def expected(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *parameters: Tensor) -> Tensor:
+        h = F.group_norm(x, 32, layer.weight, layer.bias, layer.eps)
+        return F.silu(h if scale is None else h * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+
+    found = value_and_gradients(lambda *args: layer.silu(*args[:len(inputs)]), [*inputs, *layer.parameters()], weights)
+    assert len(fused) == 1
+    assert all(image.is_contiguous(memory_format=torch.channels_last) for image in found[:2])
+    for a, b in zip(found, value_and_gradients(
+            lambda *args: expected(*args[:len(inputs)]), [*inputs, *layer.parameters()], weights), strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("x", [
     torch.randn(2, 64, 8, 8),
-    torch.randn(2, 64, 16),
     torch.randn(2, 64, 1, 1),
     torch.randn(1, 16, 64).transpose(1, 2).view(1, 64, 4, 4),               # after attention
 ])
-def test_group_norm_takes_other_layouts(x):
+def test_norm_and_activation_take_other_layouts(x):
     layer = GroupNorm(32, 64)
-    torch.testing.assert_close(layer(x.requires_grad_()), torch.nn.functional.group_norm(x, 32))
+    scale, shift = torch.randn(2, len(x), 64)
+    normalised = F.group_norm(x, 32)
+    torch.testing.assert_close(layer(x), normalised)
+    torch.testing.assert_close(layer.silu(x), F.silu(normalised))
+    torch.testing.assert_close(layer.silu(x, scale, shift),
+                               F.silu(normalised * (1 + scale[:, :, None, None]) + shift[:, :, None, None]))
+    torch.testing.assert_close(layer(x.flatten(2)), normalised.flatten(2))
+
+
+def test_half_precision_rounds_single_values(fused):
+    """In bfloat16 no group of channels is off as a whole, far from 0 either: its sums are in float32."""
+    torch.manual_seed(0)
+    layer = GroupNorm(32, 64)
+    x = in_channels_last((5 + torch.randn(2, 64, 32, 32)).bfloat16()).requires_grad_()
+    weights = torch.randn(2, 64, 32, 32).bfloat16()
+    found = value_and_gradients(layer.silu, [x], weights)
+    in_float = x.detach().float().requires_grad_()
+    expected = value_and_gradients(lambda x: F.silu(F.group_norm(x, 32)), [in_float], weights)
+    assert len(fused) == 1
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.bfloat16
+        a, b = (values.reshape(64, -1).double() for values in (a, b))               # 64 groups of 2 channels
+        assert (a - b).abs().mean() < 0.004 * b.abs().mean()
+        assert ((a * b).sum(1) / (b * b).sum(1) - 1).abs().max() < 0.005
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("options", [{"kernel_size": 3, "padding": 1}, {"kernel_size": 1},
+                                     {"kernel_size": 3, "padding": 1, "stride": 2}])
+def test_a_frozen_convolution_is_that_of_torch_and_keeps_no_image(options, layout):
+    torch.manual_seed(0)
+    layer = Conv2d(8, 6, **options).to(memory_format=layout)
+    x = torch.randn(2, 8, 10, 12).contiguous(memory_format=layout).requires_grad_()
+    weights = torch.randn_like(layer(x))
+    expected = value_and_gradients(super(Conv2d, layer).forward, [x], weights)
+    trained = value_and_gradients(lambda x, *_: layer(x), [x, *layer.parameters()], weights)
+    layer.requires_grad_(False)
+    for a, b, c in zip(value_and_gradients(layer, [x], weights), expected, trained, strict=False):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, c)
+    assert (kept_images(layer, x), kept_images(super(Conv2d, layer).forward, x)) == (0, 1)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_halving_averages_and_keeps_no_image(layout):
+    x = torch.randn(2, 8, 10, 12).contiguous(memory_format=layout).requires_grad_()
+    weights = torch.randn(2, 8, 5, 6)
+    for a, b in zip(value_and_gradients(Halve.apply, [x], weights),
+                    value_and_gradients(lambda x: F.avg_pool2d(x, 2), [x], weights), strict=True):
+        torch.testing.assert_close(a, b)
+    assert kept_images(Halve.apply, x) == 0

@@ -167,11 +167,13 @@ def kept_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def test_32_images_of_the_ffhq_network_fit_80_gigabytes():
-    """Activations grow with pixels; float32 ones, twice what a network in bf16 keeps, are measured at 32 x 32."""
+    """Activations grow with pixels; float32 ones, twice what a network in bf16 keeps, are measured at 64 x 64, with
+    norm and activation one by one, as on a GPU."""
     model = create_model(256, 128, 1, learn_sigma=True, attention_resolutions=16, num_head_channels=64,
                          use_scale_shift_norm=True, resblock_updown=True).requires_grad_(False)
+    model.to(memory_format=torch.contiguous_format)
     per_image = kept_bytes(model, (1, 3, 64, 64)) * 16
-    assert 32 * per_image / 2 + 4 * sum(p.numel() for p in model.parameters()) < 60e9
+    assert 32 * per_image / 2 + 4 * sum(p.numel() for p in model.parameters()) < 20e9
 
 
 @pytest.mark.parametrize("resample", [None, "up", "down"])
@@ -186,14 +188,27 @@ def test_half_precision_is_not_widened_on_a_gpu(monkeypatch, resample):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
             out = block(x, torch.empty(2, 16))
     images = [tensor for tensor in kept if tensor.dim() == 4 and tensor.shape[0] == 2]
-    assert len(images) >= 6
+    assert len(images) >= 4
     assert {tensor.dtype for tensor in (*images, out)} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+def test_a_frozen_block_keeps_two_images(resample):
+    """What its two norms made of them; the second of another size where the block changes it."""
+    block = ResBlock(64, 64, 16, dropout=0.0, scale_shift=True, resample=resample).requires_grad_(False)
+    block.to(memory_format=torch.channels_last)
+    x = torch.zeros(1, 64, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        out = block(x, torch.zeros(1, 16))
+    own = {parameter.data_ptr() for parameter in block.parameters()}
+    images = [tensor for pointer, tensor in kept.items() if pointer not in own and tensor.numel() > 1000]
+    assert [tensor.shape for tensor in images] == [x.shape, out.shape]
+
+
 def test_frozen_parameters_keep_less():
-    """The scaled and shifted norms need their input for the gradient of scale and shift alone."""
     model = create_model(32, 32, 1, channel_mult="1,2", attention_resolutions="", num_head_channels=32,
                          use_scale_shift_norm=True)
     trained = kept_bytes(model.requires_grad_(True), (2, 3, 32, 32))
     frozen = kept_bytes(model.requires_grad_(False), (2, 3, 32, 32))
-    assert frozen < 0.95 * trained
+    assert frozen < 0.6 * trained
