@@ -24,7 +24,7 @@ RANKS = [                                           # the first pattern that fit
     ("guided_diffusion/measurements/iterative.py", 2),
     ("guided_diffusion/analytic_prior.py", 3), ("guided_diffusion/posterior_mean_variance.py", 3),
     ("guided_diffusion/measurements/base.py", 3), ("guided_diffusion/measurements/kernel_wizard.py", 3),
-    ("util/signals.py", 0), ("util/memory.py", 1), ("util/distributed.py", 2), ("util/lock.py", 3),
+    ("util/signals.py", 0), ("util/memory.py", 0.5), ("util/distributed.py", 2), ("util/lock.py", 3),
     ("util/metrics_table.py", 4), ("util/row_store.py", 5), ("util/run_config.py", 5),
     ("util/run_files.py", 6), ("util/run_dir.py", 6.5), ("util/monitor.py", 7),
     ("guided_diffusion/gaussian_diffusion.py", 4), ("guided_diffusion/losses.py", 4),

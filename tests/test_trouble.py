@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -240,3 +241,29 @@ def test_a_disk_that_is_really_full(prior, workplace):
     assert "File too large" in line and "0 of 3 images are finished" in line
     assert not list(workplace.rglob("*.tmp")) and "Traceback" not in done.stderr
     assert not (workplace / FOLDER / "metrics.csv").exists()
+
+
+MEASURE_FAULTS = """
+import resource
+import torch
+from util.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2 ** 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+for keep in (False, True, True, False):
+    keep_freed_memory(keep)
+    print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_is_kept_for_the_next_tensors():
+    done = subprocess.run([sys.executable, "-c", MEASURE_FAULTS], cwd=REPOSITORY, check=True, capture_output=True,
+                          text=True)
+    returning, _, keeping, returning_again = map(int, done.stdout.split())
+    assert keeping <= returning / 10
+    assert returning_again >= returning / 2

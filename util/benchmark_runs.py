@@ -1,9 +1,7 @@
 """What the benchmark measures: settings, single runs of a few sampling steps, and the floor below which no run gets."""
 
 import copy
-import ctypes
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ from util.benchmark_clock import (
     TimedPrior,
     TimedSelection,
 )
-from util.memory import is_out_of_memory
+from util.memory import is_out_of_memory, keep_freed_memory, return_freed_memory
 from util.seeding import ImageRandomness
 
 TRAINING_STEPS = 1000                               # of the process whose noise levels are visited
@@ -55,7 +53,8 @@ class Setting:
     Attributes:
         precision: of the network, "fp32" or "bf16".
         as_official: keep the graph of the parameters, write out the matrices of attention, blur by direct convolution,
-            wait for the device at every step, and send candidates one by one through the whole operator.
+            wait for the device at every step, send candidates one by one through the whole operator, and return large
+            blocks of memory to the system.
         tf32: let a GPU round the factors of float32 products to TF32.
         channels_last: memory format of the network's weights, and so of what flows through it; otherwise contiguous.
         compile: by `torch.compile`.
@@ -147,10 +146,11 @@ def measure_task(case: Case, device: torch.device) -> tuple[Measurement, ImageRa
 
 @contextmanager
 def network_of(model: nn.Module, setting: Setting) -> Iterator[nn.Module]:
-    """The network under a setting; precision, and its weights in channels_last, are put back afterwards."""
+    """The network under a setting; precision, weights in channels_last, and memory are put back afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = model.autocast_dtype, matmul.allow_tf32, cudnn.allow_tf32
     model.autocast_dtype, matmul.allow_tf32, cudnn.allow_tf32 = DTYPES[setting.precision], setting.tf32, setting.tf32
+    keep_freed_memory(not setting.as_official)
     model.requires_grad_(setting.as_official)
     model.to(memory_format=torch.channels_last if setting.channels_last else torch.contiguous_format)
     try:
@@ -159,6 +159,7 @@ def network_of(model: nn.Module, setting: Setting) -> Iterator[nn.Module]:
     finally:
         model.autocast_dtype, matmul.allow_tf32, cudnn.allow_tf32 = before
         model.requires_grad_(False).to(memory_format=torch.channels_last)
+        keep_freed_memory()
 
 
 def run_case(model: nn.Module, case: Case, levels: int, clock: StepClock) -> list[dict[str, float]]:
@@ -228,8 +229,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif os.access(FORGET_PEAK, os.W_OK):
-        if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)
+        return_freed_memory()
         FORGET_PEAK.write_text("5")
 
 

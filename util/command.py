@@ -9,6 +9,7 @@ import torch
 
 from util.errors import UserError, did_you_mean
 from util.logger import get_logger
+from util.memory import keep_freed_memory
 
 MOST_SAMPLES = 10_000                               # posterior samples per image
 
@@ -55,8 +56,9 @@ def run_command(work: Callable[[], int]) -> int:
 def run_program(main: Callable[[], int]) -> None:
     """End the process with the exit status of `main`; SIGTERM stops it like Ctrl-C.
 
-    Shells start background jobs with SIGINT ignored; it counts nevertheless.
+    Shells start background jobs with SIGINT ignored; it counts nevertheless. The process keeps its freed memory.
     """
+    keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

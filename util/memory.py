@@ -1,7 +1,10 @@
-"""Batches as large as memory holds."""
+"""Batches as large as memory holds, and memory that is kept from one step to the next."""
 
+import ctypes
 import gc
+import platform
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -9,6 +12,9 @@ from util.errors import UserError
 from util.logger import get_logger
 
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")   # in messages of torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4     # parameters of glibc's mallopt, from its malloc.h
+MAPPED_FROM, MAPPED_BLOCKS, INT_MAX = 2 ** 25, 2 ** 16, 2 ** 31 - 1     # what glibc itself comes to with large blocks
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -18,9 +24,35 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library where it is glibc, which has the calls below."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let the process keep the memory of freed tensors for the next ones; or return large blocks, as glibc does.
+
+    Memory that was returned costs a page fault per 4 KiB when it is asked for again: a sixth of a step of the FFHQ
+    network on a CPU. Where the C library is not glibc, nothing changes.
+    """
+    if (glibc := _glibc()) is not None:
+        most_mapped, trim_threshold = (0, INT_MAX) if keep else (MAPPED_BLOCKS, 2 * MAPPED_FROM)
+        glibc.mallopt(M_MMAP_MAX, most_mapped)
+        glibc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
+        glibc.mallopt(M_TRIM_THRESHOLD, trim_threshold)
+
+
+def return_freed_memory() -> None:
+    """Give free memory back to the system, where the C library is glibc."""
+    if (glibc := _glibc()) is not None:
+        glibc.malloc_trim(0)
+
+
 def free_memory() -> None:
     """Give back what nobody holds any more."""
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
