@@ -244,9 +244,10 @@ def test_a_disk_that_is_really_full(prior, workplace):
 
 
 MEASURE_FAULTS = """
+import ctypes
 import resource
 import torch
-from util.memory import keep_freed_memory
+from util.memory import KEPT, M_MMAP_THRESHOLD, keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -254,6 +255,7 @@ def faults():
         torch.ones(2 ** 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+print(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, KEPT))
 for keep in (False, True, True, False):
     keep_freed_memory(keep)
     print(faults())
@@ -264,6 +266,8 @@ for keep in (False, True, True, False):
 def test_freed_memory_is_kept_for_the_next_tensors():
     done = subprocess.run([sys.executable, "-c", MEASURE_FAULTS], cwd=REPOSITORY, check=True, capture_output=True,
                           text=True)
-    returning, _, keeping, returning_again = map(int, done.stdout.split())
+    accepted, returning, _, keeping, returning_again = map(int, done.stdout.split())
+    if not accepted:
+        pytest.skip("an old glibc, whose limit is too low")
     assert keeping <= returning / 10
     assert returning_again >= returning / 2

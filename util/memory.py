@@ -13,8 +13,9 @@ from util.logger import get_logger
 
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")   # in messages of torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4     # parameters of glibc's mallopt, from its malloc.h
-MAPPED_FROM, MAPPED_BLOCKS, INT_MAX = 2 ** 25, 2 ** 16, 2 ** 31 - 1     # what glibc itself comes to with large blocks
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3         # parameters of glibc's mallopt, from its malloc.h
+GLIBC_KEEPS, KEPT = 2 ** 25, 3 * 2 ** 25            # bytes of the largest blocks that stay when freed
+INT_MAX = 2 ** 31 - 1
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -31,16 +32,16 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Let the process keep the memory of freed tensors for the next ones; or return large blocks, as glibc does.
+    """Let the process keep freed tensors of up to 96 MB for the next ones; or return those above 32 MB, as glibc does.
 
     Memory that was returned costs a page fault per 4 KiB when it is asked for again: a sixth of a step of the FFHQ
-    network on a CPU. Where the C library is not glibc, nothing changes.
+    network on a CPU. Larger tensors than these would leave holes that nothing fills, nearly as large as all that is in
+    use. Nothing changes where the C library is not glibc, or an old one that takes no more than 32 MB.
     """
     if (glibc := _glibc()) is not None:
-        most_mapped, trim_threshold = (0, INT_MAX) if keep else (MAPPED_BLOCKS, 2 * MAPPED_FROM)
-        glibc.mallopt(M_MMAP_MAX, most_mapped)
-        glibc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
-        glibc.mallopt(M_TRIM_THRESHOLD, trim_threshold)
+        largest, free_at_the_end = (KEPT, INT_MAX) if keep else (GLIBC_KEEPS, 2 * GLIBC_KEEPS)
+        glibc.mallopt(M_MMAP_THRESHOLD, largest)
+        glibc.mallopt(M_TRIM_THRESHOLD, free_at_the_end)
 
 
 def return_freed_memory() -> None:
