@@ -34,7 +34,7 @@ def _glibc() -> ctypes.CDLL | None:
 def keep_freed_memory(keep: bool = True) -> None:
     """Let the process keep freed tensors of up to 96 MB for the next ones; or return those above 32 MB, as glibc does.
 
-    Memory that was returned costs a page fault per 4 KiB when it is asked for again: a sixth of a step of the FFHQ
+    Memory that was returned costs a page fault per 4 KiB when it is asked for again: a fifth of a step of the FFHQ
     network on a CPU. Larger tensors than these would leave holes that nothing fills, nearly as large as all that is in
     use. Nothing changes where the C library is not glibc, or an old one that takes no more than 32 MB.
     """
