@@ -25,28 +25,34 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
 
 class NormalisedSiLU(torch.autograd.Function):
     """y = silu(z), z = scale x_hat + shift, x_hat = (x - mean) rstd in every group of channels; (B, C, H, W) in
-    channels_last on a CPU, scale and shift (B, C) -> (B, C, H, W).
+    channels_last on a CPU, scale and shift (B, C) -> y (B, C, H, W), x_hat, rstd (B, groups).
 
     dL/dx = rstd (scale g - mean(scale g) - x_hat mean(scale g x_hat)), g = silu'(z) dL/dy, means over the group. For it
     x_hat alone is kept, and z is computed again; one by one, the operations keep x_hat and z.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         batch, channels, height, width = x.shape
         exact = torch.promote_types(x.dtype, torch.float32)                         # of mean and rstd
         one, zero = torch.ones(channels, dtype=exact), torch.zeros(channels, dtype=exact)
         x_hat, _, rstd = torch.native_group_norm(x, one, zero, batch, channels, height * width, groups, eps)
-        ctx.save_for_backward(x_hat, rstd, scale, shift)
         y = torch.empty_like(x_hat)
         scale, shift = (values.to(x)[:, None] for values in (scale, shift))
         for x_hat_piece, y_piece in _pieces(x_hat, y):
             F.silu(torch.addcmul(shift, x_hat_piece, scale, out=y_piece), inplace=True)
-        return y
+        return y, x_hat, rstd
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, scale, shift, *_ = inputs
+        _, x_hat, rstd = output
+        ctx.mark_non_differentiable(x_hat, rstd)
+        ctx.save_for_backward(x_hat, rstd, scale, shift)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx, dy: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x_hat, rstd, scale, shift = ctx.saved_tensors
         (batch, groups), channels = rstd.shape, scale.shape[1]
         dx = torch.empty_like(x_hat)                                                # g, to begin with
@@ -99,11 +105,12 @@ class GroupNorm(nn.GroupNorm):
 
     def silu(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """silu(norm(x) (1 + scale) + shift), or silu(norm(x)): (B, C, H, W), scale and shift (B, C) -> (B, C, H, W)."""
-        if x.device.type == "cpu" and in_channels_last(x) and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and x.requires_grad and in_channels_last(x) and not torch.compiler.is_compiling():
             weight, bias = self.weight.expand(len(x), -1), self.bias.expand(len(x), -1)
             if scale is not None:
                 weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
-            return NormalisedSiLU.apply(x, weight, bias, self.num_groups, self.eps)
+            y, _, _ = NormalisedSiLU.apply(x, weight, bias, self.num_groups, self.eps)
+            return y
         h = self(x)
         if scale is not None:
             h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
@@ -113,12 +120,18 @@ class GroupNorm(nn.GroupNorm):
 class FrozenConvolution(torch.autograd.Function):
     """Convolution whose parameters take no gradient: unlike torch's own, it does not keep its input for theirs."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...],
-                padding: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.layout, ctx.options = (x.shape, x.stride()), (stride, padding)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        x, weight, _, *options = inputs
+        ctx.save_for_backward(weight)
+        ctx.save_for_forward(weight)
+        ctx.layout, ctx.options = (x.shape, x.stride()), options
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -128,13 +141,18 @@ class FrozenConvolution(torch.autograd.Function):
                                                        (0, 0), 1, (True, False, False))
         return dx, None, None, None, None
 
+    @staticmethod
+    def jvp(ctx, dx: Tensor, *_: None) -> Tensor:
+        weight, = ctx.saved_tensors
+        return F.conv2d(dx, weight.to(dx.dtype), None, *ctx.options)
+
 
 class Conv2d(nn.Conv2d):
     """Convolution that keeps nothing of its input where its parameters are frozen."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        if self.weight.requires_grad or not torch.is_grad_enabled():
+        if self.weight.requires_grad or self.bias.requires_grad or not torch.is_grad_enabled():
             return super().forward(x)
         return FrozenConvolution.apply(x, self.weight, self.bias, self.stride, self.padding)
 
@@ -142,13 +160,23 @@ class Conv2d(nn.Conv2d):
 class Halve(torch.autograd.Function):
     """Means of 2 x 2 pixels, (B, C, H, W) -> (B, C, H/2, W/2); torch's own keeps the image for its gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> Tensor:
         return F.interpolate(dy / 4, scale_factor=2, mode="nearest")
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor) -> Tensor:
+        return F.avg_pool2d(dx, 2)
 
 
 def normalization(channels: int) -> GroupNorm:

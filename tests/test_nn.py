@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import guided_diffusion.nn
 from guided_diffusion.nn import Conv2d, GroupNorm, Halve, NormalisedSiLU
+from guided_diffusion.unet import create_model
 
 
 def value_and_gradients(function: Callable, inputs: list[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
@@ -122,3 +123,39 @@ def test_halving_averages_and_keeps_no_image(layout):
                     value_and_gradients(lambda x: F.avg_pool2d(x, 2), [x], weights), strict=True):
         torch.testing.assert_close(a, b)
     assert kept_images(Halve.apply, x) == 0
+
+
+@pytest.mark.parametrize("layer", [Conv2d(4, 6, 3, padding=1), Conv2d(4, 6, 3, stride=2, padding=1), Halve.apply])
+def test_frozen_layers_have_all_derivatives(layer):
+    """Forward mode, reverse mode, reverse mode twice, and several at once; all of a linear map."""
+    if isinstance(layer, nn.Module):
+        layer.requires_grad_(False)
+    x, directions = torch.randn(2, 4, 8, 8), torch.randn(3, 2, 4, 8, 8)
+    changes = torch.stack([layer(x + direction) - layer(x) for direction in directions])
+    y, transpose = torch.func.vjp(layer, x)
+    weights = torch.randn_like(y)
+    products = (transpose(weights)[0] * directions[0]).sum(), (weights * changes[0]).sum()
+    torch.testing.assert_close(*products, atol=1e-3, rtol=1e-4)
+    for found in (torch.func.vmap(lambda direction: torch.func.jvp(layer, (x,), (direction,))[1])(directions),
+                  torch.stack([torch.autograd.functional.jvp(layer, x, direction)[1] for direction in directions])):
+        torch.testing.assert_close(found, changes, atol=1e-4, rtol=1e-4)
+
+
+def test_a_frozen_network_works_with_torch_func():
+    torch.manual_seed(0)
+    network = create_model(16, 32, 1, channel_mult="1,2", attention_resolutions="8", num_head_channels=32,
+                           use_scale_shift_norm=True, resblock_updown=True, learn_sigma=True).requires_grad_(False)
+    for parameter in network.parameters():
+        if not parameter.any():                     # the layers that begin at zero
+            nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 3, 16, 16)
+
+    def predict(x: Tensor) -> Tensor:
+        return network(x, torch.tensor([10, 500]))
+
+    y, transpose = torch.func.vjp(predict, x)
+    weights = torch.randn_like(y)
+    gradient, = transpose(weights)
+    expected, = torch.autograd.grad((predict(x.requires_grad_()) * weights).sum(), x)
+    assert gradient.any()
+    torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
