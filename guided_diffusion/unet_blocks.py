@@ -68,7 +68,7 @@ class ResBlock(nn.Module):
         return self._forward(x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, _, convolution = self.in_layers
+        norm, _, convolution = self.in_layers       # `norm.silu` activates, too; SiLU keeps the checkpoints' numbering
         h = convolution(self.resample(norm.silu(x)))
         emb = self.emb_layers(emb)                                      # (B, out_channels [x 2])
         norm, _, dropout, convolution = self.out_layers

@@ -113,6 +113,8 @@ def test_a_frozen_convolution_is_that_of_torch_and_keeps_no_image(options, layou
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(a, c)
     assert (kept_images(layer, x), kept_images(super(Conv2d, layer).forward, x)) == (0, 1)
+    layer.bias.requires_grad_(True)
+    torch.testing.assert_close(torch.autograd.grad((layer(x) * weights).sum(), layer.bias)[0], weights.sum((0, 2, 3)))
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
