@@ -4,11 +4,11 @@ import errno
 import json
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,8 +18,9 @@ import sample_condition
 from guided_diffusion.gathering import likely_cause
 from tests.command_line import arguments, contents, rows
 from tests.helpers import picture
+from util import memory
 from util.config import REPOSITORY
-from util.memory import BatchSize, is_out_of_memory
+from util.memory import BatchSize, is_out_of_memory, keep_freed_memory
 from util.monitor import CHECK_EVERY
 
 FOLDER = Path("results/super_resolution/dpps")
@@ -243,31 +244,19 @@ def test_a_disk_that_is_really_full(prior, workplace):
     assert not (workplace / FOLDER / "metrics.csv").exists()
 
 
-MEASURE_FAULTS = """
-import ctypes
-import resource
-import torch
-from util.memory import KEPT, M_MMAP_THRESHOLD, keep_freed_memory
+@pytest.mark.parametrize("keep", [True, False])
+def test_glibc_is_told_how_large_blocks_stay(monkeypatch, keep):
+    class Glibc:
+        parameters: ClassVar[dict[int, int]] = {}
 
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(2 ** 24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        def mallopt(self, parameter: int, value: int) -> int:
+            self.parameters[parameter] = value
+            return 1
 
-print(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, KEPT))
-for keep in (False, True, True, False):
+    monkeypatch.setattr(memory, "_glibc", Glibc)
     keep_freed_memory(keep)
-    print(faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
-def test_freed_memory_is_kept_for_the_next_tensors():
-    done = subprocess.run([sys.executable, "-c", MEASURE_FAULTS], cwd=REPOSITORY, check=True, capture_output=True,
-                          text=True)
-    accepted, returning, _, keeping, returning_again = map(int, done.stdout.split())
-    if not accepted:
-        pytest.skip("an old glibc, whose limit is too low")
-    assert keeping <= returning / 10
-    assert returning_again >= returning / 2
+    kept, free_at_the_end = Glibc.parameters[-3], Glibc.parameters[-1]              # of M_MMAP_ and M_TRIM_THRESHOLD
+    assert kept == (96 if keep else 32) * 2 ** 20
+    assert free_at_the_end == (2 ** 31 - 1 if keep else 64 * 2 ** 20)
+    monkeypatch.setattr(memory, "_glibc", lambda: None)                             # another C library
+    keep_freed_memory(keep)
