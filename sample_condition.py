@@ -12,7 +12,7 @@ from inspect import signature
 from pathlib import Path
 
 if __name__ == "__main__":
-    from util.signals import end_at_once
+    from util.command import end_at_once
 
     end_at_once()                                   # while the imports take their time
 
@@ -20,30 +20,40 @@ import torch
 from torch import nn
 from torch.distributed import DistError
 
-from guided_diffusion.batch_search import best_batch_size
-from guided_diffusion.building import autocast_dtype, build_task, find_checkpoint, load_prior
-from guided_diffusion.choices import list_choices, resolved_config
-from guided_diffusion.compiled import compiled
-from guided_diffusion.gathering import Gatherer, likely_cause
 from guided_diffusion.measurements.sources import to_store
-from guided_diffusion.planning import Plan, default_entries, make_plan
-from guided_diffusion.restoring import Report, Restorer, Task
+from guided_diffusion.priors.compiled import compiled
+from guided_diffusion.priors.load import autocast_dtype, find_checkpoint, load_prior
+from guided_diffusion.restoration.build import build_task
+from guided_diffusion.restoration.catalogue import list_choices, resolved_config
+from guided_diffusion.restoration.gather import Gatherer, likely_cause
+from guided_diffusion.restoration.monitor import Monitor
+from guided_diffusion.restoration.plan import Plan, best_batch_size, default_entries, make_plan
+from guided_diffusion.restoration.restore import Report, Restorer, Task
 from util.checkpoint import fingerprint
-from util.command import DEFAULT_PRECISION, MOST_SAMPLES, PRECISIONS, Parser, at_most, positive, run_command
-from util.compute_metric import Metrics, log_distances
-from util.config import Config, load_config
-from util.console import device_name, environment, log_table
-from util.distributed import Team
+from util.command import (
+    DEFAULT_PRECISION,
+    MOST_SAMPLES,
+    PRECISIONS,
+    Parser,
+    Terminated,
+    at_most,
+    catch_signals,
+    positive,
+    run_command,
+)
+from util.config.config import Config, load_config
 from util.errors import StorageError, UserError
-from util.lock import hold
 from util.logger import get_logger
-from util.measurement_files import MeasurementFolder
 from util.memory import BatchSize
-from util.monitor import Monitor
-from util.run_dir import RunDirectory
-from util.run_files import run_path
-from util.set_scores import score_sets
-from util.signals import Terminated, catch_signals
+from util.metrics.comparison import log_distances
+from util.metrics.scores import Metrics
+from util.run.console import device_name, environment, log_table
+from util.run.directory import RunDirectory
+from util.run.layout import run_path
+from util.run.lock import hold
+from util.run.measurements import MeasurementFolder
+from util.run.set_scores import score_sets
+from util.run.team import Team
 
 NEARLY_CLEAN = 0.5                                  # alpha_bar of a first step that noise alone is no start for
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from util.arrays import read_array
+from util.command import user_path
+from util.config.registry import Registry
 from util.errors import UserError, did_you_mean
 from util.img_utils import IMAGE_SUFFIXES, load_alpha, load_image
-from util.registry import Registry
-from util.user_path import user_path
 
 DATASETS = Registry("dataset")
 register_dataset = DATASETS.register

@@ -15,8 +15,8 @@ from guided_diffusion.posterior_mean_variance import (
     VarianceProcessor,
 )
 from guided_diffusion.schedule import Schedule
+from util.config.registry import Registry, check_arguments
 from util.errors import UserError
-from util.registry import Registry, check_arguments
 from util.seeding import ImageRandomness
 
 SAMPLERS = Registry("sampler")

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler
-from guided_diffusion.measurements.base import Measurement, Noise, Operator, require_linear
+from guided_diffusion.measurements.base import Noise, Operator, require_linear
+from guided_diffusion.measurements.measurement import Measurement
+from util.config.registry import Registry
 from util.errors import UserError
-from util.registry import Registry
 from util.seeding import ImageRandomness
 
 CONDITIONING_METHODS = Registry("conditioning method")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.schedule import Schedule
-from util.registry import Registry
+from util.config.registry import Registry
 
 MEAN_PROCESSORS = Registry("model_mean_type")
 VAR_PROCESSORS = Registry("model_var_type")

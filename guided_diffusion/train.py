@@ -22,17 +22,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.random_crops import RandomCrops
-from guided_diffusion.losses import HybridLoss
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.train_config import Phase, TrainConfig, build_model, resumable
+from guided_diffusion.training.config import Phase, TrainConfig, build_model, resumable
+from guided_diffusion.training.losses import HybridLoss
 from util.checkpoint import read_checkpoint
-from util.command import Parser, run_command, run_program
-from util.distributed import device_of
+from util.command import Parser, output_folder, run_command, run_program, undivided
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
-from util.signals import undivided
-from util.user_path import output_folder
+from util.run.team import device_of
 
 STATE = {"config": dict, "step": int, "model": dict, "ema": dict, "optimiser": dict, "history": list}     # of state.pt
 RESULTS = ("ema.pt", "loss.csv", "loss.png")        # beside state.pt, which a run continues from

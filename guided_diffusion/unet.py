@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from guided_diffusion.nn import Conv2d, normalization, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import AttentionBlock, Downsample, ResBlock, TimestepSequential, Upsample
 from util.checkpoint import load_state_dict
+from util.config.registry import check_arguments
 from util.errors import UserError
-from util.registry import check_arguments
 
 NUM_CLASSES = 1000
 LARGEST = 2 ** 13

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from guided_diffusion.nn import Conv2d, Halve, normalization, zero_module
+from guided_diffusion.frozen import Halve
+from guided_diffusion.nn import Conv2d, normalization, zero_module
 from util.errors import UserError
 
 

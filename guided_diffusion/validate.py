@@ -18,20 +18,19 @@ from torch import Tensor, nn
 
 from data.dataloader import ImageDataset, get_dataset
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.losses import HybridLoss
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.schedule import Schedule
 from guided_diffusion.solvers import ClassicalRestorer, NonLocalMeans, TotalVariation
+from guided_diffusion.training.losses import HybridLoss
 from guided_diffusion.unet import create_model
-from util.command import Parser, choose_device, natural, positive, run_command, run_program
-from util.config import find_file, read_yaml
+from util.command import Parser, choose_device, natural, output_folder, positive, run_command, run_program
+from util.config.config import find_file, read_yaml
+from util.config.registry import check_arguments
 from util.errors import UserError
 from util.img_utils import to_unit, write_atomically
 from util.logger import get_logger
-from util.registry import check_arguments
+from util.metrics.statistics import Summary, describe
 from util.seeding import ImageRandomness
-from util.statistics import Summary, describe
-from util.user_path import output_folder
 
 REPORT = ("validation.md", "validation.json")
 SIGMAS = (0.05, 0.1, 0.2, 0.5)                      # of the noise, on images in [-1, 1]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from util.config import REPOSITORY
+from util.config.config import REPOSITORY
 
 MODEL = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "learn_sigma": True,
          "attention_resolutions": "16", "num_heads": 1, "use_scale_shift_norm": True}

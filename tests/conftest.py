@@ -17,8 +17,9 @@ from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
 from tests.fake_weights import ChannelMeans, kernel_wizard_weights
 from tests.report_pages import Page
-from util import compute_metric, table_run
-from util.report import main as write_report
+from util.metrics import scores
+from util.report.__main__ import main as write_report
+from util.reproduce_table import job
 
 os.environ["OMP_NUM_THREADS"] = "1"                 # of the programs that tests start
 torch.set_num_threads(1)                            # networks of a few pixels: threads would wait for each other
@@ -90,7 +91,7 @@ def run(prior, workplace, capsys):
 
 @pytest.fixture
 def in_process(monkeypatch, capsys) -> list[list[str]]:
-    """Programs that tests start by util.table_run run in this process; the list of their command lines."""
+    """Programs that tests start by util.reproduce_table.job run in this process; the list of their command lines."""
     commands = []
 
     def launch(command, advance=lambda done, total: None, log=lambda line: None):
@@ -105,14 +106,14 @@ def in_process(monkeypatch, capsys) -> list[list[str]]:
             log(line)
         return status, lines
 
-    monkeypatch.setattr(table_run, "launch", launch)
+    monkeypatch.setattr(job, "launch", launch)
     return commands
 
 
 @pytest.fixture
 def interrupted(in_process, monkeypatch) -> list[tuple]:
-    """The second program that util.table_run starts is interrupted; the list of the calls."""
-    working, started = table_run.launch, []
+    """The second program that util.reproduce_table.job starts is interrupted; the list of the calls."""
+    working, started = job.launch, []
 
     def launch(*arguments):
         started.append(arguments)
@@ -120,14 +121,14 @@ def interrupted(in_process, monkeypatch) -> list[tuple]:
             raise KeyboardInterrupt
         return working(*arguments)
 
-    monkeypatch.setattr(table_run, "launch", launch)
+    monkeypatch.setattr(job, "launch", launch)
     return started
 
 
 @pytest.fixture
 def tiny_inception(monkeypatch) -> None:
     """ChannelMeans in place of Inception, and no network for LPIPS."""
-    monkeypatch.setattr(compute_metric, "load_networks",
+    monkeypatch.setattr(scores, "load_networks",
                         lambda names, *_: {"inception": ChannelMeans()} if "inception" in names else {})
 
 

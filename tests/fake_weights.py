@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers import deterministic
-from util.perceptual import load_networks
+from util.metrics.perceptual import load_networks
 
 SALT, RESIDUAL_FACTOR = 30000, 0.3                  # of the KernelWizard
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from guided_diffusion.measurements import OPERATORS
-from util.config import REPOSITORY, read_yaml
+from util.config.config import REPOSITORY, read_yaml
 from util.seeding import ImageRandomness
 
 MASK = np.uint64(0xFFFFFFFF)

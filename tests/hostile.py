@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from util.benchmark_runs import peak_memory, reset_peak_memory
-from util.metrics_table import Outcome
-from util.run_dir import RunDirectory
+from guided_diffusion.benchmark.runs import peak_memory, reset_peak_memory
+from util.run.directory import RunDirectory
+from util.run.table import Outcome
 
 
 class Within:

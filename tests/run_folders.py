@@ -5,8 +5,8 @@ import math
 
 import torch
 
-from util.compute_metric import Scores
-from util.run_dir import Outcome, RunDirectory
+from util.metrics.scores import Scores
+from util.run.directory import Outcome, RunDirectory
 
 CONFIG = {"model": {"image_size": 8, "channel_mult": [1, 2]},
           "conditioning": {"method": "ps", "params": {"scale": 0.3}}, "seed": 0}

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from guided_diffusion.analytic_prior import GaussianPrior, MixturePrior
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from guided_diffusion.priors.analytic import GaussianPrior, MixturePrior
 from util.seeding import ImageRandomness
 
 SIZE = 8

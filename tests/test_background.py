@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import sample_condition
-from guided_diffusion.gathering import Gatherer
-from guided_diffusion.restoring import Restorer
+from guided_diffusion.restoration.gather import Gatherer
+from guided_diffusion.restoration.restore import Restorer
 from tests.command_line import FOLDER, contents
 from util.errors import StorageError
-from util.run_dir import RunDirectory
+from util.run.directory import RunDirectory
 
 
 @pytest.fixture

@@ -10,12 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion.condition_methods.guidance import ITERATIONS
-from guided_diffusion.measurements.super_resolution import SuperResolutionOperator
-from guided_diffusion.unet import create_model
-from tests.helpers import fill_network
-from util import benchmark, run_dir
-from util.benchmark_clock import (
+from guided_diffusion.benchmark import __main__ as benchmark
+from guided_diffusion.benchmark.clock import (
     BACKWARD,
     CANDIDATES,
     FORWARD,
@@ -25,7 +21,7 @@ from util.benchmark_clock import (
     StepClock,
     TimedSelection,
 )
-from util.benchmark_runs import (
+from guided_diffusion.benchmark.runs import (
     Case,
     Result,
     Setting,
@@ -39,10 +35,15 @@ from util.benchmark_runs import (
     run_case,
     sampler_through,
 )
-from util.benchmark_saving import Keeping, measure_keeping
-from util.benchmark_tables import growth_row
-from util.compute_metric import Metrics
-from util.row_store import RowStore
+from guided_diffusion.benchmark.saving import Keeping, measure_keeping
+from guided_diffusion.benchmark.tables import growth_row
+from guided_diffusion.condition_methods.guidance import ITERATIONS
+from guided_diffusion.measurements.super_resolution import SuperResolutionOperator
+from guided_diffusion.unet import create_model
+from tests.helpers import fill_network
+from util.metrics.scores import Metrics
+from util.run import directory
+from util.run.rows import RowStore
 
 CPU = torch.device("cpu")
 OFFICIAL = Setting("official-like", as_official=True)
@@ -190,7 +191,7 @@ def test_what_does_not_fit_is_left_out(model, monkeypatch):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return [dict.fromkeys(PHASES, 1.0)]
 
-    monkeypatch.setattr("util.benchmark_runs.run_case", run)
+    monkeypatch.setattr("guided_diffusion.benchmark.runs.run_case", run)
     cases = [Case(FAST, "ps", "inpainting", 32, batch) for batch in (1, 2)]
     results = measure(model, cases, 1, 2, lambda: StepClock(CPU), lambda case: None)
     assert [r.case.batch for r in results] == [1]
@@ -252,9 +253,9 @@ def test_the_cost_of_keeping_an_image_is_divided_among_what_it_is_for(monkeypatc
             return original(*args, **kwargs)
         return advanced
 
-    monkeypatch.setattr("util.run_dir.save_image", advance(10, run_dir.save_image))
+    monkeypatch.setattr("util.run.directory.save_image", advance(10, directory.save_image))
     monkeypatch.setattr(RowStore, "add", advance(100, RowStore.add))
-    monkeypatch.setattr(run_dir.RunDirectory, "write_grid", advance(1000, run_dir.RunDirectory.write_grid))
+    monkeypatch.setattr(directory.RunDirectory, "write_grid", advance(1000, directory.RunDirectory.write_grid))
 
     class OneSecond(Metrics):
         __call__ = advance(1, Metrics.__call__)

@@ -11,7 +11,7 @@ from PIL import Image
 import sample_condition
 from tests.command_line import launch, pictures, rows
 from tests.helpers import picture
-from util.config import REPOSITORY
+from util.config.config import REPOSITORY
 
 
 def test_a_user_restores_three_photographs_from_any_folder(prior, workplace):

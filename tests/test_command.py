@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from util.command import run_command
-from util.config import REPOSITORY
+from util.config.config import REPOSITORY
 from util.errors import UserError
 
 PROGRAM = """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from util.config import REPOSITORY, Choice, Config, find_file, load_config, read_yaml
+from util.config.config import REPOSITORY, Choice, Config, find_file, load_config, read_yaml
 from util.errors import UserError
 
 MODEL = "image_size: 256\nnum_channels: 128\nnum_res_blocks: 1\nmodel_path: models/ffhq_10m.pt\n"

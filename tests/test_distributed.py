@@ -16,12 +16,12 @@ import sample_condition
 from tests.command_line import FOLDER, arguments, contents
 from tests.fake_weights import load_small_networks
 from tests.helpers import picture
-from util import compute_metric
-from util.config import REPOSITORY
-from util.distributed import Team, device_of
+from util.config.config import REPOSITORY
 from util.errors import UserError
-from util.lock import hold
 from util.logger import get_logger
+from util.metrics import scores
+from util.run.lock import hold
+from util.run.team import Team, device_of
 
 IMAGES = 5
 OPTIONS = ["--data", "photos", "--batch_size", "1"]
@@ -30,8 +30,8 @@ import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 import sample_condition
 from tests.fake_weights import load_small_networks
-from util import compute_metric
-compute_metric.load_networks = load_small_networks
+from util.metrics import scores
+scores.load_networks = load_small_networks
 sys.exit(sample_condition.main())
 """
 
@@ -75,7 +75,7 @@ def ranks_of(torchrun: subprocess.Popen) -> dict[int, int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 def test_several_processes_leave_what_one_does_and_survive_the_death_of_one(run, prior, photos, monkeypatch):
-    monkeypatch.setattr(compute_metric, "load_networks", load_small_networks)
+    monkeypatch.setattr(scores, "load_networks", load_small_networks)
     assert run(*OPTIONS, "--fid", "--save_dir", "one")[0] == 1
     expected = contents(photos / "one" / FOLDER)
     (photos / "driver.py").write_text(DRIVER)
@@ -201,7 +201,7 @@ def test_processes_that_cannot_meet_say_so(monkeypatch, capsys):
 
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("util.lock.VISIBLE_SECONDS", 0.3)
+    monkeypatch.setattr("util.run.lock.VISIBLE_SECONDS", 0.3)
     first, second = Team(), Team()
     second.store, second.rank = first.store, 1
     with hold(tmp_path / "a", first):

@@ -8,9 +8,9 @@ import torch
 import yaml
 
 import sample_condition
-from guided_diffusion import batch_search, restoring
-from guided_diffusion.compiled import compiled
-from guided_diffusion.tiling import TiledPrior
+from guided_diffusion.priors.compiled import compiled
+from guided_diffusion.priors.tiling import TiledPrior
+from guided_diffusion.restoration import plan, restore
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, rows
 from tests.helpers import fill_network
@@ -33,8 +33,8 @@ def test_batch_size_doubles_while_it_pays(rates, most, best, tried, monkeypatch,
         seen.append(shape[0])
         return rates[shape[0]]
 
-    monkeypatch.setattr(batch_search, "_rate", rate)
-    assert batch_search.best_batch_size(None, None, 32, CPU, most) == best
+    monkeypatch.setattr(plan, "_rate", rate)
+    assert plan.best_batch_size(None, None, 32, CPU, most) == best
     assert seen == tried
     assert f"--batch_size auto: {best} " in capsys.readouterr().out
 
@@ -53,14 +53,14 @@ def test_auto_restores_the_same_images(run):
 
 
 def test_search_when_memory_ends(run, monkeypatch):
-    original = batch_search._seconds_per_step
+    original = plan._seconds_per_step
 
     def limited(task, network, shape, device):
         if shape[0] > 1:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return original(task, network, shape, device)
 
-    monkeypatch.setattr(batch_search, "_seconds_per_step", limited)
+    monkeypatch.setattr(plan, "_seconds_per_step", limited)
     status, out, _ = run("--batch_size", "auto", "--limit", "2")
     assert status == 0
     assert "--batch_size auto: 1 " in out
@@ -235,15 +235,15 @@ def test_sampling_noise_is_drawn_on_the_device_of_the_run(run, monkeypatch):
     """Masks and measurement noise stay on the CPU, so that they are the same on every machine."""
     made = []
 
-    class Watched(restoring.ImageRandomness):
+    class Watched(restore.ImageRandomness):
         def __init__(self, seed, names, samples=None, purpose="sampling", device="a default"):
             made.append(device)
             super().__init__(seed, names, samples, purpose, device)
 
-    monkeypatch.setattr(restoring, "ImageRandomness", Watched)
+    monkeypatch.setattr(restore, "ImageRandomness", Watched)
     assert run("--limit", "1")[0] == 0
     assert made == [CPU]
-    streams = restoring.ImageRandomness(0, ["a"], device=torch.device("meta"))
+    streams = restore.ImageRandomness(0, ["a"], device=torch.device("meta"))
     assert streams.for_purpose("operator").device == streams.for_purpose("noise").device == CPU
 
 

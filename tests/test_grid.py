@@ -1,12 +1,12 @@
-"""The grids of `python -m util.tune`: their points, the best of them, and its place at an edge."""
+"""The grids of `python -m guided_diffusion.tune`: their points, the best of them, and its place at an edge."""
 
 import re
 
 import pytest
 
+from guided_diffusion.tune.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid
 from util.errors import UserError
-from util.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid
-from util.statistics import describe
+from util.metrics.statistics import describe
 
 
 def test_a_grid_is_the_product_of_its_options():

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from guided_diffusion.analytic_prior import GaussianPrior
 from guided_diffusion.condition_methods import get_conditioning_method, guidance
 from guided_diffusion.condition_methods.base import grad_and_value
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from guided_diffusion.priors.analytic import GaussianPrior
 from tests.guided_steps import LINEAR, NAMES, SIZE, Wrapped, measure, photographs, restore
 from tests.helpers import NOISE_EXAMPLES
 from util.errors import UserError

@@ -5,8 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from guided_diffusion.measurements.kernels import (
+    gaussian_kernel,
+    motion_kernel,
+    motion_path,
+    rasterise,
+    reflected_filter_matrix,
+)
 from tests.conftest import golden_path
-from util.kernels import gaussian_kernel, motion_kernel, motion_path, rasterise, reflected_filter_matrix
 
 
 @pytest.mark.parametrize(("size", "sigma", "name"), [

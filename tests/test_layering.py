@@ -1,82 +1,46 @@
-"""Imports go one way: a file imports only files of a lower rank."""
+"""The laws of the house: imports run downwards from room to room; `util` and `data` know nothing of diffusion."""
 
 import ast
-from fnmatch import fnmatch
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("data", "guided_diffusion", "util")
-
-RANKS = [                                           # the first pattern that fits
-    ("util/__init__.py", 0), ("data/__init__.py", 0), ("guided_diffusion/__init__.py", 0),
-    ("util/errors.py", 0), ("util/logger.py", 0), ("util/user_path.py", 0.5),
-    ("util/safe_yaml.py", 1),
-    ("util/registry.py", 1), ("util/checkpoint.py", 1), ("util/command.py", 1), ("util/img_utils.py", 1),
-    ("util/statistics.py", 1), ("util/weights.py", 1),
-    ("util/arrays.py", 2), ("util/config.py", 2), ("util/image_pairs.py", 2), ("util/kernels.py", 2),
-    ("util/perceptual.py", 2),
-    ("util/resizer.py", 2), ("util/seeding.py", 2), ("guided_diffusion/nn.py", 2), ("guided_diffusion/tiling.py", 2),
-    ("guided_diffusion/schedule.py", 2),
-    ("data/random_crops.py", 4), ("data/*.py", 3), ("util/compute_metric.py", 3), ("util/measurement_files.py", 3),
-    ("guided_diffusion/unet_blocks.py", 2.5), ("guided_diffusion/unet.py", 3), ("guided_diffusion/train_config.py", 4),
-    ("guided_diffusion/measurements/iterative.py", 2),
-    ("guided_diffusion/analytic_prior.py", 3), ("guided_diffusion/posterior_mean_variance.py", 3),
-    ("guided_diffusion/measurements/base.py", 3), ("guided_diffusion/measurements/kernel_wizard.py", 3),
-    ("util/signals.py", 0), ("util/memory.py", 0.5), ("util/distributed.py", 2), ("util/lock.py", 3),
-    ("util/metrics_table.py", 4), ("util/row_store.py", 5), ("util/run_config.py", 5),
-    ("util/run_files.py", 6), ("util/run_dir.py", 6.5), ("util/monitor.py", 7),
-    ("guided_diffusion/gaussian_diffusion.py", 4), ("guided_diffusion/losses.py", 4),
-    ("guided_diffusion/measurements/__init__.py", 5), ("guided_diffusion/measurements/*.py", 4),
-    ("util/console.py", 7), ("util/set_scores.py", 7),
-    ("guided_diffusion/gathering.py", 8), ("guided_diffusion/restoring.py", 9),
-    ("guided_diffusion/method.py", 5), ("guided_diffusion/solvers/base.py", 6),
-    ("guided_diffusion/solvers/__init__.py", 8), ("guided_diffusion/solvers/*.py", 7),
-    ("guided_diffusion/condition_methods/base.py", 6), ("guided_diffusion/condition_methods/step_size.py", 6),
-    ("guided_diffusion/condition_methods/guidance.py", 6.5),
-    ("guided_diffusion/condition_methods/__init__.py", 8), ("guided_diffusion/condition_methods/*.py", 7),
-    ("util/paper_table.py", 3), ("util/table_run.py", 4), ("util/table_report.py", 5), ("util/table_plots.py", 6),
-    ("util/yaml_text.py", 3), ("util/grid.py", 5), ("util/tune.py", 12), ("util/reproduce_table.py", 12),
-    ("util/markup.py", 0), ("util/report_files.py", 0),
-    ("util/report_data.py", 3), ("util/report_figures.py", 4), ("util/report_tables.py", 4),
-    ("util/report_page.py", 5), ("util/report.py", 6),
-    ("util/settings.py", 3), ("guided_diffusion/choices.py", 9), ("guided_diffusion/building.py", 10),
-    ("guided_diffusion/planning.py", 9),
-    ("guided_diffusion/compiled.py", 3), ("guided_diffusion/batch_search.py", 10),
-    ("util/benchmark_clock.py", 9), ("util/benchmark_runs.py", 10), ("util/benchmark_saving.py", 10),
-    ("util/benchmark_tables.py", 11), ("util/benchmark.py", 12),
-    ("sample_condition.py", 11), ("guided_diffusion/train.py", 12), ("guided_diffusion/validate.py", 13),
+HOUSE = [                                           # the floors, from the top; rooms of one floor do not see each other
+    ["sample_condition.py"],
+    ["guided_diffusion/benchmark/", "guided_diffusion/tune/", "guided_diffusion/validate.py"],
+    ["guided_diffusion/train.py"],
+    ["guided_diffusion/restoration/", "guided_diffusion/training/"],
+    ["guided_diffusion/solvers/"],
+    ["guided_diffusion/condition_methods/"],
+    ["guided_diffusion/priors/"],
+    ["guided_diffusion/"],                          # the files beside the rooms: the process and its network
+    ["guided_diffusion/measurements/"],
+    ["util/reproduce_table/", "util/report/", "util/compute_metric.py"],
+    ["data/"],
+    ["util/run/"],
+    ["util/metrics/"],
+    ["util/config/"],
+    ["util/"],                                      # the ground
 ]
-FORBIDDEN = [                                       # (importer, imported, why)
-    ("util/*", "guided_diffusion/*", "util knows nothing of diffusion"),
-    ("data/*", "guided_diffusion/*", "data knows nothing of diffusion"),
-    ("guided_diffusion/gaussian_diffusion.py", "guided_diffusion/measurements/*", "operators arrive as arguments"),
-    ("guided_diffusion/gaussian_diffusion.py", "guided_diffusion/condition_methods/*", "methods arrive as arguments"),
-    ("guided_diffusion/gaussian_diffusion.py", "guided_diffusion/unet.py", "the network arrives as an argument"),
-    ("guided_diffusion/measurements/*", "guided_diffusion/gaussian_diffusion.py", "measurements know no diffusion"),
-    ("guided_diffusion/measurements/*", "guided_diffusion/schedule.py", "measurements know no diffusion"),
-]
-ALLOWED = [
-    ("util/benchmark*.py", "guided_diffusion/*"),   # the command that measures diffusion, and its parts
-    ("util/tune.py", "guided_diffusion/building.py"),       # check all settings before they run any
-    ("util/reproduce_table.py", "guided_diffusion/building.py"),
-    ("util/reproduce_table.py", "guided_diffusion/measurements/__init__.py"),
-]
+FLOORS = {room: floor for floor, rooms in enumerate(HOUSE) for room in rooms}
 
 
 def source_files() -> list[str]:
-    files = [ROOT / "sample_condition.py", *(f for p in PACKAGES for f in (ROOT / p).rglob("*.py"))]
+    packages = ("data", "guided_diffusion", "util")
+    files = [ROOT / "sample_condition.py", *(file for name in packages for file in (ROOT / name).rglob("*.py"))]
     return sorted(f.relative_to(ROOT).as_posix() for f in files)
 
 
-def rank(file: str) -> int:
-    for pattern, value in RANKS:
-        if fnmatch(file, pattern):
-            return value
-    raise AssertionError(f"{file} has no rank; give it one in {Path(__file__).name}")
+def room(file: str) -> str:
+    """The room that a file is in: the longest name in HOUSE that it begins with."""
+    return max((name for name in FLOORS if file.startswith(name)), key=len)
 
 
+@cache
 def file_of(module: str) -> str | None:
     """The file of a module of ours, None for the modules of others."""
     path = ROOT / Path(*module.split("."))
@@ -86,9 +50,8 @@ def file_of(module: str) -> str | None:
     return None
 
 
-def imports(tree: ast.AST) -> set[str]:
+def imports(tree: ast.AST) -> Iterator[str]:
     """Files of ours that a module imports, anywhere in it."""
-    found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -98,40 +61,47 @@ def imports(tree: ast.AST) -> set[str]:
             modules = [name if file_of(name) else node.module for name in submodules]
         else:
             continue
-        found |= {file for module in modules if (file := file_of(module))}
-    return found
+        yield from filter(None, map(file_of, modules))
 
 
 def violations(importer: str, tree: ast.AST) -> list[str]:
-    problems = []
-    for imported in sorted(imports(tree)):
-        if rank(imported) >= rank(importer):
-            problems.append(f"{importer} (rank {rank(importer)}) imports {imported} (rank {rank(imported)})")
-        if any(fnmatch(importer, a) and fnmatch(imported, b) for a, b in ALLOWED):
-            continue
-        problems += [f"{importer} imports {imported}, but {why}" for a, b, why in FORBIDDEN
-                     if fnmatch(importer, a) and fnmatch(imported, b)]
-    return problems
+    here = room(importer)
+    return [f"{importer} ({here}, floor {FLOORS[here]}) imports {imported} ({room(imported)}, floor "
+            f"{FLOORS[room(imported)]}), which is not below it"
+            for imported in sorted(set(imports(tree)))
+            if room(imported) != here and FLOORS[room(imported)] <= FLOORS[here]]
+
+
+def parse(file: str) -> ast.AST:
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("file", source_files())
-def test_imports_go_down(file: str):
-    problems = violations(file, ast.parse((ROOT / file).read_text(encoding="utf-8")))
+def test_imports_run_downwards(file: str):
+    problems = violations(file, parse(file))
     assert not problems, "\n".join(problems)
 
 
+def test_no_imports_run_in_circles():
+    TopologicalSorter({file: set(imports(parse(file))) - {file} for file in source_files()}).prepare()
+
+
 @pytest.mark.parametrize("importer, code, imported", [
-    ("util/config.py", "from guided_diffusion.unet import create_model", "guided_diffusion/unet.py"),
-    ("util/registry.py", "import util.config", "util/config.py"),
-    ("data/dataloader.py", "def f():\n    from util import run_dir", "util/run_dir.py"),
-    ("guided_diffusion/gaussian_diffusion.py", "from guided_diffusion.measurements.base import Operator",
-     "guided_diffusion/measurements/base.py"),
+    ("util/config/config.py", "from guided_diffusion.unet import create_model", "guided_diffusion/unet.py"),
+    ("data/dataloader.py", "def f():\n    import guided_diffusion.schedule", "guided_diffusion/schedule.py"),
+    ("util/errors.py", "from util.config import registry", "util/config/registry.py"),
+    ("util/report/page.py", "from util.reproduce_table import job", "util/reproduce_table/job.py"),
+    ("guided_diffusion/gaussian_diffusion.py", "from guided_diffusion.priors.load import load_prior",
+     "guided_diffusion/priors/load.py"),
+    ("guided_diffusion/measurements/base.py", "from guided_diffusion.schedule import Schedule",
+     "guided_diffusion/schedule.py"),
+    ("guided_diffusion/condition_methods/mcg.py", "from guided_diffusion.solvers import Wiener",
+     "guided_diffusion/solvers/__init__.py"),
 ])
 def test_a_wrong_import_is_named_with_both_files(importer: str, code: str, imported: str):
-    problems = violations(importer, ast.parse(code))
-    assert problems
-    assert importer in problems[0]
-    assert imported in problems[0]
+    problem, = violations(importer, ast.parse(code))
+    assert importer in problem
+    assert imported in problem
 
 
 def calls(tree: ast.AST, name: str) -> list[int]:
@@ -141,6 +111,6 @@ def calls(tree: ast.AST, name: str) -> list[int]:
 
 @pytest.mark.parametrize("file", source_files())
 def test_nothing_prints_or_guesses_attributes(file: str):
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    tree = parse(file)
     for name in ("print", "hasattr", "eval", "exec"):
         assert not calls(tree, name), f"{file} calls {name} in line {calls(tree, name)[0]}"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from guided_diffusion.losses import HybridLoss, discretised_nll
 from guided_diffusion.schedule import Schedule
+from guided_diffusion.training.losses import HybridLoss, discretised_nll
 from util.img_utils import PIXEL_STEP
 
 

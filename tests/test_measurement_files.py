@@ -13,7 +13,7 @@ from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.measurements.sources import to_store
 from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES, picture
 from util.errors import UserError
-from util.measurement_files import MeasurementFolder, read_measurement, write_measurement
+from util.run.measurements import MeasurementFolder, read_measurement, write_measurement
 from util.seeding import ImageRandomness
 
 RESULTS = "super_resolution/dpps"

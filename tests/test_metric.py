@@ -15,11 +15,11 @@ from scipy.linalg import sqrtm
 from skimage.metrics import structural_similarity
 
 from tests.fake_weights import write_alexnet, write_inception, write_vgg16
-from util import weights
-from util.compute_metric import Metrics, psnr, ssim
 from util.errors import UserError
-from util.perceptual import NETWORKS, InceptionFeatures, frechet_distance, kernel_distance
-from util.weights import ALEXNET, INCEPTION, VGG16
+from util.metrics import weights
+from util.metrics.perceptual import NETWORKS, InceptionFeatures, frechet_distance, kernel_distance
+from util.metrics.scores import Metrics, psnr, ssim
+from util.metrics.weights import ALEXNET, INCEPTION, VGG16
 
 pytestmark = pytest.mark.usefixtures("offline")
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import guided_diffusion.nn
-from guided_diffusion.nn import Conv2d, GroupNorm, Halve, NormalisedSiLU
+from guided_diffusion.frozen import Halve, NormalisedSiLU
+from guided_diffusion.nn import Conv2d, GroupNorm
 from guided_diffusion.unet import create_model
 
 

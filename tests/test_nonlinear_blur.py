@@ -149,7 +149,7 @@ def test_images_of_other_sizes_are_refused(checkpoint, shape, words):
 def nowhere(tmp_path, monkeypatch):
     """A working directory and a repository without weights."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("util.config.REPOSITORY", tmp_path)
+    monkeypatch.setattr("util.config.config.REPOSITORY", tmp_path)
     return tmp_path
 
 

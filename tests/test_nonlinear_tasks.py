@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from guided_diffusion.measurements import Operator, get_operator
-from util.compute_metric import Scores, psnr, ssim
-from util.config import REPOSITORY
-from util.console import log_table
+from util.config.config import REPOSITORY
 from util.img_utils import load_image
-from util.run_dir import Outcome, RunDirectory
+from util.metrics.scores import Scores, psnr, ssim
+from util.run.console import log_table
+from util.run.directory import Outcome, RunDirectory
 
 SHAPE = (3, 16, 16)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
 from tests.helpers import OPERATOR_EXAMPLES, picture
 from tests.png_files import png_16_bit
-from util.config import load_config
+from util.config.config import load_config
 from util.errors import UserError
 from util.img_utils import load_alpha, load_image
 from util.seeding import ImageRandomness

@@ -8,10 +8,10 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS
 from guided_diffusion.measurements.base import LinearOperator
 from guided_diffusion.unet import create_model
-from util.config import REPOSITORY
-from util.paper_table import load_table
-from util.registry import check_arguments
-from util.table_run import Options
+from util.config.config import REPOSITORY
+from util.config.registry import check_arguments
+from util.reproduce_table.job import Options
+from util.reproduce_table.spec import load_table
 
 TABLES = sorted((REPOSITORY / "configs/tables").glob("*.yaml"))
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.analytic_prior import MixturePrior
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
+from guided_diffusion.priors.analytic import MixturePrior
 from tests.helpers import deterministic, normal
-from util.compute_metric import psnr
 from util.errors import UserError
+from util.metrics.scores import psnr
 from util.seeding import ImageRandomness
 
 RANGES = ([-1, 1], [0, 1])

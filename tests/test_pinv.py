@@ -8,7 +8,7 @@ from torch import Tensor
 
 from guided_diffusion.measurements import LinearOperator, get_operator
 from guided_diffusion.measurements.base import NEGLIGIBLE_DAMPING
-from guided_diffusion.measurements.iterative import damped_inverse
+from guided_diffusion.measurements.conjugate_gradients import damped_inverse
 from tests.helpers import normal, relative
 from util.seeding import ImageRandomness
 

@@ -9,7 +9,7 @@ import sample_condition
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import OPERATORS, Measurement, get_noise, get_operator
-from util.config import REPOSITORY
+from util.config.config import REPOSITORY
 from util.seeding import ImageRandomness
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -5,8 +5,8 @@ from typing import Literal
 
 import pytest
 
+from util.config.registry import Registry, check_arguments, describe, fits
 from util.errors import UserError, did_you_mean
-from util.registry import Registry, check_arguments, describe, fits
 
 THINGS = Registry("thing")
 

@@ -9,10 +9,10 @@ import yaml
 from PIL import Image
 
 from tests.report_pages import CONFIG, Page, make_run, table
-from util import report_figures
-from util.report import main
-from util.report_data import find_runs, read_curve
-from util.statistics import describe
+from util.metrics.statistics import describe
+from util.report import figures
+from util.report.__main__ import main
+from util.report.data import find_runs, read_curve
 
 
 def test_a_page_is_whole_and_fetches_nothing(tmp_path, report):
@@ -164,7 +164,7 @@ def test_a_run_may_be_named_itself(tmp_path, capsys):
 
 def test_too_many_pictures_lie_beside_the_page(tmp_path, report, monkeypatch):
     make_run(tmp_path)
-    monkeypatch.setattr(report_figures, "EMBEDDED", 5000)
+    monkeypatch.setattr(figures, "EMBEDDED", 5000)
     _, page, _ = report()
     beside = [image["src"] for image in page.all("img") if not image["src"].startswith("data:")]
     assert 0 < len(beside) < len(page.all("img"))
@@ -173,7 +173,7 @@ def test_too_many_pictures_lie_beside_the_page(tmp_path, report, monkeypatch):
 
 def test_large_pictures_are_reduced(tmp_path, report, monkeypatch):
     make_run(tmp_path, images=("a",))
-    monkeypatch.setattr(report_figures, "LARGEST_SIDE", 20)
+    monkeypatch.setattr(figures, "LARGEST_SIDE", 20)
     _, page, _ = report()
     (tmp_path / "shown.png").write_bytes(base64.b64decode(page.all("img")[0]["src"].partition(",")[2]))
     assert Image.open(tmp_path / "shown.png").size == (20, 20)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from util.markup import Markup, element
-from util.report_figures import fixed_crop, round_numbers, step_ticks, telling_crop
-from util.report_tables import COLUMNS, digits
+from util.report.figures import fixed_crop, round_numbers, step_ticks, telling_crop
+from util.report.markup import Markup, element
+from util.report.tables import COLUMNS, digits
 
 
 def test_the_crop_lies_where_methods_differ_most():

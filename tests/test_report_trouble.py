@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import picture
 from tests.report_pages import make_run
-from util.report import main
+from util.report.__main__ import main
 
 
 def test_the_policy_allows_the_own_script_and_no_other(tmp_path, report):

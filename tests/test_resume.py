@@ -17,11 +17,11 @@ import yaml
 from tests.command_line import FOLDER, arguments, contents
 from tests.helpers import picture
 from util.checkpoint import fingerprint
-from util.config import REPOSITORY
+from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.lock import SILENCE_SECONDS, FolderLock
-from util.run_files import TEMPORARY_FILE
+from util.run.layout import TEMPORARY_FILE
+from util.run.lock import SILENCE_SECONDS, FolderLock
 
 KILLS = 20
 DRIVER = """
@@ -181,7 +181,7 @@ def test_without_locks_of_the_file_system_the_process_decides(tmp_path, monkeypa
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("util.lock.fcntl.flock", refuse)
+    monkeypatch.setattr("util.run.lock.fcntl.flock", refuse)
     dead = subprocess.Popen(["true"])
     dead.wait()
     for pid, free in ((os.getppid(), False), (dead.pid, True)):

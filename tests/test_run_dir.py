@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from tests.run_folders import open_run, outcome, read_rows, save
-from util.compute_metric import Scores
 from util.img_utils import load_image
+from util.metrics.scores import Scores
 
 COLUMNS = ["image", "sample", "psnr", "ssim", "lpips_vgg", "psnr_input", "ssim_input", "distance", "seconds",
            "chi_square"]

@@ -6,12 +6,11 @@ import os
 import pytest
 import torch
 
+from guided_diffusion.restoration.catalogue import annotated
 from tests.run_folders import open_run, save
+from util.config.yaml_text import dump_yaml, flow, parse_yaml, set_values
 from util.errors import UserError
-from util.run_config import RunConfig
-from util.safe_yaml import dump_yaml, flow, parse_yaml
-from util.settings import annotated
-from util.yaml_text import set_values
+from util.run.config_file import RunConfig
 
 ODD = [
     "a\x85b", "a\u2028b", "a\u2029", "\u2028", "tab\there", "\t", 'say "x"', "it's", "# none", "a #b", "a: b", "a:",

@@ -12,11 +12,11 @@ from PIL import Image
 
 from data.dataloader import get_dataloader, get_dataset
 from guided_diffusion.condition_methods import ConditioningMethod
-from guided_diffusion.planning import DEFAULT_BATCH_PIXELS, default_entries
-from util.compute_metric import Scores
+from guided_diffusion.restoration.plan import DEFAULT_BATCH_PIXELS, default_entries
 from util.img_utils import save_map
-from util.metrics_table import MEAN, Outcome, spread, standard_deviation
-from util.run_dir import RunDirectory
+from util.metrics.scores import Scores
+from util.run.directory import RunDirectory
+from util.run.table import MEAN, Outcome, spread, standard_deviation
 
 
 def outcomes(samples: torch.Tensor) -> list[Outcome]:

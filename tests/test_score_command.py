@@ -11,10 +11,11 @@ import torch
 
 from tests.fake_weights import write_alexnet, write_inception, write_vgg16
 from tests.scored_images import image, noisy, read
-from util.compute_metric import PER_IMAGE, main, psnr, ssim
+from util.compute_metric import main
 from util.img_utils import load_image, save_image
-from util.perceptual import frechet_distance, kernel_distance
-from util.weights import ALEXNET, INCEPTION, VGG16
+from util.metrics.perceptual import frechet_distance, kernel_distance
+from util.metrics.scores import PER_IMAGE, psnr, ssim
+from util.metrics.weights import ALEXNET, INCEPTION, VGG16
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -159,7 +160,7 @@ def test_a_mistake_ends_with_one_line_and_status_2(folders, monkeypatch, capsys,
 
 def test_all_metrics_from_a_folder_of_weights(folders, tmp_path, capfd, monkeypatch):
     """The real loading code and the real networks, on small files of the published names and shapes."""
-    monkeypatch.setattr("util.compute_metric.frechet_distance", lambda real, restored: float(real.shape[1]))   # quick
+    monkeypatch.setattr("util.metrics.comparison.frechet_distance", lambda real, restored: float(real.shape[1]))   # quick
     for write, file in ((write_vgg16, VGG16), (write_alexnet, ALEXNET), (write_inception, INCEPTION)):
         (tmp_path / "weights").mkdir(exist_ok=True)
         write(tmp_path / "weights" / file.name)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tests.scored_images import image, noisy, read
-from util.compute_metric import Metrics, main
+from util.compute_metric import main
 from util.img_utils import save_image
-from util.metrics_table import Outcome
-from util.run_dir import RunDirectory
+from util.metrics.scores import Metrics
+from util.run.directory import RunDirectory
+from util.run.table import Outcome
 
 pytestmark = pytest.mark.usefixtures("offline")
 

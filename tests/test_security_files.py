@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from data.dataloader import ImageFolder, get_dataloader
+from guided_diffusion.benchmark.runs import FORGET_PEAK
 from tests.helpers import picture
 from tests.hostile import Within
 from tests.png_files import chunk, png
 from util import img_utils
 from util.arrays import read_array
-from util.benchmark_runs import FORGET_PEAK
 from util.errors import UserError
 from util.img_utils import load_image
-from util.measurement_files import read_measurement
+from util.run.measurements import read_measurement
 
 
 @pytest.mark.skipif(not os.access(FORGET_PEAK, os.W_OK), reason="the peak of memory cannot be set back here")
@@ -119,7 +119,7 @@ def archive(path: Path, **members: bytes) -> None:
 
 
 def test_measurements_that_unpack_to_more_than_they_should_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("util.measurement_files.LARGEST_CONTENT", 10 ** 6)
+    monkeypatch.setattr("util.run.measurements.LARGEST_CONTENT", 10 ** 6)
     archive(tmp_path / "a.npz", y=npy((2 * 10 ** 6,), content=bytes(8 * 10 ** 6)))
     with Within(2, 32), pytest.raises(UserError, match="unpacks to more than"):
         read_measurement(tmp_path / "a.npz")

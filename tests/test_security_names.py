@@ -8,9 +8,9 @@ from data.dataloader import ImageFolder
 from tests.helpers import picture
 from tests.hostile import open_run, save
 from util.errors import UserError, printable
-from util.lock import FolderLock
-from util.measurement_files import MeasurementFolder
-from util.metrics_table import COLUMNS, Row
+from util.run.lock import FolderLock
+from util.run.measurements import MeasurementFolder
+from util.run.table import COLUMNS, Row
 
 NAMES = ["plain", "..", "...", "-rf", "--help", "a b", "<script>alert(1)<", "new\nline", "\x1b[2Jclear", "tab\t",
          "e\u0301", "日本語", "\u202egnp", "a" * 251, "ü" * 125, "😀" * 62, "%2e%2e%2f", "$(touch mark)",

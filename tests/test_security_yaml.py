@@ -5,10 +5,10 @@ import pytest
 import sample_condition
 from tests.command_line import arguments
 from tests.hostile import Within
-from util import safe_yaml
-from util.config import read_yaml
+from util.config import yaml_text
+from util.config.config import read_yaml
+from util.config.yaml_text import parse_yaml
 from util.errors import UserError
-from util.safe_yaml import parse_yaml
 
 
 def laughs(levels: int, width: int = 9) -> str:
@@ -33,7 +33,7 @@ def test_yaml_bombs_are_refused(tmp_path, text):
 
 
 def test_long_files_are_refused_whatever_is_in_them(monkeypatch):
-    monkeypatch.setattr(safe_yaml, "MOST_VALUES", 100)
+    monkeypatch.setattr(yaml_text, "MOST_VALUES", 100)
     assert parse_yaml("[" + "1, " * 99 + "]") == [1] * 99
     for text in ("[" + "1, " * 100 + "]", "a: " + "x" * 10_000):
         with pytest.raises(ValueError, match="more than 100 values"):

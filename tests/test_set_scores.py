@@ -11,8 +11,9 @@ from tests.fake_weights import write_inception
 from tests.helpers import picture
 from util import compute_metric
 from util.errors import UserError
-from util.perceptual import EXTRACTOR
-from util.weights import INCEPTION
+from util.metrics import comparison
+from util.metrics.perceptual import EXTRACTOR
+from util.metrics.weights import INCEPTION
 
 FOLDER = Path("results/super_resolution/dpps")
 
@@ -47,7 +48,7 @@ def test_what_is_lacking_is_left_out_and_counted(run, tiny_inception, monkeypatc
     for i in range(6):
         picture(Path(f"photos/{i}.png"), i)
     Path("photos/broken.png").write_text("no image")
-    restore, load = ConditioningMethod.restore, compute_metric.load_image
+    restore, load = ConditioningMethod.restore, comparison.load_image
 
     def diverging(self, model, sampler, measurement, randomness, after_step):
         restored = restore(self, model, sampler, measurement, randomness, after_step)
@@ -60,7 +61,7 @@ def test_what_is_lacking_is_left_out_and_counted(run, tiny_inception, monkeypatc
         return load(path)
 
     monkeypatch.setattr(ConditioningMethod, "restore", diverging)
-    monkeypatch.setattr(compute_metric, "load_image", unreadable)
+    monkeypatch.setattr(comparison, "load_image", unreadable)
     status, out, err = run("--fid", "--data", "photos", "--batch_size", "2")
     assert status == 1 and "recon/4.png" in err
     found = summary()
@@ -86,7 +87,7 @@ def test_without_weights_the_scores_are_empty_and_the_reason_is_said_once(run):
 def test_weights_are_those_of_the_folder(run, monkeypatch):
     Path("weights").mkdir()
     write_inception(Path("weights") / INCEPTION.name)
-    monkeypatch.setattr(compute_metric, "frechet_distance", lambda real, restored: float(real.shape[1]))    # quick
+    monkeypatch.setattr(comparison, "frechet_distance", lambda real, restored: float(real.shape[1]))    # quick
     status, _, err = run("--fid", "--weights_dir", "weights")
     assert status == 0 and "left out: LPIPS (vgg), LPIPS (alex), as" in err
     found = summary()

@@ -7,12 +7,11 @@ import yaml
 
 import sample_condition
 from data.dataloader import DATASETS
-from guided_diffusion.choices import METHODS, resolved_config
 from guided_diffusion.gaussian_diffusion import SAMPLERS
 from guided_diffusion.measurements import NOISES, OPERATORS
-from util.config import REPOSITORY, leaves, load_config, read_yaml
-from util.registry import REQUIRED, Registry, defaults
-from util.settings import annotated, catalogue, flow
+from guided_diffusion.restoration.catalogue import METHODS, annotated, catalogue, flow, resolved_config
+from util.config.config import REPOSITORY, leaves, load_config, read_yaml
+from util.config.registry import REQUIRED, Registry, defaults
 
 TASKS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").glob("*_config.yaml")
                if "measurement" in read_yaml(path))

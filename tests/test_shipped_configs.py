@@ -10,9 +10,9 @@ from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import OPERATORS, get_noise, get_operator
 from guided_diffusion.unet import create_model
-from util.config import REPOSITORY, Config, load_config, read_yaml
+from util.config.config import REPOSITORY, Config, load_config, read_yaml
+from util.config.registry import check_arguments
 from util.errors import UserError
-from util.registry import check_arguments
 from util.seeding import ImageRandomness
 
 CONFIGS = REPOSITORY / "configs"

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, ConditioningMethod, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.tiling import PaddedPrior, TiledPrior
+from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
 from guided_diffusion.unet_blocks import ResBlock
 from tests.guided_steps import LINEAR

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from util import statistics
-from util.statistics import bootstrap_interval, describe
+from util.metrics import statistics
+from util.metrics.statistics import bootstrap_interval, describe
 
 
 def names(n):

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import conv2d
 
-from guided_diffusion.analytic_prior import AnalyticPrior, GaussianPrior
 from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.tiling import PaddedPrior, TiledPrior, reflect
+from guided_diffusion.priors.analytic import AnalyticPrior, GaussianPrior
+from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior, reflect
 from util.errors import UserError
 from util.seeding import ImageRandomness
 

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 import sample_condition
-from guided_diffusion.gathering import likely_cause
+from guided_diffusion.restoration.gather import likely_cause
+from guided_diffusion.restoration.monitor import CHECK_EVERY
 from tests.command_line import arguments, contents, rows
 from tests.helpers import picture
 from util import memory
-from util.config import REPOSITORY
+from util.config.config import REPOSITORY
 from util.memory import BatchSize, is_out_of_memory, keep_freed_memory
-from util.monitor import CHECK_EVERY
 
 FOLDER = Path("results/super_resolution/dpps")
 

@@ -1,4 +1,4 @@
-"""`python -m util.tune`: the command on classical methods, and the task file that keeps its comments."""
+"""`python -m guided_diffusion.tune`: the command on classical methods, and the task file that keeps its comments."""
 
 import csv
 import re
@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 import sample_condition
-from util import table_run, tune
-from util.config import REPOSITORY, ConfigLoader, read_yaml
-from util.yaml_text import assign, set_values
+from guided_diffusion.tune import __main__ as tune
+from util.config.config import REPOSITORY, ConfigLoader, read_yaml
+from util.config.yaml_text import assign, set_values
+from util.reproduce_table import job
 
 SHIPPED = sorted(REPOSITORY.glob("configs/*_config.yaml"))
 TASK = """\
@@ -156,12 +157,12 @@ def test_an_interrupted_grid_continues(run, interrupted):
 
 
 def test_a_point_that_fails_leaves_the_others(run, monkeypatch):
-    working = table_run.launch
+    working = job.launch
 
     def failing(command, *arguments):
         return working(command, *arguments) if "weight=0.01" in " ".join(command) else (2, ["error: no such thing"])
 
-    monkeypatch.setattr(table_run, "launch", failing)
+    monkeypatch.setattr(job, "launch", failing)
     status, out, err = run("--limit", "1")
     assert status == 1 and "2 of 3 points went wrong" in err
     assert out.count("FAILED: no such thing") == 2

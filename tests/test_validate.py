@@ -29,7 +29,7 @@ from guided_diffusion.validate import (
 from tests.helpers import fill_network
 from util.errors import UserError
 from util.img_utils import load_image, save_image
-from util.statistics import describe
+from util.metrics.statistics import describe
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule.create("linear", 1000)

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from util.command import user_path
 from util.errors import UserError
 from util.img_utils import FORMATS
-from util.user_path import user_path
 
 LARGEST_PICTURE = 2 ** 26                           # pixels
 

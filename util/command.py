@@ -1,21 +1,28 @@
-"""What the commands of this project share: how they read their arguments, where they compute, and how they end."""
+"""What the commands of this project share: arguments, paths as a user types them, where they compute, how they end."""
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-
-import torch
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 from util.errors import UserError, did_you_mean
 from util.logger import get_logger
 from util.memory import keep_freed_memory
 
+if TYPE_CHECKING:
+    import torch
+
 MOST_SAMPLES = 10_000                               # posterior samples per image
+SHOWN = 60                                          # characters of a path in a message
 
 # Of the network; all else is float32. tf32 is float32, but for the products of all convolutions on GPUs that have it.
-PRECISIONS = {"tf32": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-DEFAULT_PRECISION = "tf32"
+PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
+DEFAULT_PRECISION = PRECISIONS[0]
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,8 +94,10 @@ def at_most(most: int) -> Callable[[str], int]:
     return number
 
 
-def choose_device(gpu: int | None) -> torch.device:
+def choose_device(gpu: int | None) -> "torch.device":
     """GPU `gpu`; when None, GPU 0 or else the CPU. UserError for a GPU that is not there."""
+    import torch  # takes seconds, which --help and mistakes need not wait for
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu is None:
         return torch.device("cuda:0" if count else "cpu")
@@ -96,3 +105,91 @@ def choose_device(gpu: int | None) -> torch.device:
         found = f"the GPUs are 0 to {count - 1}" if count else "no GPU is found here; leave --gpu out for the CPU"
         raise UserError(f"--gpu {gpu}: {found}")
     return torch.device(f"cuda:{gpu}")
+
+
+def user_path(path: str | Path) -> Path:
+    """The path that a user typed, with ~ for a home folder; nothing need be there.
+
+    Raises:
+        UserError: no system call takes it: it is too long, holds a NUL, or ~ names nobody.
+    """
+    try:
+        expanded = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(expanded)
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = str(path) if len(str(path)) <= SHOWN else f"{str(path)[:SHOWN]}..."
+        raise UserError(f"'{shown}' is no path: {getattr(error, 'strerror', None) or error}") from None
+    return expanded
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder of `--out`, which need not be there; UserError if nothing can be written there."""
+    folder = user_path(path)
+    _require_writable(folder, path)
+    return folder
+
+
+def output_file(path: str | Path, example: str) -> Path:
+    """The file of `--out`, which may be there; UserError if it is a folder or cannot be written.
+
+    Args:
+        example: a file name, for messages.
+    """
+    file = user_path(path)
+    if file.is_dir():
+        raise UserError(f"--out {path} is a folder, expected a file such as {example}")
+    _require_writable(file.parent, path)
+    return file
+
+
+def _require_writable(folder: Path, path: str | Path) -> None:
+    try:
+        with TemporaryFile(dir=next(place for place in (folder, *folder.absolute().parents) if place.exists())):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror or error}; choose another place") from None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler wants the machine back, or torchrun ends the run because a process of it has died."""
+
+
+def end_at_once() -> None:
+    """From now on SIGINT ends the process with status 130 and a line, whatever it does."""
+    signal.signal(signal.SIGINT, _end)
+
+
+def catch_signals() -> None:
+    """From now on SIGINT raises KeyboardInterrupt and SIGTERM `Terminated`, the first that comes and no other.
+
+    Shells start background jobs with SIGINT ignored; it counts nevertheless.
+    """
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """SIGINT and SIGTERM that come within the block are acted on at its end. For the main thread alone."""
+    come: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: come.append(number))
+                for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in come[:1]:
+        signal.raise_signal(number)
+
+
+def _end(_number: int, _frame: object) -> None:
+    os.write(2, b"error: interrupted before the first image\n")
+    os._exit(130)
+
+
+def _stop(number: int, _frame: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # torchrun sends SIGTERM after an interrupt
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

@@ -6,8 +6,6 @@ import platform
 from collections.abc import Callable
 from functools import cache
 
-import torch
-
 from util.errors import UserError
 from util.logger import get_logger
 
@@ -20,6 +18,8 @@ INT_MAX = 2 ** 31 - 1
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception says that the GPU, or the machine, has no memory left."""
+    import torch  # here, so that --help need not wait for it
+
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
@@ -52,6 +52,8 @@ def return_freed_memory() -> None:
 
 def free_memory() -> None:
     """Give back what nobody holds any more."""
+    import torch
+
     gc.collect()
     return_freed_memory()
     if torch.cuda.is_available():

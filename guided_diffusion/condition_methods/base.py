@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler, Step
-from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import CONDITIONING_METHODS, Method, register_conditioning_method
 from util.seeding import ImageRandomness
 

@@ -11,7 +11,8 @@ from guided_diffusion.condition_methods.base import ConditioningMethod, register
 from guided_diffusion.condition_methods.guidance import Likelihood, get_guidance
 from guided_diffusion.condition_methods.step_size import StepSchedule
 from guided_diffusion.gaussian_diffusion import Sampler, Step
-from guided_diffusion.measurements.base import LinearOperator, Measurement, Noise, Operator
+from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
+from guided_diffusion.measurements.measurement import Measurement
 from util.seeding import ImageRandomness
 
 CHUNK_ELEMENTS = 2 ** 25                            # of candidates scored at once: 128 MiB per float32 tensor

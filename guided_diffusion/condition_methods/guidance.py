@@ -10,8 +10,9 @@ from torch import Tensor
 from guided_diffusion.condition_methods.base import grad_and_value
 from guided_diffusion.condition_methods.step_size import StepSchedule, StepSize
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import LinearOperator, Measurement, Noise, Operator
-from guided_diffusion.measurements.iterative import column, damped_inverse, dot
+from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
+from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot
+from guided_diffusion.measurements.measurement import Measurement
 from util.errors import UserError
 
 Likelihood = Literal["point", "gaussian"]

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, register_conditioning_method
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.measurements.measurement import Measurement
 
 
 @register_conditioning_method("vanilla")

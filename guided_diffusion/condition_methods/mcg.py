@@ -10,7 +10,7 @@ from guided_diffusion.condition_methods.base import (
 )
 from guided_diffusion.condition_methods.step_size import StepSize
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.measurements.measurement import Measurement
 
 
 @register_conditioning_method("mcg")

@@ -6,7 +6,8 @@ from guided_diffusion.condition_methods.base import ConditioningMethod, grad_and
 from guided_diffusion.condition_methods.guidance import Likelihood, get_guidance
 from guided_diffusion.condition_methods.step_size import StepSchedule, StepSize
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Measurement, Noise, Operator
+from guided_diffusion.measurements.base import Noise, Operator
+from guided_diffusion.measurements.measurement import Measurement
 
 
 @register_conditioning_method("ps")

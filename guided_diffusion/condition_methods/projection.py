@@ -8,7 +8,7 @@ from guided_diffusion.condition_methods.base import (
     register_conditioning_method,
 )
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.measurements.measurement import Measurement
 
 
 @register_conditioning_method("projection")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Measurement, Noise
+from guided_diffusion.measurements.base import Noise
+from guided_diffusion.measurements.measurement import Measurement
 from util.errors import UserError
 
 StepSchedule = Literal["constant", "linear", "exponential", "inverse_variance"]

@@ -20,7 +20,6 @@ from guided_diffusion.measurements.base import (
     NOISES,
     OPERATORS,
     LinearOperator,
-    Measurement,
     Noise,
     Operator,
     get_noise,
@@ -29,6 +28,7 @@ from guided_diffusion.measurements.base import (
     register_operator,
     require_linear,
 )
+from guided_diffusion.measurements.measurement import Measurement
 
 __all__ = [
     "NOISES", "OPERATORS", "LinearOperator", "Measurement", "Noise", "Operator", "blur", "colorization", "composite",

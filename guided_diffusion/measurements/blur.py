@@ -12,13 +12,13 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.kernels import gaussian_kernel, motion_kernel, reflected_filter_matrix
 from util.arrays import read_array
+from util.command import user_path
 from util.errors import UserError
-from util.kernels import gaussian_kernel, motion_kernel, reflected_filter_matrix
 from util.logger import get_logger
 from util.resizer import apply_matrices
 from util.seeding import ImageRandomness
-from util.user_path import user_path
 
 logger = get_logger()
 
@@ -168,7 +168,7 @@ def _fold(x: Tensor, radius: int, dim: int) -> Tensor:
 
 @register_operator("gaussian_blur")
 class GaussianBlurOperator(Blur):
-    """Gaussian blur of standard deviation `intensity` pixels; the kernel is util.kernels.gaussian_kernel.
+    """Gaussian blur of standard deviation `intensity` pixels; see `kernels.gaussian_kernel`.
 
     The kernel is the product of two profiles and each axis is extended by itself, so A x = G_h x G_w^T, whose
     singular values are the products of the axes': A^+ has a closed form.
@@ -234,7 +234,7 @@ def _gaussian_svd(kernel_size: int, intensity: float, side: int, dtype: torch.dt
 
 @register_operator("motion_blur")
 class MotionBlurOperator(Blur):
-    """Camera shake: every image has a random kernel of its own, util.kernels.motion_kernel.
+    """Camera shake: every image has a random kernel of its own, guided_diffusion.measurements.kernels.motion_kernel.
 
     `intensity` is 0 (a straight stroke) to 1 (a long, shaky one).
     """

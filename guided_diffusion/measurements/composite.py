@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.measurements.base import OPERATORS, LinearOperator, Operator, register_operator
+from util.config.registry import fits
 from util.errors import UserError
-from util.registry import fits
 from util.seeding import ImageRandomness
 
 

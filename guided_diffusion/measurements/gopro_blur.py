@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guided_diffusion.measurements.base import Operator, register_operator
+from guided_diffusion.measurements.kernels import motion_path
 from util.errors import UserError
-from util.kernels import motion_path
 from util.seeding import ImageRandomness
 
 GAMMA = 2.2                                         # of the camera response b(v) = v^(1/2.2)
@@ -18,7 +18,7 @@ class GoproBlurOperator(Operator):
     """A(x) = 2 b(1/M sum_i S_i b^-1((x + 1)/2)) - 1 with b(v) = v^(1/2.2) (DPS, eq. 56), the GoPro data's model.
 
     The frames S_i are the image shifted (bilinear) to M points, equally far apart along a random path of one's own per
-    image, util.kernels.motion_path; (B, C, H, W) -> the same, [-1, 1] -> [-1, 1]. Beyond its border the image is
+    image, see `kernels.motion_path`; (B, C, H, W) -> the same, [-1, 1] -> [-1, 1]. Beyond its border the image is
     reflected without repeating the edge pixel. Light is not negative: x below -1 counts as -1. In u = (x + 1)/2 a
     pixel is a mean in the 2.2-norm, so where all its frames are black it has the subgradient 0, which is used.
 

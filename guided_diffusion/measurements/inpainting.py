@@ -6,10 +6,10 @@ from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
 from util.arrays import read_array
+from util.command import user_path
+from util.config.registry import check_arguments
 from util.errors import UserError, did_you_mean
-from util.registry import check_arguments
 from util.seeding import ImageRandomness
-from util.user_path import user_path
 
 NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
          "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}

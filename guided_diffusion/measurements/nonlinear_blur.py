@@ -5,7 +5,7 @@ from torch import Tensor
 from guided_diffusion.measurements.base import Operator, register_operator
 from guided_diffusion.measurements.kernel_wizard import CODE_CHANNELS, ENCODER, STRIDE, KernelWizard
 from util.checkpoint import load_state_dict
-from util.config import find_file, read_yaml
+from util.config.config import find_file, read_yaml
 from util.errors import UserError
 from util.seeding import ImageRandomness
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from data.dataloader import ARRAY_SUFFIX, Batch, ImageDataset
-from guided_diffusion.measurements.base import Measurement, Noise, Operator
+from guided_diffusion.measurements.base import Noise, Operator
+from guided_diffusion.measurements.measurement import Measurement
 from util.checkpoint import fingerprint
 from util.errors import UserError
 from util.logger import get_logger
-from util.measurement_files import MeasurementFolder, StoredMeasurement
+from util.run.measurements import MeasurementFolder, StoredMeasurement
 from util.seeding import ImageRandomness
 
 COLOURS = 3

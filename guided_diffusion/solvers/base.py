@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler
-from guided_diffusion.measurements.base import Measurement
+from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import Method
 from util.seeding import ImageRandomness
 

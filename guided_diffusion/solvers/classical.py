@@ -13,9 +13,10 @@ from skimage.restoration import (
 )
 from torch import Tensor
 
-from guided_diffusion.measurements.base import LinearOperator, Measurement, Noise, Operator
+from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
 from guided_diffusion.measurements.blur import Blur
 from guided_diffusion.measurements.inpainting import InpaintingOperator
+from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import CONDITIONING_METHODS, register_conditioning_method
 from guided_diffusion.solvers.base import ClassicalRestorer, to_arrays
 from util.errors import UserError

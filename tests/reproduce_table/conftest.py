@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from guided_diffusion.unet import create_model
-from util import reproduce_table
+from util.reproduce_table import __main__ as reproduce_table
 
 MODEL = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1", "learn_sigma": True,
          "attention_resolutions": "", "num_heads": 1, "use_scale_shift_norm": True}

@@ -8,11 +8,12 @@ import yaml
 from PIL import Image
 
 from tests.reproduce_table.conftest import read_csv
-from util import reproduce_table, table_report
-from util.paper_table import METRICS, load_table
-from util.table_report import Entry, Score, evaluate, score
-from util.table_run import Job, Options
-from util.weights import INCEPTION
+from util.metrics.weights import INCEPTION
+from util.reproduce_table import __main__ as reproduce_table
+from util.reproduce_table import text
+from util.reproduce_table.job import Job, Options
+from util.reproduce_table.spec import METRICS, load_table
+from util.reproduce_table.text import Entry, Score, evaluate, score
 
 
 def test_a_table_is_run_and_stands_beside_the_paper(run, in_process):
@@ -68,7 +69,7 @@ def test_fid_is_of_the_saved_images(run, tree, in_process, monkeypatch):
         def features(self, x):
             return x.mean(dim=(1, 2))               # (3, H, W) -> (3,)
 
-    monkeypatch.setattr(table_report, "_features", lambda gpu, weights_dir: Colours())
+    monkeypatch.setattr(text, "_features", lambda gpu, weights_dir: Colours())
     tree["metrics"] = ["fid"]
     Path("weights").mkdir()
     (Path("weights") / INCEPTION.name).touch()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from util.errors import UserError
-from util.paper_table import load_table
+from util.reproduce_table.spec import load_table
 
 
 @pytest.mark.parametrize("keys, value, words", [

@@ -10,10 +10,11 @@ import yaml
 
 import sample_condition
 from tests.reproduce_table.conftest import MODEL, read_csv
-from util import reproduce_table, table_run
-from util.paper_table import Run, load_table
-from util.table_report import score
-from util.table_run import Job, Options
+from util.reproduce_table import __main__ as reproduce_table
+from util.reproduce_table import job
+from util.reproduce_table.job import Job, Options
+from util.reproduce_table.spec import Run, load_table
+from util.reproduce_table.text import score
 
 
 def test_what_is_there_is_not_run_again_and_more_images_are_added(run, in_process):
@@ -127,7 +128,7 @@ def test_a_process_is_read_line_by_line_and_interrupted_with_us(tmp_path):
     code = ("import sys; sys.stderr.write('\\rRestoring: 30%| 3/10 [00:01]\\rRestoring: 40%| 4/10 [00:01]\\n');"
             "print('warning: hot'); print('error: no luck'); sys.exit(2)")
     steps, log = [], []
-    status, lines = table_run.launch([sys.executable, "-c", code], lambda *s: steps.append(s), log.append)
+    status, lines = job.launch([sys.executable, "-c", code], lambda *s: steps.append(s), log.append)
     assert (status, steps, sorted(lines)) == (2, [(3, 10), (4, 10)], ["error: no luck", "warning: hot"])
     assert sorted(log) == sorted(lines)
 
@@ -138,7 +139,7 @@ def test_a_process_is_read_line_by_line_and_interrupted_with_us(tmp_path):
     waiting = ("import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler);"
                f"sys.stderr.write('1/2 [x]\\n'); sys.stderr.flush(); time.sleep(60); open({str(witness)!r}, 'w')")
     with pytest.raises(KeyboardInterrupt):
-        table_run.launch([sys.executable, "-c", waiting], stop)
+        job.launch([sys.executable, "-c", waiting], stop)
     assert not witness.exists()
 
 

@@ -1,0 +1,1 @@
+"""What a restoration costs: `python -m guided_diffusion.benchmark`."""

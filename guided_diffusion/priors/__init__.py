@@ -1,0 +1,1 @@
+"""Priors: whatever answers model(x_t, t)."""

@@ -1,0 +1,1 @@
+"""What a run of sample_condition.py is made of."""

@@ -1,0 +1,120 @@
+"""From the configuration to the parts of a run: named things, the source of measurements, the network."""
+
+import json
+from collections.abc import Sequence
+from shlex import quote
+
+from data.dataloader import DATASETS, LARGEST_SIDE
+from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
+from guided_diffusion.measurements import NOISES, OPERATORS, Noise
+from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
+from guided_diffusion.method import Method
+from guided_diffusion.priors.load import find_checkpoint
+from guided_diffusion.restoration.catalogue import METHODS
+from guided_diffusion.restoration.restore import Task
+from guided_diffusion.unet import create_model
+from util.config.config import Choice, Config
+from util.config.registry import Registry, check_arguments, defaults
+from util.errors import UserError
+from util.logger import get_logger
+from util.run.measurements import MeasurementFolder
+
+logger = get_logger()
+
+
+def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFolder | None = None,
+               chosen: bool = False) -> Task:
+    """Build all but the network, and check that the parts fit each other and the network.
+
+    Args:
+        overrides: the changes of --set, for advice.
+        folder: measurements to restore in place of the task's.
+        chosen: whether the command line names the images, so that they must be there.
+
+    Raises:
+        UserError: whatever is wrong in the configuration or the data.
+    """
+    sampler, noiser, method = build_parts(config, overrides)
+    operator = build_named(OPERATORS, config.operator, "measurement.operator.name", overrides)
+    method.check(operator, noiser)
+    if method.needs_prior:
+        find_checkpoint(config)
+        if config.model.get("class_cond", False) and config.model.get("class_label") is None:
+            raise UserError("model config: class_cond is true, but class_label is missing; set it to the class to "
+                            "restore with (0 to 999)")
+    source = build_source(config, folder, overrides, chosen)
+    source.check(operator, noiser)
+    return Task(source, operator, noiser, sampler, method)
+
+
+def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Noise, Method]:
+    """The parts that read no file: sampler, noise model and method. The network's parameters are checked.
+
+    Args:
+        overrides: the changes of --set, for advice.
+
+    Raises:
+        UserError: a name or a parameter is wrong.
+    """
+    check_arguments(create_model, config.model, "model config")
+    check_arguments(create_sampler, config.diffusion, "diffusion config")
+    sampler = create_sampler(**config.diffusion)
+    sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
+    noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
+    return sampler, noiser, build_named(METHODS, config.conditioning, "conditioning.method", overrides)
+
+
+def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
+    """Build a named thing of the configuration.
+
+    Args:
+        path: where its name stands, such as "conditioning.method".
+        overrides: the changes of --set, for advice.
+
+    Raises:
+        UserError: there is no such thing, or its parameters are wrong.
+    """
+    try:
+        return registry.build(choice.name, **choice.params)
+    except UserError as error:
+        renamed = any(override.partition("=")[0].strip() == path for override in overrides)
+        if not renamed or choice.name not in registry or not choice.params:
+            raise
+        section, known = path.rpartition(".")[0], defaults(registry[choice.name])
+        fitting = {key: value for key, value in choice.params.items() if key in known}
+        fitting = {} if fitting == choice.params else fitting               # then a value is wrong, not a name
+        remedies = [f"{section}.params={json.dumps(fitting)}" if section == "conditioning" else
+                    f"{section}={{name: {choice.name}}}"]
+        remedies += ["measurement.mask_opt=null"] if "mask_opt" in choice.params else []
+        raise UserError(f"{error}. The task file's parameters ({', '.join(choice.params)}) still apply; "
+                        f"replace them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
+
+
+def build_source(config: Config, folder: MeasurementFolder | None, overrides: Sequence[str], chosen: bool) -> Source:
+    """Where the measurements come from: clean images, photographs that are already degraded, or `folder`.
+
+    Args:
+        folder: saved measurements.
+        chosen: whether the command line names the images, so that they must be there.
+
+    Raises:
+        UserError: the images cannot be had.
+    """
+    try:
+        dataset = build_named(DATASETS, config.data, "data.name", overrides)
+    except UserError as error:
+        if folder is None or chosen:
+            raise
+        logger.warning(f"the measurements are restored without ground truth: {error}")
+        return Stored(folder)
+    if folder is not None:
+        return Stored(folder, None if dataset.observed else dataset)
+    usual_size = config.model["image_size"]
+    if not 1 <= usual_size <= LARGEST_SIDE:
+        raise UserError(f"model config: image_size is {usual_size}, expected 1 to {LARGEST_SIDE}")
+    if dataset.observed:
+        return Observed(dataset, usual_size)
+    dataset.image_size = dataset.image_size or usual_size
+    return Simulated(dataset)
+
+

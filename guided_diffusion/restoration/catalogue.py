@@ -1,0 +1,119 @@
+"""The settings of a run for a reader: what a configuration may name, and what one has become, with the origin of each
+value."""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Collection, Mapping
+
+import guided_diffusion.condition_methods
+import guided_diffusion.solvers
+from data.dataloader import DATASETS
+from guided_diffusion.gaussian_diffusion import SAMPLERS, create_sampler
+from guided_diffusion.measurements import NOISES, OPERATORS
+from guided_diffusion.unet import create_model
+from util.config.config import Config, Key, leaves
+from util.config.registry import REQUIRED, Registry, annotations, check_arguments, defaults, describe
+from util.config.yaml_text import flow
+
+WIDTH = 110                                         # columns of the list
+FURTHEST_COMMENT = 60                               # column in which comments stand, unless a value needs more
+METHODS = guided_diffusion.condition_methods.CONDITIONING_METHODS       # the solvers are in it, too
+
+
+def list_choices() -> str:
+    """Everything that a configuration may name, with parameters and defaults."""
+    samplers = "samplers (diffusion.sampler)"
+    return catalogue({
+        "operators (measurement.operator)": OPERATORS, "noises (measurement.noise)": NOISES,
+        "methods (conditioning.method; parameters in conditioning.params)": METHODS,
+        "datasets (data)": DATASETS, samplers: SAMPLERS, "reverse process (--diffusion_config)": create_sampler,
+        "prior (--model_config)": create_model}, names_only=[samplers])
+
+
+def resolved_config(config: Config, options: Mapping[str, tuple[object, str]]) -> str:
+    """The configuration as YAML, with defaults, and the origin of each value as a comment.
+
+    Args:
+        options: settings of the command line, name -> (value, origin).
+
+    Raises:
+        UserError: an unknown name or parameter, or a value of the wrong type.
+    """
+    return complete(config, {
+        ("model",): create_model, ("diffusion",): create_sampler,
+        ("conditioning", "params"): METHODS[config.conditioning.name],
+        ("data",): DATASETS[config.data.name],
+        ("measurement", "operator"): OPERATORS[config.operator.name],
+        ("measurement", "noise"): NOISES[config.noise.name]}, options)
+
+
+def complete(config: Config, builders: Mapping[Key, Callable], more: Mapping[str, tuple[object, str]]) -> str:
+    """The configuration as YAML, with the defaults of everything that is not set, and origins as comments.
+
+    Args:
+        builders: section -> class or function that is built with its values.
+        more: settings outside the three files, name -> (value, origin).
+
+    Raises:
+        UserError: a section holds an unknown key, lacks one, or has a value of the wrong type.
+    """
+    tree, origins = config.as_dict(), dict(config.origins)
+    for path, builder in builders.items():
+        section = tree
+        for name in path:
+            section = section[name]
+        named = "name" in section and "name" not in defaults(builder)
+        check_arguments(builder, {key: value for key, value in section.items() if not (named and key == "name")},
+                        ".".join(path))
+        for name, default in defaults(builder).items():
+            if name not in section:
+                section[name] = list(default) if isinstance(default, tuple) else default
+                origins[(*path, name)] = "default"
+    for name, (value, origin) in more.items():
+        tree[name], origins[(name,)] = value, origin
+    return annotated(tree, origins)
+
+
+def annotated(tree: dict[str, object], origins: Mapping[Key, str]) -> str:
+    """A tree as YAML, a value per line, each with its origin as a comment; comments are aligned."""
+    lines: list[tuple[str, str]] = []
+    shown: Key = ()
+    for key, value in leaves(tree).items():
+        for depth, name in enumerate(key[:-1]):
+            if shown[:depth + 1] != key[:depth + 1]:
+                lines.append((f"{'  ' * depth}{flow(name)}:", ""))
+        lines.append((f"{'  ' * (len(key) - 1)}{flow(key[-1])}: {flow(value)}", origins.get(key, "default")))
+        shown = key[:-1]
+    column = max([len(text) for text, _ in lines if len(text) <= FURTHEST_COMMENT], default=0)
+    return "\n".join(f"{text:{column}}  # {_printable(origin)}" if origin else text for text, origin in lines)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def catalogue(choices: Mapping[str, Registry | Callable], names_only: Collection[str] = ()) -> str:
+    """What there is to choose from: names with a line of words each, and their parameters with types and defaults.
+
+    Args:
+        choices: title -> what is listed below it.
+        names_only: titles whose parameters do not come from the configuration.
+    """
+    parts = []
+    for title, choice in choices.items():
+        entries = {name: choice[name] for name in choice} if isinstance(choice, Registry) else {"": choice}
+        parts.append("\n".join([title, *(line for name, entry in entries.items()
+                                         for line in _entry(name, entry, title not in names_only))]))
+    return "\n\n".join(parts)
+
+
+def _entry(name: str, function: Callable, parameters: bool) -> list[str]:
+    """Name and first line of the docstring, then a line per parameter."""
+    summary = (inspect.getdoc(function) or "").partition("\n")[0]
+    hints = annotations(function)
+    lines = [f"  {name}: {summary}" if name else f"  {summary}"]
+    for key, default in defaults(function).items() if parameters else ():
+        text = f"{key}: {describe(hints[key])}" if key in hints else key
+        text += "; required" if default is REQUIRED else f"; default {flow(default)}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="          ")
+    return lines

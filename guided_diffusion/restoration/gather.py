@@ -1,0 +1,174 @@
+"""From restored batches to finished images: samples are brought together, judged and saved."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from data.dataloader import Batch
+from guided_diffusion.measurements.measurement import Measurement
+from guided_diffusion.measurements.sources import Source
+from guided_diffusion.restoration.monitor import Monitor
+from util.errors import UserError
+from util.logger import get_logger
+from util.memory import free_memory, is_out_of_memory
+from util.metrics.scores import Metrics
+from util.run.directory import RunDirectory
+from util.run.measurements import StoredMeasurement
+from util.run.table import MEAN, Outcome, Trajectory, finite_samples
+
+logger = get_logger()
+
+
+class Gatherer:
+    """Brings the samples of an image together, and has complete images scored and saved; a context manager.
+
+    In the background that happens in a thread, while the device restores the next batch. What goes wrong there is
+    raised by the next `add`, or at the end, where the context waits for all that is left.
+
+    Args:
+        source: knows the truth, and what else an image is saved with.
+        metrics: scores images whose truth is known.
+        num_samples: posterior samples per image.
+        finished: images that are left as they are.
+        explain: explain(trajectory) -> why such a sample may have diverged.
+        to_store: to_store(measurement, b) -> entry b as it is saved; None where measurements are not saved.
+        background: score and save in a thread.
+    """
+
+    def __init__(self, run: RunDirectory, source: Source, metrics: Metrics | None, num_samples: int,
+                 finished: Collection[str] = (), explain: Callable[[Trajectory], str] | None = None,
+                 to_store: Callable[[Measurement, int], StoredMeasurement] | None = None, background: bool = False):
+        self.run, self.source, self.metrics, self.num_samples = run, source, metrics, num_samples
+        self.finished, self.explain, self.to_store = finished, explain or likely_cause, to_store
+        self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
+        self.thread = ThreadPoolExecutor(1) if background else None
+        self.pending: list[tuple[Callable[[], None], Future]] = []
+        self.again: list[Callable[[], None]] = []   # what found no memory
+
+    def __enter__(self) -> "Gatherer":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.thread is not None:
+            self.thread.shutdown()                  # complete images are saved, whatever else has happened
+        if kind is not None:
+            return
+        try:
+            self._settle()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f"{len(self.again)} of the restored images could not be scored and saved: out of memory, "
+                            "with nothing else at work; the same command tries them again") from None
+
+    def _settle(self) -> None:
+        """Wait for what is being saved, and raise what went wrong.
+
+        What found no memory beside the sampling is tried again, now that nothing else runs, until it is saved.
+        """
+        self.again += [save for save, future in self.pending if ran_out_of_memory(future)]
+        self.pending.clear()
+        if self.again:
+            free_memory()
+        while self.again:
+            self.again[0]()
+            del self.again[0]
+
+    def begin(self, images: Iterable[str]) -> None:
+        """Get ready for these images, perhaps once more."""
+        self.outcomes.clear()
+        for image in images:
+            if image not in self.finished:
+                self.run.begin(image)
+
+    def add(self, batch: Batch, measurement: Measurement, restored: Tensor, monitor: Monitor) -> None:
+        """Take in a restored batch (B, 3, H, W), and save the images that are complete with it."""
+        self._settle()
+        course = monitor.course(restored)
+        seconds, evaluations = monitor.seconds / len(restored), monitor.evaluations / len(restored)
+        for b, judged in enumerate(judge(measurement, restored)):
+            outcome = Outcome(str(batch.samples[b]), seconds=seconds, network_evaluations=evaluations,
+                              trajectory=course.trajectory(b), diverged=course.diverged[b], **judged)
+            self.outcomes[batch.names[b]].append(outcome)
+            if outcome.diverged is not None and batch.names[b] not in self.finished:
+                which = f", sample {outcome.sample}," if self.num_samples > 1 else ""
+                logger.warning(f"{batch.names[b]}{which} {outcome.status}; {self.explain(outcome.trajectory)}")
+        if self.num_samples > 1:
+            # the mean of the samples so far, per entry: complete at the last sample of its image
+            means = torch.stack([mean_image(self.outcomes[name]) for name in batch.names])
+            judgements = judge(measurement, means.to(restored.device))
+        lifted = measurement.lift().cpu()
+        for b, sample in enumerate(batch.samples):
+            if sample == self.num_samples - 1:
+                outcomes = self.outcomes.pop(batch.names[b])
+                if self.num_samples > 1:
+                    outcomes.append(mean_outcome(outcomes, judgements[b]))
+                self._save(batch, b, measurement, lifted[b], outcomes)
+
+    def _save(self, batch: Batch, b: int, measurement: Measurement, lifted: Tensor, outcomes: list[Outcome]) -> None:
+        name = batch.names[b]
+        if name in self.finished:
+            return
+        if self.to_store is not None:
+            self.run.save_measurement(name, self.to_store(measurement, b))
+        save = partial(self.run.save, name, self.source.truth(batch, b), lifted, outcomes, self.metrics,
+                       self.source.alpha(name), self.source.fingerprint(name))
+        if self.thread is None:
+            save()
+        else:
+            self.pending.append((save, self.thread.submit(save)))
+
+
+def ran_out_of_memory(future: Future) -> bool:
+    """Whether memory was what ended it, once it has; raises whatever else went wrong."""
+    error = future.exception()
+    if error is not None and not is_out_of_memory(error):
+        raise error
+    return error is not None
+
+
+def mean_image(outcomes: Sequence[Outcome]) -> Tensor:
+    """The mean (3, H, W) of the samples that did not diverge; a sample that did where there is no other."""
+    return torch.stack([outcome.restored for outcome in finite_samples(outcomes) or outcomes[:1]]).mean(dim=0)
+
+
+def mean_outcome(outcomes: Sequence[Outcome], judged: dict[str, object]) -> Outcome:
+    """The outcome of an image's mean, from those of its samples and what `judge` says of it."""
+    diverged = None if finite_samples(outcomes) else max(outcome.diverged for outcome in outcomes)
+    return Outcome(MEAN, seconds=sum(outcome.seconds for outcome in outcomes), diverged=diverged, **judged,
+                   network_evaluations=sum(outcome.network_evaluations for outcome in outcomes))
+
+
+def likely_cause(trajectory: Trajectory, has_scale: bool = False, half_precision: bool = False) -> str:
+    """Why a sample may have diverged.
+
+    Args:
+        trajectory: (step index, measurement distance) up to where it did.
+        has_scale: whether the method takes steps of size conditioning.params.scale.
+        half_precision: of the network.
+    """
+    distances = [distance for _, distance in trajectory if math.isfinite(distance)]
+    if not distances:
+        return "its measurement distance was never finite: check measurement.noise (the noise level) and the data"
+    rise = f"its measurement distance rose from {distances[0]:.3g} to {max(distances):.3g}: "
+    rise *= max(distances) > 2 * distances[0]
+    if half_precision and not rise:
+        return "probably an overflow in half precision: try --precision fp32"
+    if has_scale:
+        return f"{rise}probably too large a step size for this noise level: try a smaller conditioning.params.scale"
+    return f"{rise}check measurement.noise (the noise level) and the method's parameters"
+
+
+@torch.no_grad()
+def judge(measurement: Measurement, x: Tensor) -> list[dict[str, object]]:
+    """Each image on the CPU with its equivalents, its distance and its chi-square, as `Outcome` names them."""
+    equivalents = torch.stack(measurement.operator.ambiguities(x), dim=1)[:, 1:].cpu()         # (B, n, 3, H, W)
+    values = zip(x.cpu(), equivalents, measurement.distance(x).tolist(), measurement.chi_square(x).tolist(),
+                 strict=True)
+    return [{"restored": image, "equivalents": tuple(others), "distance": distance, "chi_square": chi_square}
+            for image, others, distance, chi_square in values]

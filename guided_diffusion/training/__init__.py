@@ -1,0 +1,1 @@
+"""How a prior is trained: losses and the configuration of a training."""

@@ -1,0 +1,1 @@
+"""The best settings for a task: `python -m guided_diffusion.tune`."""

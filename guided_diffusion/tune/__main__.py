@@ -1,0 +1,187 @@
+"""Tune settings of a task on a few images:
+
+    python -m guided_diffusion.tune --task_config configs/demo_super_resolution_config.yaml --data FOLDER --limit 10 \\
+        --grid conditioning.params.scale=0.7,1,1.4 --out tuned.yaml
+
+Runs every point of the grid through `sample_condition.py`, each run resumable; prints a table of all points and writes
+the task file with the best values.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from guided_diffusion.restoration.build import build_task
+from guided_diffusion.tune.grid import (
+    COLUMNS,
+    Point,
+    Result,
+    at_the_edge,
+    choose,
+    markdown,
+    points,
+    read_grid,
+    result_of,
+)
+from util.command import (
+    DEFAULT_PRECISION,
+    MOST_SAMPLES,
+    PRECISIONS,
+    Parser,
+    at_most,
+    choose_device,
+    natural,
+    output_file,
+    positive,
+    run_command,
+    run_program,
+    user_path,
+)
+from util.config.config import find_file, read_yaml
+from util.config.yaml_text import parse_yaml, set_values
+from util.errors import UserError
+from util.img_utils import write_atomically
+from util.logger import get_logger
+from util.metrics.weights import WeightStore
+from util.reproduce_table.job import Job, Options, count, duration, execute
+from util.reproduce_table.spec import Run
+
+TASK_SECTIONS = ("conditioning", "data", "measurement")
+
+logger = get_logger()
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; UserError for a mistake in it."""
+    parser = Parser(prog="python -m guided_diffusion.tune", description="Tune settings of a task on a few images.",
+                    allow_abbrev=False)
+    add = parser.add_argument
+    add("--task_config", required=True, metavar="FILE", help="the task (YAML)")
+    add("--grid", action="append", required=True, metavar="KEY=A,B,C",
+        help="values to try, such as conditioning.params.scale=0.1,0.3,1; repeatable: all combinations are run")
+    add("--out", required=True, metavar="FILE", help="receives the task with the best values")
+    add("--data", metavar="FOLDER", help="the images, or 'skimage'; default: what the task file says")
+    add("--limit", type=positive, metavar="N", help="the first N images only")
+    add("--model_config", default="configs/demo_model_config.yaml", help="the network; default %(default)s")
+    add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
+        help="the reverse process; default %(default)s")
+    add("--by", choices=list(COLUMNS), help="what decides: the highest psnr or ssim, the lowest lpips, or the "
+        "chi_square nearest to 1; default: psnr, or chi_square where the truth is not known")
+    add("--of", choices=("samples", "mean"), default="samples",
+        help="judge the samples one by one, or each image's mean of --samples; default %(default)s")
+    add("--samples", type=at_most(MOST_SAMPLES), default=1, metavar="K",
+        help="posterior samples per image; default %(default)s")
+    add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
+        help="change a configuration value of every run, and of --out if it is one of the task file; repeatable")
+    add("--save_dir", metavar="FOLDER", help="where the runs go; default ./results/tune/<name of the task file>")
+    add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
+    add("--batch_size", type=positive, metavar="N", help="images restored together")
+    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
+        help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
+    add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
+    add("--gpu", type=natural, metavar="N", help="index of the GPU")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
+    add("--overwrite", action="store_true", help="replace --out, and results of other settings in --save_dir")
+    return parser.parse(argv)
+
+
+def place_for(file: str, overwrite: bool) -> Path:
+    """Where --out goes; UserError where it cannot be written, or is there and must not be replaced."""
+    out = output_file(file, "tuned.yaml")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out {file} is there already; choose another name, or replace it with --overwrite")
+    return out
+
+
+def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[Job]:
+    """A job per point, under `folder`; UserError where a point's settings are wrong or the images cannot be had."""
+    WeightStore(args.weights_dir)                   # complains about a folder that is not there
+    choose_device(args.gpu)                         # and this about a GPU
+    jobs: list[Job] = []
+    wrong: dict[str, Point] = {}
+    for point in grid:
+        try:
+            jobs.append(make_job(args, point, folder / point.name))
+        except UserError as error:
+            wrong.setdefault(str(error), point)
+    if wrong:
+        error, point = next(iter(wrong.items()))
+        everywhere = len(wrong) == 1 and not jobs
+        raise UserError(error if everywhere else f"{', '.join(point.overrides)}: {error}")
+    return jobs
+
+
+def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
+    """The run of a point; UserError for whatever is wrong in it, the checkpoint's content aside."""
+    run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
+              (*args.overrides, *point.overrides))
+    config = run.load(args.data)
+    task = build_task(config, run.overrides, chosen=args.data is not None)
+    options = Options(args.data, args.seed, args.limit, args.samples, args.batch_size, args.gpu, args.nproc,
+                      weights_dir=args.weights_dir, precision=args.precision)
+    job = Job(run, config, task.source.names[:args.limit], save_dir, options, task.method.num_steps(task.sampler))
+    return job.replacing() if args.overwrite else job
+
+
+def chosen_text(args: argparse.Namespace, best: Point, remark: str) -> str:
+    """The task file with the overrides of its sections and the best values; `remark` is put above."""
+    changes = []
+    for override in args.overrides:
+        key, _, text = override.partition("=")
+        changes.append((key.strip(), parse_yaml(text)))
+    changes += best.settings
+    paths = [(tuple(part.strip() for part in key.split(".")), value) for key, value in changes]
+    text = find_file(args.task_config, "task configuration").read_text(encoding="utf-8-sig")
+    return f"# {remark}\n" + set_values(text, [(path, value) for path, value in paths if path[0] in TASK_SECTIONS])
+
+
+def remark(args: argparse.Namespace, result: Result, by: str, grid: dict[str, list[object]]) -> str:
+    """One line on how the values were found."""
+    values = "; ".join(f"{key}={','.join(map(str, tried))}" for key, tried in grid.items())
+    what = "mean of the samples" if args.of == "mean" else "samples"
+    data = Path(args.data).name if args.data else "the task's images"
+    return (f"Tuned by {by} of the {what} ({count(args.samples, 'sample')} per image, {count(result.images, 'image')} "
+            f"of {data}, seed {args.seed}) over {values}")
+
+
+def tune(args: argparse.Namespace) -> int:
+    """Do what the command line asks for and return the exit status."""
+    if args.of == "mean" and args.samples < 2:
+        raise UserError(f"--of mean needs several samples, found --samples {args.samples}; use --samples 4, say")
+    out = place_for(args.out, args.overwrite)
+    read_yaml(args.task_config, "task configuration")
+    grid = read_grid(args.grid)
+    folder = user_path(args.save_dir or f"./results/tune/{Path(args.task_config).stem}")
+    jobs = plan(args, tried := points(grid), folder)
+    logger.info(f"{count(len(jobs), 'point')} of {count(len(jobs[0].names), 'image')}, "
+                f"{sum(not job.to_do for job in jobs)} of them finished before")
+    started = time.perf_counter()
+    try:
+        execute(jobs, "Tuning", lambda job: job.run.method)
+    except KeyboardInterrupt:
+        logger.error(f"interrupted: {sum(not job.missing() for job in jobs)} of {len(jobs)} points are finished, all "
+                     f"finished images are kept in {folder}; the same command continues")
+        return 130
+    results = [result_of(point, job, args.of == "mean") for point, job in zip(tried, jobs, strict=True)]
+    best, by = choose(results, args.by)
+    table = markdown(results, best, by)
+    write_atomically(folder / "table.md", table.encode())
+    write_atomically(out, chosen_text(args, best.point, remark(args, best, by, grid)).encode())
+    logger.info(f"\n{table}\nthe best by {by}: {', '.join(best.point.overrides)}\n{out} and {folder / 'table.md'}, in "
+                f"{duration(time.perf_counter() - started)}")
+    for sentence in at_the_edge(grid, best.point):
+        logger.warning(sentence)
+    wrong = sum(bool(job.error) for job in jobs)
+    if wrong:
+        logger.error(f"{wrong} of {len(jobs)} points went wrong; the same command with --overwrite tries them again")
+    return 1 if wrong else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; exit status 0, 1 if a point went wrong, 2 for a mistake, 130 when interrupted."""
+    return run_command(lambda: tune(parse_arguments(argv)))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,1 @@
+"""Configuration: YAML files, registries, and the signatures that check them."""

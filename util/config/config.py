@@ -1,0 +1,268 @@
+"""Configuration: three YAML files, as in DPS, read safely into one frozen `Config`.
+
+Only the structure is checked here; the parameters of a named thing (operator, noise, method, dataset, network,
+sampler) are checked against its signature when it is built.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from util.command import user_path
+from util.config.yaml_text import ConfigLoader as ConfigLoader
+from util.config.yaml_text import parse_yaml
+from util.errors import UserError, did_you_mean
+
+LARGEST_FILE = 2 ** 18                              # bytes of a YAML file
+REPOSITORY = Path(__file__).resolve().parents[2]
+SECTIONS = {                                        # the fixed keys; any other section holds free parameters
+    (): ("conditioning", "data", "diffusion", "measurement", "model"),
+    ("conditioning",): ("method", "params"),
+    ("measurement",): ("mask_opt", "noise", "observed", "operator"),
+}
+
+
+Key = tuple[str, ...]                               # where a value stands: ("measurement", "noise", "sigma")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A registered name and the parameters to build it with."""
+
+    name: str
+    params: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is: the resolved content of the three files.
+
+    `origins` says where the values of `as_dict` come from, such as "configs/task.yaml: measurement.noise.sigma".
+    """
+
+    model: dict[str, object]                        # parameters of `create_model`
+    diffusion: dict[str, object]                    # parameters of `create_sampler`
+    conditioning: Choice
+    data: Choice
+    operator: Choice
+    noise: Choice
+    origins: dict[Key, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def observed(self) -> bool:
+        """Whether the data are measurements, not clean images."""
+        return self.data.params.get("observed", False)
+
+    def as_dict(self) -> dict[str, object]:
+        """The configuration as plain YAML values, under the keys that `--set` takes."""
+        return _plain({
+            "model": self.model,
+            "diffusion": self.diffusion,
+            "conditioning": {"method": self.conditioning.name, "params": self.conditioning.params},
+            "data": {"name": self.data.name, **self.data.params},
+            "measurement": {"operator": {"name": self.operator.name, **self.operator.params},
+                            "noise": {"name": self.noise.name, **self.noise.params}},
+        })
+
+
+def _plain(value: object) -> object:
+    """Copy a tree, tuples as lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def leaves(tree: dict[str, object], prefix: Key = ()) -> dict[Key, object]:
+    """The values of a tree by where they stand; an empty mapping is a value."""
+    found: dict[Key, object] = {}
+    for name, value in tree.items():
+        key = (*prefix, name)
+        found |= leaves(value, key) if isinstance(value, dict) and value else {key: value}
+    return found
+
+
+def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
+    """Find `path` from the working directory or else from the repository's root.
+
+    Raises:
+        UserError: it is in neither; the message names the nearest file beside it, and the remedy.
+    """
+    wanted = user_path(path)
+    candidates = (wanted, REPOSITORY / wanted)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    for candidate in candidates:
+        if candidate.exists():
+            raise UserError(f"{what} {path} is {'a folder' if candidate.is_dir() else 'a device'}, expected a file")
+    siblings = {str(wanted.parent / p.name) for c in candidates if c.parent.is_dir()
+                for p in c.parent.iterdir() if p.suffix == wanted.suffix}
+    if not siblings and wanted.suffix in (".yaml", ".yml"):                     # its folder was forgotten
+        siblings = {f"configs/{p.name}" for p in (REPOSITORY / "configs").glob("*.yaml")}
+    hints = [did_you_mean(wanted, siblings)] * bool(siblings) + [remedy] * bool(remedy)
+    raise UserError("; ".join([f"{what} {path} not found", *hints]))
+
+
+def read_yaml(path: str | Path, what: str = "configuration") -> dict[str, object]:
+    """Read a YAML file whose top level is a mapping, executing nothing.
+
+    Raises:
+        UserError: the file is missing or unreadable, is no YAML (the message names the line), holds a tag other than
+            `!!python/tuple`, a key twice, or something else than a mapping.
+    """
+    file = find_file(path, what)
+    try:
+        if (size := file.stat().st_size) > LARGEST_FILE:
+            raise UserError(f"{what} {path} has {size} bytes, expected at most {LARGEST_FILE}; is it the right file?")
+        tree = parse_yaml(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{what} {path} is no text file, expected YAML") from None
+    except ValueError as error:
+        raise UserError(f"{what} {path}, {error}") from None
+    return _mapping(tree, f"{path}: the top level")
+
+
+def load_config(model_config: str | Path, diffusion_config: str | Path, task_config: str | Path,
+                overrides: Sequence[str] = (), data: str | None = None,
+                measurement: dict[str, object] | None = None) -> Config:
+    """Read the three files and apply the command line's changes.
+
+    Args:
+        overrides: "key.path=value" texts, applied in order; values are YAML.
+        data: an image folder, or "skimage", in place of the task's `data` section.
+        measurement: in place of the task's `measurement` section.
+
+    Raises:
+        UserError: a file that cannot be read, or a structure that is not a configuration's.
+    """
+    task = read_yaml(task_config, "task configuration")
+    _check_keys(task, ("conditioning", "data", "measurement"), str(task_config))
+    tree = {**task, "model": read_yaml(model_config, "model configuration"),
+            "diffusion": read_yaml(diffusion_config, "diffusion configuration")}
+    files = {"model": model_config, "diffusion": diffusion_config}
+    origins = {key: f"{files[key[0]]}: {'.'.join(key[1:])}" if key[0] in files else f"{task_config}: {'.'.join(key)}"
+               for key in leaves(tree)}
+    if data is not None:
+        root = str(Path(data)) if data else data    # without a slash at its end
+        tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": root}
+        _mark(origins, ("data",), tree["data"], "--data")
+    if measurement is not None:
+        tree["measurement"] = measurement
+        _mark(origins, ("measurement",), measurement, "--load_measurements")
+    changed = []
+    for override in overrides:
+        key, value = _apply(tree, override)
+        _mark(origins, key, value, f"--set {'.'.join(key)}")
+        changed += [".".join(key)] if key[0] not in files else []
+    where = f"{task_config} (with --set {', '.join(changed)})" if changed else str(task_config)
+    return replace(_config(tree, where), origins=_resolved(tree, origins))
+
+
+def _mark(origins: dict[Key, str], key: Key, value: object, origin: str) -> None:
+    """Note that the value at `key`, and all below it, has another origin now."""
+    _forget(origins, key)
+    origins |= dict.fromkeys(leaves({key[-1]: value}, key[:-1]), origin)
+
+
+def _forget(origins: dict[Key, str], key: Key) -> None:
+    for known in [known for known in origins if known[:len(key)] == key or key[:len(known)] == known]:
+        del origins[known]
+
+
+def _resolved(tree: dict, origins: dict[Key, str]) -> dict[Key, str]:
+    """Origins by where `Config.as_dict` has the values: the operator owns the mask, the data whether it is observed."""
+    moved = {("measurement", "mask_opt"): ("measurement", "operator", "mask_opt"),
+             ("measurement", "observed"): ("data", "observed")}
+    found = {key: origin for key, origin in origins.items() if key[:2] not in moved}
+    for old, new in moved.items():
+        if tree["measurement"].get(old[1]):
+            _forget(found, new)
+            found |= {new + key[2:]: origin for key, origin in origins.items() if key[:2] == old}
+    return found
+
+
+def _apply(tree: dict, override: str) -> tuple[Key, object]:
+    """Apply "key.path=value" and return both."""
+    path, equals, text = override.partition("=")
+    keys = tuple(key.strip() for key in path.split("."))
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: expected key.path=value, such as conditioning.params.scale=0.4")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {override}: {error}") from None
+    for depth, key in enumerate(keys):
+        choices = SECTIONS.get(keys[:depth])
+        if choices and key not in choices:
+            raise UserError(f"--set {path}: unknown key '{key}'; {did_you_mean(key, choices)}")
+    section = tree
+    for depth, key in enumerate(keys[:-1], start=1):
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise UserError(f"--set {path}: {'.'.join(keys[:depth])} is {section!r}, which has no keys below it")
+    section[keys[-1]] = value
+    return keys, value
+
+
+def _config(tree: dict, file: str) -> Config:
+    """Sort a tree of values into a `Config`; `file` is the task file and what was changed of it, for messages."""
+    conditioning = _section(tree, "conditioning", f"{file}: ")
+    _check_keys(conditioning, SECTIONS[("conditioning",)], f"{file}: conditioning")
+    params = conditioning.get("params")
+    measurement = _section(tree, "measurement", f"{file}: ")
+    _check_keys(measurement, SECTIONS[("measurement",)], f"{file}: measurement")
+    operator = _named(measurement, "operator", f"{file}: measurement.")
+    if measurement.get("mask_opt") is not None:
+        if "mask_opt" in operator.params:
+            raise UserError(f"{file}: measurement.mask_opt and measurement.operator.mask_opt are both set; keep one "
+                            "(--set measurement.mask_opt=null drops the first)")
+        operator.params["mask_opt"] = _section(measurement, "mask_opt", f"{file}: measurement.")
+    observed, data = measurement.get("observed", False), _named(tree, "data", f"{file}: ")
+    if not isinstance(observed, bool):
+        raise UserError(f"{file}: measurement.observed is {observed!r}, expected true or false")
+    if observed:
+        data.params["observed"] = True
+    return Config(
+        model=_mapping(tree["model"], "model"),
+        diffusion=_mapping(tree["diffusion"], "diffusion"),
+        conditioning=Choice(_name(conditioning, "method", f"{file}: conditioning"),
+                            {} if params is None else _mapping(params, f"{file}: conditioning.params")),
+        data=data,
+        operator=operator,
+        noise=_named(measurement, "noise", f"{file}: measurement."))
+
+
+def _section(tree: dict, key: str, prefix: str) -> dict:
+    if key not in tree:
+        raise UserError(f"{prefix}'{key}' is missing")
+    return _mapping(tree[key], prefix + key)
+
+
+def _named(tree: dict, key: str, prefix: str) -> Choice:
+    section = _section(tree, key, prefix)
+    return Choice(_name(section, "name", prefix + key), {k: value for k, value in section.items() if k != "name"})
+
+
+def _name(section: dict, key: str, where: str) -> str:
+    if key not in section:
+        raise UserError(f"{where}: '{key}' is missing; found {', '.join(section) or 'an empty section'}")
+    if not isinstance(section[key], str):
+        raise UserError(f"{where}: {key} is {section[key]!r}, expected a name")
+    return section[key]
+
+
+def _mapping(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        found = "empty" if value is None else f"{value!r:.60}"
+        raise UserError(f"{where} is {found}, expected a mapping (key: value)")
+    return value
+
+
+def _check_keys(section: dict, choices: Sequence[str], where: str) -> None:
+    for key in section:
+        if key not in choices:
+            raise UserError(f"{where}: unknown key '{key}'; {did_you_mean(key, choices)}")

@@ -1,0 +1,202 @@
+"""Name -> class, with the class signature as the schema of its YAML parameters."""
+
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from util.errors import UserError, did_you_mean
+
+LARGEST_INTEGER, LARGEST_NUMBER = 2 ** 31 - 1, 1e150     # of a parameter; a float holds the square of the second
+LARGEST_FACTOR = 10 ** 6                            # the squares of larger whole numbers may not be an int64
+REQUIRED = inspect.Parameter.empty                  # stands for the default of a parameter that has none
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The range of a number, as an annotation of a parameter: `Annotated[float, Bounds(above=0)]`.
+
+    Attributes:
+        least, most: the smallest and the largest value allowed.
+        above, below: values that are just not allowed.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: object) -> bool:
+        """Whether a number lies within the range."""
+        return ((self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+                and (self.above is None or value > self.above) and (self.below is None or value < self.below))
+
+    def __str__(self) -> str:
+        """Words for the range: "0 or more", "more than 0 and at most 1"."""
+        lower = f"{self.least:g} or more" if self.least is not None else (
+            f"more than {self.above:g}" if self.above is not None else "")
+        upper = f"at most {self.most:g}" if self.most is not None else (
+            f"less than {self.below:g}" if self.below is not None else "")
+        if self.least is not None and self.most is not None:
+            return f"{self.least:g} to {self.most:g}"
+        return " and ".join(filter(None, (lower, upper)))
+
+
+Positive = Annotated[float, Bounds(above=0)]
+NonNegative = Annotated[float, Bounds(least=0)]
+Fraction = Annotated[float, Bounds(least=0, most=1)]
+Count = Annotated[int, Bounds(least=1)]
+
+
+class Registry:
+    """The named implementations of one kind of thing ("operator", "noise", "conditioning method", ...)."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._classes: dict[str, type] = {}
+
+    def register(self, name: str) -> Callable[[type], type]:
+        """Class decorator: make the class available under `name`."""
+        if name in self._classes:
+            raise ValueError(f"{self.kind} '{name}' is registered twice")
+
+        def decorate(cls: type) -> type:
+            self._classes[name] = cls
+            cls.name = name
+            if "__init__" in vars(cls):             # an inherited one is checked already
+                cls.__init__ = _checked(cls.__init__, self.kind)
+            return cls
+
+        return decorate
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+    def __getitem__(self, name: str) -> type:
+        """Return the class registered as `name`; UserError with the nearest name if there is none."""
+        if not isinstance(name, str) or name not in self._classes:
+            raise UserError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self)}")
+        return self._classes[name]
+
+    def check(self, name: str, /, **params) -> None:
+        """UserError unless there is a class `name` and `params` fit its signature."""
+        check_arguments(self[name], params, where=f"{self.kind} '{name}'")
+
+    def build(self, name: str, /, **params):
+        """Instantiate the class registered as `name` after checking `params` against its signature."""
+        self.check(name, **params)
+        return self[name](**params)
+
+
+def _checked(init: Callable, kind: str) -> Callable:
+    """`init` of a registered class, which checks its arguments before it runs, whoever calls it."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def __init__(self, *args, **kwargs) -> None:
+        try:
+            given = signature.bind(self, *args, **kwargs).arguments
+        except TypeError:                           # an unknown or a missing one: named below, or by Python
+            given = {"self": self, **kwargs}
+        params = {key: value for key, value in list(given.items())[1:]}
+        check_arguments(init, params, where=f"{kind} '{self.name}'")
+        hints = annotations(init)
+        init(self, **{key: as_float(value, hints.get(key)) for key, value in params.items()})
+
+    return __init__
+
+
+def defaults(function: Callable) -> dict[str, object]:
+    """Name -> default of every parameter; `REQUIRED` for those that must be given."""
+    return {p.name: p.default for p in inspect.signature(function).parameters.values()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"}
+
+
+def annotations(function: Callable) -> dict[str, object]:
+    """Name -> annotation of the parameters of a function or a class, bounds included."""
+    return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+
+
+def check_arguments(function: Callable, params: dict, where: str) -> None:
+    """Check `params` against the signature and annotations of `function`.
+
+    Raises:
+        UserError: an unknown or missing key, or a value whose type does not fit its annotation; the message
+            begins with `where` and names the key, what was found and what is accepted.
+    """
+    accepted = defaults(function)
+    for key in params:
+        if key not in accepted:
+            choices = did_you_mean(key, accepted) if accepted else "it takes no parameters"
+            raise UserError(f"{where}: unknown key '{key}'; {choices}")
+    for key, default in accepted.items():
+        if default is REQUIRED and key not in params:
+            raise UserError(f"{where}: '{key}' is missing; it takes {', '.join(accepted)}")
+    hints = annotations(function)
+    for key, value in params.items():
+        if key in hints and not fits(value, hints[key]):
+            raise UserError(f"{where}: {key} is {value!r:.60}, expected {describe(hints[key])}{_most(value)}")
+
+
+def _most(value: object) -> str:
+    if not isinstance(value, (int, float)) or not LARGEST_INTEGER < abs(value) < math.inf:
+        return ""
+    return f"; at most {LARGEST_INTEGER} where it is whole, {LARGEST_NUMBER:g} otherwise"
+
+
+def as_float(value: object, hint: object) -> object:
+    """A large whole number as the float that `hint` asks for: squares of floats are numbers that tensors know."""
+    kinds = {typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+             for kind in (hint, *typing.get_args(hint))}
+    floats = float in kinds and int not in kinds
+    return float(value) if floats and type(value) is int and abs(value) > LARGEST_FACTOR else value
+
+
+def fits(value: object, hint: object) -> bool:
+    """Whether a YAML value may stand where `hint` is annotated (an int may stand for a float, a list for a tuple)."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return fits(value, arguments[0]) and all(value in bounds for bounds in arguments[1:])
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return any(value == a and type(value) is type(a) for a in arguments)
+    if origin in (list, tuple, Sequence):
+        items = [a for a in arguments if a is not Ellipsis]
+        fixed = origin is tuple and Ellipsis not in arguments
+        return (isinstance(value, (list, tuple))
+                and (not fixed or len(value) == len(items))
+                and all(fits(v, items[i if fixed else 0]) for i, v in enumerate(value)))
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def describe(hint: object) -> str:
+    """Words for an annotation: "an integer, 1 or more", "one of 'a', 'b'", "a list of 2, each an integer", "a string or
+    null"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return ", ".join([describe(arguments[0]), *map(str, arguments[1:])])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(a) for a in arguments)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in arguments)
+    if origin in (list, tuple, Sequence):
+        fixed = origin is tuple and Ellipsis not in arguments
+        return f"a list of {len(arguments)}, each {describe(arguments[0])}" if fixed else (
+            f"a list, each entry {describe(arguments[0])}")
+    names = {type(None): "null", float: "a finite number", int: "an integer", bool: "true or false",
+             str: "a string", dict: "a mapping"}
+    return names.get(origin or hint, getattr(hint, "__name__", str(hint)))

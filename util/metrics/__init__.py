@@ -1,0 +1,1 @@
+"""Image quality: scores, the networks that some need, and their statistics."""

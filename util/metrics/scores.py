@@ -1,0 +1,95 @@
+"""Image quality on float images, never on stretched ones: PSNR and SSIM (scikit-image), LPIPS (`lpips`, VGG16 and
+AlexNet), and the features of FID and KID (torchmetrics)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from util.img_utils import to_uint8, to_unit
+from util.metrics.perceptual import LPIPS_MIN_SIDE, load_networks
+from util.metrics.weights import WeightStore
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How close a restored image is to the true one; NaN where a metric does not apply."""
+
+    psnr: float                                     # dB, infinite for equal images
+    ssim: float                                     # at most 1
+    lpips_vgg: float                                # 0 for equal images
+    lpips_alex: float = float("nan")
+
+
+TITLES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips_vgg": ("LPIPS (vgg)", 4),
+          "lpips_alex": ("LPIPS (alex)", 4), "fid": ("FID", 2), "kid": ("KID", 5)}      # and how many decimals to print
+PER_IMAGE = tuple(field.name for field in fields(Scores))
+
+
+def psnr(restored: Tensor, label: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of an image (3, H, W) in [-1, 1], clamped and scored on [0, 1]."""
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(_array(label), _array(restored), data_range=1.0))
+
+
+def ssim(restored: Tensor, label: Tensor) -> float:
+    """Structural similarity (Wang et al., 2004) of an image (3, H, W) in [-1, 1], clamped and scored on [0, 1].
+
+    scikit-image's defaults: uniform 7 x 7 windows, mean over the channels. Images of 3 to 6 pixels get the largest odd
+    window that fits; for smaller ones it is NaN.
+    """
+    side = min(label.shape[1:])
+    if side < 3:
+        return float("nan")
+    window = min(7, side - 1 + side % 2)
+    return float(structural_similarity(
+        _array(label), _array(restored), data_range=1.0, channel_axis=0, win_size=window))
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return to_unit(x.detach()).cpu().double().numpy()
+
+
+class Metrics:
+    """PSNR, SSIM and, where their networks can be had, LPIPS and the features that FID and KID compare.
+
+    Args:
+        device: where the networks run.
+        weights_dir: a folder with the networks' files, see `util.metrics.weights`; torch's hub folder when None.
+        networks: which of `util.metrics.perceptual.NETWORKS` to load; one warning names those that cannot be had.
+
+    Raises:
+        UserError: `weights_dir` is not there.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", weights_dir: str | Path | None = None,
+                 networks: Sequence[str] = ("lpips_vgg", "lpips_alex")):
+        self.device = torch.device(device)
+        self.networks = load_networks(networks, WeightStore(weights_dir), self.device)
+
+    def __call__(self, restored: Tensor, label: Tensor) -> Scores:
+        """Score an image (3, H, W) in [-1, 1] against the true one of the same shape."""
+        assert restored.shape == label.shape and label.dim() == 3, (restored.shape, label.shape)
+        return Scores(psnr(restored, label), ssim(restored, label),
+                      self._lpips("lpips_vgg", restored, label), self._lpips("lpips_alex", restored, label))
+
+    @torch.no_grad()
+    def _lpips(self, name: str, restored: Tensor, label: Tensor) -> float:
+        if name not in self.networks or min(label.shape[1:]) < LPIPS_MIN_SIDE[name]:
+            return float("nan")
+        pair = [x[None].to(self.device, torch.float32).clamp(-1, 1) for x in (restored, label)]
+        return float(self.networks[name](*pair))
+
+    def features(self, x: Tensor) -> Tensor | None:
+        """The features (D,) of an image (3, H, W) in [-1, 1], on the CPU; None without the network.
+
+        The network was defined on 8-bit images, so `x` is rounded to 8 bits, as in the saved file.
+        """
+        if "inception" not in self.networks:
+            return None
+        levels = torch.from_numpy(to_uint8(x)).permute(2, 0, 1)[None].to(self.device)
+        return self.networks["inception"](levels)[0].cpu()

@@ -1,0 +1,148 @@
+"""Weights of the networks that judge images: found in a folder, or fetched once into torch's own."""
+
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from util.command import user_path
+from util.errors import UserError
+from util.logger import get_logger
+
+NETWORK_TIMEOUT = 8.0                               # seconds without an answer after which the network counts as absent
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A published file; its name ends in the first 8 digits of its SHA-256."""
+
+    url: str
+    megabytes: int
+    other_name: str | None = None                   # of the same file, elsewhere
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[1]
+
+    @property
+    def sha256_prefix(self) -> str:
+        return Path(self.name).stem.rsplit("-", 1)[1]
+
+
+VGG16 = WeightsFile("https://download.pytorch.org/models/vgg16-397923af.pth", 528)
+ALEXNET = WeightsFile("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", 233)
+INCEPTION = WeightsFile("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+                        "weights-inception-2015-12-05-6726825d.pth", 91, "pt_inception-2015-12-05-6726825d.pth")
+
+
+class MissingWeightsError(Exception):
+    """A network cannot be had; the message is the reason, in a few words."""
+
+
+def hub_folder() -> Path:
+    """Where torch keeps downloaded weights: $TORCH_HOME/hub/checkpoints, by default under ~/.cache/torch."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+class WeightStore:
+    """Finds files of weights.
+
+    Args:
+        folder: holds the files, under their published names; then nothing is ever fetched. When None, they lie in
+            `hub_folder()`, and those that do not are fetched into it.
+
+    Raises:
+        UserError: `folder` is not there.
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        self.folder = None if folder is None else user_path(folder)
+        if self.folder is not None and not self.folder.is_dir():
+            raise UserError(f"--weights_dir: folder '{folder}' not found; expected one that holds {VGG16.name}, "
+                            f"{ALEXNET.name} and {INCEPTION.name}, or some of them")
+        self._unreachable: dict[str, str] = {}      # server -> why; each is asked once
+
+    @property
+    def place(self) -> Path:
+        """The folder that a missing file should be put into."""
+        return self.folder or hub_folder()
+
+    def find(self, file: WeightsFile) -> Path:
+        """The path of a file, after fetching it if need be.
+
+        Raises:
+            MissingWeightsError: it is not there and cannot be fetched.
+        """
+        folders = [self.folder, hub_folder()] if self.folder else [hub_folder()]
+        for folder in folders:
+            for name in (file.name, file.other_name):
+                if name and (folder / name).is_file():
+                    return folder / name
+        if self.folder is not None:
+            raise MissingWeightsError("no such file")
+        self._check_server(file.url)
+        try:
+            return _fetch(file, hub_folder() / file.name)
+        except Exception as error:          # the network, the disk and a damaged download fail in many ways
+            raise MissingWeightsError(_reason(error)) from None
+
+    def _check_server(self, url: str) -> None:
+        server = urlsplit(url).netloc
+        if server not in self._unreachable:
+            try:
+                _check_reachable(url)
+                return
+            except Exception as error:      # as many ways
+                self._unreachable[server] = _reason(error)
+        raise MissingWeightsError(self._unreachable[server])
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "reason", error)         # what lies behind a URLError
+    return str(getattr(cause, "strerror", None) or cause or type(cause).__name__).splitlines()[0][:100]
+
+
+def _fetch(file: WeightsFile, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    get_logger().info(f"fetching {file.name} ({file.megabytes} MB, only once)")
+    with _socket_timeout(NETWORK_TIMEOUT):
+        torch.hub.download_url_to_file(file.url, str(path), hash_prefix=file.sha256_prefix)
+    return path
+
+
+def _check_reachable(url: str) -> None:
+    """Raise OSError unless the server answers in time; a thread, because looking up a host name has no timeout."""
+    failure: list[Exception] = [TimeoutError(f"no answer within {NETWORK_TIMEOUT:.0f} s")]
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.build_opener().open(request, timeout=NETWORK_TIMEOUT).close()
+            failure.clear()
+        except urllib.error.HTTPError:              # an answer, too; some servers refuse HEAD and serve GET
+            failure.clear()
+        except Exception as error:
+            failure[:] = [error]
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(NETWORK_TIMEOUT)
+    if failure:
+        raise failure[0]
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(previous)

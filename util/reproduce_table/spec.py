@@ -1,0 +1,286 @@
+"""A paper's table as a YAML file: the printed figures, where they stand, and which run reproduces each of them.
+
+    title, note, metrics, plot          what is shown
+    model_config, diffusion_config      the prior; `data`, `set`, `limit`, `num_samples`: defaults of every run
+    tasks: name -> TaskSpec             columns, or points of a line; each names the task file that it runs
+    methods: name -> MethodSpec         rows; one without `method` is not implemented here and shows the paper's figures
+    paper: [PaperSpec, ...]             the printed figures in their printed order
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from util.config.config import Config, load_config, read_yaml
+from util.config.registry import check_arguments
+from util.errors import UserError, did_you_mean
+
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit: its title, its column in metrics.csv (None: of a whole set of images), its digits."""
+
+    title: str
+    column: str | None
+    digits: int
+
+
+METRICS = {
+    "fid": Metric("FID (lower is better)", None, 2),
+    "lpips": Metric("LPIPS, VGG (lower is better)", "lpips_vgg", 3),
+    "psnr": Metric("PSNR in dB (higher is better)", "psnr", 2),
+    "ssim": Metric("SSIM (higher is better)", "ssim", 3),
+    "lpips_aligned": Metric("LPIPS, VGG, ambiguities resolved (lower is better)", "lpips_vgg_aligned", 3),
+    "psnr_aligned": Metric("PSNR in dB, ambiguities resolved (higher is better)", "psnr_aligned", 2),
+    "ssim_aligned": Metric("SSIM, ambiguities resolved (higher is better)", "ssim_aligned", 3),
+    "psnr_input": Metric("PSNR of the lifted measurement in dB", "psnr_input", 2),
+    "ssim_input": Metric("SSIM of the lifted measurement", "ssim_input", 3),
+    "seconds": Metric("seconds per image", "seconds", 2),
+}
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A measurement: `config` is its task file, `set` changes it, `x` is its place on the axis of a line plot.
+
+    "{settings}" in `config` stands for the `settings` of the method, so that one method can run with several.
+    """
+
+    title: str
+    config: str
+    x: float | None = None
+    set: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A row. `method` and `params` are those of `conditioning`; without `params` the task file's own hold.
+
+    `params_of` has other `params` for some tasks, `tasks` restricts the row to some, `compare_with` names the row of
+    the paper that it is held against.
+    """
+
+    title: str
+    method: str | None = None
+    params: dict | None = None
+    params_of: dict | None = None
+    settings: str | None = None
+    set: Sequence[str] = ()
+    tasks: Sequence[str] | None = None
+    compare_with: str | None = None
+
+
+@dataclass(frozen=True)
+class PaperSpec:
+    """A printed table: `rows` maps our name of a method to a RowSpec, whose values run over `tasks`, then `metrics`."""
+
+    source: str
+    tasks: Sequence[str]
+    metrics: Sequence[str]
+    rows: dict
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """A printed row: its name in the paper, its figures (null where none is printed), their printed +- if any."""
+
+    row: str
+    values: Sequence[float | None]
+    std: Sequence[float | None] | None = None
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """The top level of the file."""
+
+    title: str
+    metrics: Sequence[str]
+    model_config: str
+    diffusion_config: str
+    tasks: dict
+    methods: dict
+    paper: Sequence[dict] = ()
+    note: str = ""
+    plot: Literal["bar", "line"] = "bar"
+    x_label: str = ""
+    log_x: bool = False
+    data: str | None = None
+    limit: int | None = None
+    num_samples: int = 1
+    set: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A printed figure, its printed +- (None if there is none), and where it stands."""
+
+    value: float
+    std: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A task by a method, as options of the command line."""
+
+    task: str
+    method: str
+    model_config: str
+    diffusion_config: str
+    task_config: str
+    overrides: tuple[str, ...]
+
+    def options(self) -> list[str]:
+        """The options that say what is run."""
+        files = ("model_config", "diffusion_config", "task_config")
+        return [part for name in files for part in (f"--{name}", getattr(self, name))] + [
+            part for override in self.overrides for part in ("--set", override)]
+
+    def load(self, data: str | None = None) -> Config:
+        """The resolved configuration; UserError if a file or an override is wrong."""
+        return load_config(self.model_config, self.diffusion_config, self.task_config, self.overrides, data)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the table: what the paper prints there and which run of ours belongs there, where there is one."""
+
+    metric: str
+    task: str
+    method: str
+    paper: Figure | None
+    run: Run | None
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table ready to be reproduced; `runs` in the order in which they are run."""
+
+    name: str
+    spec: TableSpec
+    tasks: dict[str, TaskSpec]
+    methods: dict[str, MethodSpec]
+    runs: tuple[Run, ...]
+    cells: tuple[Cell, ...]
+
+    def extend(self, overrides: Sequence[str]) -> "PaperTable":
+        """The table with more overrides for every run."""
+        changed = {run: replace(run, overrides=(*run.overrides, *overrides)) for run in self.runs}
+        return replace(self, runs=tuple(changed.values()),
+                       cells=tuple(replace(cell, run=changed.get(cell.run)) for cell in self.cells))
+
+    def select(self, methods: Sequence[str] | None) -> "PaperTable":
+        """The table with only the runs of these methods; UserError if one of them cannot be run."""
+        if methods is None:
+            return self
+        runnable = {run.method for run in self.runs}
+        for name in methods:
+            if name not in runnable:
+                what = "is not implemented here, the table has the paper's figures only" if name in self.methods else (
+                    "is no method of this table")
+                raise UserError(f"--methods: '{name}' {what}; {did_you_mean(name, runnable)}")
+        cells = [cell if cell.method in methods else replace(cell, run=None) for cell in self.cells]
+        return replace(self, runs=tuple(run for run in self.runs if run.method in methods),
+                       cells=tuple(cell for cell in cells if cell.run or cell.paper))
+
+
+def load_table(path: str | Path) -> PaperTable:
+    """Read and check a table.
+
+    Raises:
+        UserError: the file is missing or no YAML; a key, name or value in it is unknown, missing or of the wrong type.
+    """
+    spec = _build(TableSpec, read_yaml(path, "table"), str(path))
+    tasks = {name: _build(TaskSpec, entry, f"{path}: tasks.{name}") for name, entry in spec.tasks.items()}
+    methods = {name: _build(MethodSpec, entry, f"{path}: methods.{name}") for name, entry in spec.methods.items()}
+    _check(spec, tasks, methods, str(path))
+    figures = {key: value for i, entry in enumerate(spec.paper)
+               for key, value in _figures(entry, tasks, methods, f"{path}: paper[{i}]").items()}
+    runs = {(task, method): _run(spec, task, tasks[task], method, methods[method], str(path))
+            for task in tasks for method in methods
+            if methods[method].method and task in (methods[method].tasks or tasks)}
+    if not runs and not figures:
+        raise UserError(f"{path}: nothing to show: no entry of methods has a `method` to run, and paper has no figures")
+    cells = [Cell(metric, task, method, figures.get((metric, task, methods[method].compare_with or method)),
+                  runs.get((task, method)))
+             for metric in spec.metrics for task in tasks for method in methods]
+    cells = [cell for cell in cells if cell.run or cell.paper and not methods[cell.method].compare_with]
+    return PaperTable(Path(path).stem, spec, tasks, methods, tuple(runs.values()), tuple(cells))
+
+
+def _build(cls: type, entry: object, where: str):
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {entry!r:.60}, expected a mapping with {', '.join(f.name for f in fields(cls))}")
+    check_arguments(cls, entry, where)
+    return cls(**entry)
+
+
+def _check(spec: TableSpec, tasks: dict[str, TaskSpec], methods: dict[str, MethodSpec], path: str) -> None:
+    _check_names(spec.metrics, METRICS, "metric", f"{path}: metrics")
+    for name in (*tasks, *methods):
+        if not FOLDER_NAME.fullmatch(str(name)):
+            raise UserError(f"{path}: '{name}' names a folder; expected letters, digits, and inside also . _ + -")
+    for name, method in methods.items():
+        _check_names(method.tasks or (), tasks, "task", f"{path}: methods.{name}.tasks")
+        _check_names(method.params_of or (), tasks, "task", f"{path}: methods.{name}.params_of")
+        for task, params in (method.params_of or {}).items():
+            if not isinstance(params, dict):
+                raise UserError(f"{path}: methods.{name}.params_of.{task} is {params!r:.60}, expected a mapping "
+                                "(key: value)")
+        _check_names([method.compare_with] if method.compare_with else (), methods, "method",
+                     f"{path}: methods.{name}.compare_with")
+    for key, value in (("limit", spec.limit), ("num_samples", spec.num_samples)):
+        if value is not None and value < 1:
+            raise UserError(f"{path}: {key} is {value}, expected 1 or more")
+    if spec.plot == "line":
+        for name, task in tasks.items():
+            if task.x is None or spec.log_x and task.x <= 0:
+                raise UserError(f"{path}: tasks.{name}.x is {task.x}, a line plot needs a "
+                                f"{'positive ' if spec.log_x else ''}number")
+    elif spec.log_x or spec.x_label:
+        raise UserError(f"{path}: x_label and log_x are for plot: line, found plot: {spec.plot}")
+
+
+def _check_names(names: Sequence[str], known: Sequence[str] | dict, kind: str, where: str) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{where}: unknown {kind} '{name}'; {did_you_mean(name, known)}")
+
+
+def _figures(entry: dict, tasks: dict, methods: dict, where: str) -> dict[tuple[str, str, str], Figure]:
+    """(metric, task, method) -> figure of one printed table."""
+    printed = _build(PaperSpec, entry, where)
+    _check_names(printed.tasks, tasks, "task", f"{where}.tasks")
+    _check_names(printed.metrics, METRICS, "metric", f"{where}.metrics")
+    _check_names(printed.rows, methods, "method", f"{where}.rows")
+    places = [(metric, task) for task in printed.tasks for metric in printed.metrics]
+    figures = {}
+    for method, content in printed.rows.items():
+        row = _build(RowSpec, content, f"{where}.rows.{method}")
+        for key in ("values", "std"):
+            found = getattr(row, key)
+            if found is not None and len(found) != len(places):
+                raise UserError(f"{where}.rows.{method}: {key} has {len(found)} entries, expected {len(places)}: "
+                                f"{len(printed.tasks)} tasks with {len(printed.metrics)} metrics each")
+        for (metric, task), value, std in zip(places, row.values, row.std or [None] * len(places), strict=True):
+            if value is not None and math.isfinite(value):
+                figures[metric, task, method] = Figure(value, std, f"{printed.source}, row {row.row}")
+    return figures
+
+
+def _run(spec: TableSpec, name: str, task: TaskSpec, method_name: str, method: MethodSpec, path: str) -> Run:
+    config = task.config
+    if "{settings}" in config:
+        if method.settings is None:
+            raise UserError(f"{path}: methods.{method_name} needs settings, which tasks.{name}.config names")
+        config = config.replace("{settings}", method.settings)
+    overrides = [*spec.set, *task.set, f"conditioning.method={method.method}"]
+    params = (method.params_of or {}).get(name, method.params)
+    overrides += [f"conditioning.params={json.dumps(params)}"] if params is not None else []
+    return Run(name, method_name, spec.model_config, spec.diffusion_config, config, (*overrides, *method.set))

@@ -1,0 +1,128 @@
+"""The table of a run while it grows: a file per finished image first, metrics.csv from time to time and at the end.
+
+    rows/<image>.csv        the image's rows, header and all; empty while the image is being restored
+    metrics.csv             all rows, images in the order of the data set
+
+Files appear whole, so nothing is torn by a run that is killed, several processes write at once, and a large table is
+not rewritten for every image. rows/ is there as long as a run has not come to its end.
+"""
+
+import contextlib
+import csv
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from util.errors import StorageError, UserError
+from util.img_utils import write_atomically
+from util.run.table import Row, parse_rows, to_csv
+
+TABLE, ROWS = "metrics.csv", "rows"
+SMALL_TABLE = 1000                                  # images: up to here metrics.csv is rewritten for every image,
+REFRESH_SECONDS = 10                                # and a larger one as often as this
+
+
+def begun_images(folder: Path) -> list[str]:
+    """Images of which files may be there, since a run that did not come to its end."""
+    return sorted(file.stem for file in (folder / ROWS).glob("*.csv"))
+
+
+class RowStore:
+    """The rows of a run, by image.
+
+    Args:
+        folder: of the run.
+        images: the names in the data set, in order; rows of others come after these.
+        leads: whether this process writes metrics.csv.
+
+    Raises:
+        UserError: metrics.csv is no table of ours.
+    """
+
+    def __init__(self, folder: Path, images: Sequence[str] = (), leads: bool = True):
+        self.folder, self.images, self.leads = folder, images, leads
+        self.written = time.monotonic()
+        self.added: list[str] = []                  # images whose rows are this process's
+        self.by_image: dict[str, list[Row]] = {}
+        self._take(self._read_table())
+        for file in self._files():
+            self._take(row for row in _read_if_whole(file) if row.image == file.stem)
+
+    def _take(self, rows: Iterable[Row]) -> None:
+        taken: dict[str, list[Row]] = {}
+        for row in rows:
+            taken.setdefault(row.image, []).append(row)
+        self.by_image |= taken
+
+    def _files(self) -> list[Path]:
+        return sorted((self.folder / ROWS).glob("*.csv"))
+
+    def _read_table(self) -> list[Row]:
+        path = self.folder / TABLE
+        try:
+            text = path.read_text(encoding="utf-8")
+            whole = text[:text.rfind("\n") + 1]     # another program may have cut the last line
+            return parse_rows(whole) if whole or not to_csv([]).startswith(text) else []
+        except FileNotFoundError:
+            return []
+        except (OSError, KeyError, ValueError, TypeError, csv.Error):
+            raise UserError(f"{path} is not a table of ours; choose another folder with --save_dir, "
+                            "or replace the results with --overwrite") from None
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, images in order."""
+        known = [image for image in self.images if image in self.by_image]
+        order = dict.fromkeys([*known, *self.by_image])
+        return [row for image in order for row in self.by_image[image]]
+
+    @property
+    def concluded(self) -> bool:
+        """Whether metrics.csv holds everything."""
+        return (self.folder / TABLE).is_file() and not (self.folder / ROWS).is_dir()
+
+    def begin(self, image: str) -> None:
+        """Note that files of the image may be there from now on."""
+        file = self.folder / ROWS / f"{image}.csv"
+        try:
+            file.parent.mkdir(exist_ok=True)
+            if file.is_symlink():
+                file.unlink()
+            file.touch()
+        except OSError as error:
+            raise StorageError(f"cannot write {file}: {error.strerror or error}") from None
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Keep the rows of one image, on disk."""
+        write_atomically(self.folder / ROWS / f"{rows[0].image}.csv", to_csv(rows).encode())
+        self.by_image[rows[0].image] = list(rows)
+        self.added.append(rows[0].image)
+        if self.leads and (len(self.by_image) <= SMALL_TABLE or time.monotonic() - self.written >= REFRESH_SECONDS):
+            self.write()
+
+    def own_table(self) -> str:
+        """The rows that this process added, for `merge`."""
+        return to_csv([row for image in dict.fromkeys(self.added) for row in self.by_image[image]])
+
+    def merge(self, text: str) -> None:
+        """Take in the rows of another process."""
+        self._take(parse_rows(text))
+
+    def write(self) -> None:
+        """Bring metrics.csv up to date."""
+        write_atomically(self.folder / TABLE, to_csv(self.rows).encode())
+        self.written = time.monotonic()
+
+    def conclude(self) -> None:
+        """Note that the run has come to its end; metrics.csv must be up to date."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):          # it holds something that is not ours
+            (self.folder / ROWS).rmdir()
+
+
+def _read_if_whole(file: Path) -> list[Row]:
+    try:
+        return parse_rows(file.read_text(encoding="utf-8"))
+    except (OSError, KeyError, ValueError, TypeError, csv.Error):
+        return []

@@ -1,0 +1,225 @@
+"""metrics.csv: a row per image and posterior sample, and what is said about them in summary.json."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+
+import torch
+from torch import Tensor
+
+from util.img_utils import to_unit
+from util.metrics.pairs import MEAN, is_file_name
+from util.metrics.scores import Metrics, Scores
+from util.metrics.statistics import Summary, describe
+
+OK = "ok"
+Trajectory = Sequence[tuple[int, float]]            # (step index, measurement distance)
+NO_SCORES = Scores(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of metrics.csv; NaN is written as an empty cell. Without ground truth there are no scores.
+
+    Numbers have six significant digits, in memory as on disk, so that a run that was continued has the same means.
+    """
+
+    image: str
+    sample: str                                     # "0", "1", ..., or "mean" for the mean of the samples
+    psnr: float                                     # dB
+    ssim: float
+    lpips_vgg: float
+    psnr_input: float                               # of the lifted measurement
+    ssim_input: float
+    distance: float                                 # the noise model's data misfit
+    seconds: float                                  # share of its batch's time
+    chi_square: float                               # see `Measurement.chi_square`
+    network_evaluations: float
+    psnr_aligned: float                             # these three after the image's trivial ambiguities are resolved,
+    ssim_aligned: float                             # by the truth; empty where the operator has none
+    lpips_vgg_aligned: float
+    best: float                                     # 1 for the sample of lowest distance, 0 for others, empty for means
+    std: float                                      # of the samples around their mean, root mean square on [0, 1]
+    error_to_std: float                             # see `spread`; these two for means only
+    lpips_alex: float
+    source: str = ""                                # fingerprint of the files that the image was read from
+    status: str = OK                                # or "diverged at step 37", counting down to 0; no scores then
+
+    def __post_init__(self):
+        for column in NUMBERS:
+            object.__setattr__(self, column, float(f"{getattr(self, column):.6g}"))
+
+    @classmethod
+    def parse(cls, cells: dict[str, str]) -> "Row":
+        """Read a line; ValueError or KeyError if it is not one of ours."""
+        if None in cells or None in cells.values() or not is_file_name(cells["image"]):
+            raise ValueError(f"{cells['image']} is no image name, or has no whole line")
+        if not re.fullmatch(rf"\d{{1,9}}|{MEAN}", cells["sample"]):
+            raise ValueError(f"{cells['sample']} is no sample")
+        if not re.fullmatch(rf"{OK}|diverged at step \d+", cells["status"]):
+            raise ValueError(f"{cells['status']} is no status")
+        if not re.fullmatch(r"([0-9a-f]{16})*", cells["source"]):
+            raise ValueError(f"{cells['source']} is no fingerprint")
+        return cls(cells["image"], cells["sample"], *(float(cells[column] or "nan") for column in NUMBERS),
+                   cells["source"], cells["status"])
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a restored image."""
+        return self.status == OK
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether there was a clean image to compare with."""
+        return not math.isnan(self.psnr_input)
+
+
+COLUMNS = [field.name for field in fields(Row)]
+NUMBERS = COLUMNS[2:-2]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one posterior sample of one image; images are (3, H, W) in [-1, 1]."""
+
+    sample: str
+    restored: Tensor
+    distance: float
+    chi_square: float
+    seconds: float
+    network_evaluations: float
+    equivalents: Sequence[Tensor] = ()              # what the measurement cannot tell from `restored`: flips, negatives
+    trajectory: Trajectory = ()                     # of every step, in order; none for means
+    diverged: int | None = None                     # the first step whose state was not finite, if any
+
+    @property
+    def status(self) -> str:
+        """As in `Row`."""
+        return OK if self.diverged is None else f"diverged at step {self.diverged}"
+
+
+def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequence[Outcome],
+              metrics: Metrics | None, source: str = "") -> list[Row]:
+    """Score one image with all its samples.
+
+    Args:
+        image: its name.
+        label: the truth, (3, H, W) in [-1, 1]; None where nobody knows it.
+        lifted: the measurement in image space, same shape.
+        outcomes: its samples and, if there are several, their mean.
+        metrics: what scores them; needed with a truth.
+        source: see `Row`.
+    """
+    psnr_input, ssim_input, *_ = astuple(NO_SCORES if label is None else metrics(lifted, label))
+    best, (std, error_to_std) = _best_sample(outcomes), spread(outcomes, label)
+    rows = []
+    for outcome in outcomes:
+        scores, aligned = _score(outcome, label, metrics)
+        is_mean, ok = outcome.sample == MEAN, outcome.status == OK
+        rows.append(Row(
+            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, psnr_input, ssim_input,
+            outcome.distance if ok else math.nan, outcome.seconds, outcome.chi_square if ok else math.nan,
+            outcome.network_evaluations, aligned.psnr, aligned.ssim, aligned.lpips_vgg,
+            best=math.nan if is_mean else float(outcome.sample == best), std=std if is_mean else math.nan,
+            error_to_std=error_to_std if is_mean else math.nan, lpips_alex=scores.lpips_alex, source=source,
+            status=outcome.status))
+    return rows
+
+
+def finite_samples(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The samples that did not diverge, without their mean."""
+    return [outcome for outcome in outcomes if outcome.sample != MEAN and outcome.status == OK]
+
+
+def standard_deviation(outcomes: Sequence[Outcome]) -> Tensor | None:
+    """The samples' standard deviation in every pixel and channel, (3, H, W) on [0, 1]; None for fewer than two."""
+    samples = [to_unit(outcome.restored) for outcome in finite_samples(outcomes)]
+    return torch.stack(samples).std(dim=0) if len(samples) > 1 else None
+
+
+def spread(outcomes: Sequence[Outcome], label: Tensor | None) -> tuple[float, float]:
+    """The root mean square s of the standard deviation of K samples, and RMSE / (s sqrt(1 + 1/K)) of their mean image.
+
+    The second is about 1 where the truth is as far from the samples' mean as one more sample would be, larger where the
+    samples are too sure of themselves. NaN for fewer than two samples, or without a truth.
+    """
+    std = standard_deviation(outcomes)
+    if std is None:
+        return math.nan, math.nan
+    samples = torch.stack([to_unit(outcome.restored) for outcome in finite_samples(outcomes)])
+    s = float(std.square().mean().sqrt())
+    if label is None or s == 0:
+        return s, math.nan
+    error = float((samples.mean(dim=0) - to_unit(label)).square().mean().sqrt())
+    return s, error / (s * math.sqrt(1 + 1 / len(samples)))
+
+
+def _best_sample(outcomes: Sequence[Outcome]) -> str | None:
+    """The sample that agrees best with the measurement; the truth plays no part. None if all diverged."""
+    finite = [outcome for outcome in finite_samples(outcomes) if math.isfinite(outcome.distance)]
+    return min(finite, key=lambda outcome: outcome.distance).sample if finite else None
+
+
+def _score(outcome: Outcome, label: Tensor | None, metrics: Metrics | None) -> tuple[Scores, Scores]:
+    """Scores as restored, and of the equivalent image closest to the truth (NaN where there is no other)."""
+    if label is None or outcome.status != OK:
+        return NO_SCORES, NO_SCORES
+    scores = metrics(outcome.restored, label)
+    if not outcome.equivalents:
+        return scores, NO_SCORES
+    return scores, max([scores, *(metrics(image, label) for image in outcome.equivalents)], key=lambda s: s.psnr)
+
+
+def parse_rows(text: str) -> list[Row]:
+    """The rows of a metrics.csv; ValueError or another exception if it is not a table of ours."""
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    if table.fieldnames != COLUMNS:
+        raise ValueError(table.fieldnames)
+    return [Row.parse(cells) for cells in table]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The content of metrics.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow("" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
+                        for v in asdict(row).values())
+    return text.getvalue()
+
+
+def trajectories_to_csv(outcomes: Sequence[Outcome]) -> str:
+    """A line per reverse step, in order: its index, and the measurement distance of every sample."""
+    samples = [outcome for outcome in outcomes if outcome.sample != MEAN]
+    distances = [dict(outcome.trajectory) for outcome in samples]
+    lines = [",".join(["step", *(outcome.sample for outcome in samples)])]
+    for index in sorted(set().union(*distances), reverse=True):
+        lines.append(",".join([str(index), *(f"{own.get(index, math.nan):.6g}" for own in distances)]))
+    return "\n".join(lines) + "\n"
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, object]:
+    """Counts, cost, and mean, spread and interval of every column: of all samples, of the best, of means.
+
+    "diverged" counts images of which a sample diverged; statistics are over the other samples.
+    """
+    single, mean = ([row for row in rows if (row.sample == MEAN) is is_mean] for is_mean in (False, True))
+    summary = {"images": len({row.image for row in rows}), "samples": len(single),
+               "diverged": len({row.image for row in single if not row.ok}),
+               "seconds": sum(row.seconds for row in single),
+               "network_evaluations": int(sum(row.network_evaluations for row in single)),
+               "metrics": _statistics(single)}
+    if mean:
+        summary["metrics_of_best_samples"] = _statistics([row for row in single if row.best == 1])
+        summary["metrics_of_sample_means"] = _statistics(mean)
+    return summary
+
+
+def _statistics(rows: Sequence[Row]) -> dict[str, Summary]:
+    columns = [column for column in NUMBERS if column not in ("seconds", "network_evaluations", "best")]
+    rows = [row for row in rows if row.ok]
+    return {column: describe([getattr(row, column) for row in rows], [row.image for row in rows]) for column in columns}
