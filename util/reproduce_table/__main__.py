@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.dataloader import DATASETS
-from guided_diffusion.measurements import OPERATORS
-from guided_diffusion.restoration.build import build_parts
 from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive, run_command, run_program, user_path
 from util.errors import UserError
 from util.img_utils import write_atomically
@@ -20,6 +18,7 @@ from util.metrics.weights import WeightStore
 from util.reproduce_table.job import (
     Job,
     Options,
+    ask_steps,
     count,
     duration,
     evaluations,
@@ -68,16 +67,12 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
                       args.gpu, args.nproc, args.overwrite, args.weights_dir, args.precision)
     WeightStore(args.weights_dir)                   # complains about a folder that is not there
     jobs = []
-    for run in table.runs:
+    for run, steps in zip(table.runs, ask_steps(table.runs, options.data), strict=True):
+        if isinstance(steps, UserError):
+            raise UserError(f"{title(table, run)}: {steps}")
         config = run.load(options.data)
-        try:
-            sampler, _, method = build_parts(config, run.overrides)
-            OPERATORS.check(config.operator.name, **config.operator.params)
-        except UserError as error:
-            raise UserError(f"{title(table, run)}: {error}") from None
         images = DATASETS.build(config.data.name, **config.data.params)
-        jobs.append(Job(run, config, images.names[:options.limit], folder / run.task / run.method, options,
-                        method.num_steps(sampler)))
+        jobs.append(Job(run, config, images.names[:options.limit], folder / run.task / run.method, options, steps))
     return jobs
 
 

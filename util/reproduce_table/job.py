@@ -1,6 +1,8 @@
 """One run of a paper's table: its folder, the command line that fills it, and what is already there."""
 
 import csv
+import json
+import os
 import re
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from util.reproduce_table.spec import Run
 
 logger = get_logger()
 
+CHECK = (sys.executable, "-m", "guided_diffusion.restoration.check")
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")            # what a progress bar writes: steps done / of all
 
 
@@ -176,6 +179,22 @@ def _reason(status: int, lines: Sequence[str]) -> str:
     """The line that says why a run ended with `status`."""
     errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
     return (errors or list(lines[-1:]) or [f"exit status {status}"])[0]
+
+
+def ask_steps(runs: Sequence[Run], data: str | None) -> list[int | UserError]:
+    """Steps of one sample in each run, or what is wrong with its configuration; the command line knows both."""
+    answers = json.loads(ask(json.dumps([run.arguments(data) for run in runs]))) if runs else []
+    return [UserError(answer["error"]) if "error" in answer else answer["steps"] for answer in answers]
+
+
+def ask(runs: str) -> str:
+    """What the command line's check says of runs, JSON to JSON, asked once: it takes seconds to start."""
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    process = subprocess.run(CHECK, input=runs, capture_output=True, text=True, encoding="utf-8",
+                             env={**os.environ, "PYTHONPATH": path})
+    if process.returncode:
+        raise UserError(f"{' '.join(CHECK)}: {_reason(process.returncode, process.stderr.splitlines())}")
+    return process.stdout
 
 
 def seconds_per_evaluation(job: Job) -> float:

@@ -144,7 +144,12 @@ class Run:
 
     def load(self, data: str | None = None) -> Config:
         """The resolved configuration; UserError if a file or an override is wrong."""
-        return load_config(self.model_config, self.diffusion_config, self.task_config, self.overrides, data)
+        return load_config(**self.arguments(data))
+
+    def arguments(self, data: str | None = None) -> dict[str, object]:
+        """Those of `load_config`."""
+        return {"model_config": self.model_config, "diffusion_config": self.diffusion_config,
+                "task_config": self.task_config, "overrides": self.overrides, "data": data}
 
 
 @dataclass(frozen=True)
