@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from guided_diffusion.measurements import OPERATORS, LinearOperator, get_operator
-from guided_diffusion.measurements.base import require_linear
 from tests.helpers import NAMES, normal, relative
 from tests.operator_cases import CASES, every_case, prepared
 from util.seeding import ImageRandomness
@@ -120,8 +119,3 @@ def test_spectrum_follows_a_new_kernel_and_inference_mode():
     after.sum().backward()
     assert not torch.allclose(before, after)
     torch.testing.assert_close(x.grad, operator.transpose(torch.ones_like(x)))
-
-
-def test_require_linear_lets_linear_operators_through():
-    operator = get_operator("noise")
-    assert require_linear(operator, "method x") is operator

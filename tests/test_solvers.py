@@ -13,7 +13,9 @@ from skimage.metrics import peak_signal_noise_ratio
 import sample_condition
 from data.dataloader import get_dataset
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, get_conditioning_method
-from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
+from guided_diffusion.measurements import LinearOperator, Measurement, Operator, get_noise, get_operator
+from guided_diffusion.measurements.blur import Blur
+from guided_diffusion.measurements.inpainting import InpaintingOperator
 from guided_diffusion.solvers import ClassicalRestorer, Wiener
 from guided_diffusion.solvers.base import to_arrays
 from tests.helpers import OPERATOR_EXAMPLES
@@ -49,6 +51,10 @@ MADE_FOR = [                                        # task, method, parameters, 
     ("random", "biharmonic", {}, 8.0),
     ("random", "total_variation", {"weight": 0.01, "after": "biharmonic"}, 8.0),
 ]
+MADE_ONLY_FOR = {
+    "pinv": LinearOperator, "tikhonov": LinearOperator, "wiener": Blur, "richardson_lucy": Blur,
+    "biharmonic": InpaintingOperator,
+}
 
 
 def photographs(names, size):
@@ -214,15 +220,11 @@ def test_the_callback_hears_of_the_result():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_serves_an_operator_or_refuses_it_with_a_sentence(name, operator):
     built = get_operator(operator, **OPERATOR_EXAMPLES[operator])
-    serves = {"wiener": ("gaussian_blur", "motion_blur"), "richardson_lucy": ("gaussian_blur", "motion_blur"),
-              "biharmonic": ("inpainting",)}.get(name, tuple(OPERATOR_EXAMPLES))
     method = get_conditioning_method(name)
-    if name in ("pinv", "tikhonov") and not isinstance(built, LinearOperator):
-        with pytest.raises(UserError, match=f"'{name}' needs a linear operator, found '{operator}'"):
-            method.check(built)
-        return
-    if operator not in serves:
-        with pytest.raises(UserError, match=f"'{name}' needs .*found '{operator}'; use total_variation"):
+    assert method.serves(built) == isinstance(built, MADE_ONLY_FOR.get(name, Operator))
+    if not method.serves(built):
+        with pytest.raises(UserError, match=f"'{name}' needs .*found '{operator}'; methods that serve '{operator}': "
+                                            ".*total_variation"):
             method.check(built)
         return
     method.check(built)

@@ -194,10 +194,3 @@ def get_operator(name: str, device: torch.device | str = "cpu", **params) -> Ope
 def get_noise(name: str, **params) -> Noise:
     """Build a registered noise model; UserError on an unknown name or parameter."""
     return NOISES.build(name, **params)
-
-
-def require_linear(operator: Operator, who: str) -> LinearOperator:
-    """Return `operator` if it is linear; otherwise UserError, before any sampling starts."""
-    if not isinstance(operator, LinearOperator):
-        raise UserError(f"{who} needs a linear operator, found '{operator.name}'; use method ps or dpps instead")
-    return operator

@@ -154,10 +154,11 @@ class NonLocalMeans(Denoiser):
 class Deconvolution(ClassicalRestorer):
     """A deconvolution by the kernel of each image, every channel by itself."""
 
-    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
-        if not isinstance(operator, Blur):
-            raise UserError(f"conditioning method '{self.name}' needs a convolution by a known kernel (gaussian_blur, "
-                            f"motion_blur or blur), found '{operator.name}'; use total_variation instead")
+    needs = "a convolution by a known kernel (gaussian_blur, motion_blur or blur)"
+
+    @classmethod
+    def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
+        return isinstance(operator, Blur)
 
 
 @register_conditioning_method("wiener")
@@ -229,14 +230,15 @@ class Biharmonic(ClassicalRestorer):
             weight, see `total_variation`, and the missing pixels are computed again from it.
     """
 
+    needs = "missing pixels (inpainting)"
+
     def __init__(self, tv_weight: float = 0.0):
         self.tv_weight = tv_weight
         self.require(tv_weight >= 0, "tv_weight", "0 or more")
 
-    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
-        if not isinstance(operator, InpaintingOperator):
-            raise UserError(f"conditioning method '{self.name}' needs missing pixels (inpainting), found "
-                            f"'{operator.name}'; use total_variation instead")
+    @classmethod
+    def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
+        return isinstance(operator, InpaintingOperator)
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         missing = measurement.operator.mask.cpu().numpy()[:, 0] == 0                                    # (B, H, W)
