@@ -105,7 +105,7 @@ def _checked(init: Callable, kind: str) -> Callable:
             given = signature.bind(self, *args, **kwargs).arguments
         except TypeError:                           # an unknown or a missing one: named below, or by Python
             given = {"self": self, **kwargs}
-        params = {key: value for key, value in list(given.items())[1:]}
+        params = dict(list(given.items())[1:])
         check_arguments(init, params, where=f"{kind} '{self.name}'")
         hints = annotations(init)
         init(self, **{key: as_float(value, hints.get(key)) for key, value in params.items()})
