@@ -85,7 +85,7 @@ def test_runs_killed_at_twenty_moments_end_like_one_that_was_not(prior, workplac
     assert told["statuses"][1::2] == [-9] * KILLS
     assert len(set(told["rows"])) > 2, told["rows"]                     # the moments differ
     whole = contents(workplace / "whole" / FOLDER)
-    assert len(whole) == 4 + 3 * (1 + 1 + 3 + 1 + 1 + 1 + 8)
+    assert len(whole) == 4 + 3 * (1 + 1 + 4 + 2 + 1 + 1 + 8)
     for kill in range(KILLS):
         killed = contents(workplace / f"killed{kill}" / FOLDER)
         assert killed.keys() == whole.keys()

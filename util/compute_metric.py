@@ -5,6 +5,7 @@ import io
 import json
 import math
 from argparse import ArgumentTypeError, Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -14,16 +15,35 @@ from util.errors import UserError, did_you_mean
 from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.metrics.comparison import Comparison, compare, fixed, log_distances
-from util.metrics.pairs import pair_folders, pair_results, read_table
+from util.metrics.pairs import Pair, pair_folders, shorten
 from util.metrics.scores import PER_IMAGE, TITLES, Metrics, Scores
+from util.run.layout import TABLE, file_of
+from util.run.table import Row, read_table
 
 
-def _table_scores(rows: Sequence[dict[str, str]]) -> list[tuple[str, str, Scores]]:
-    try:
-        return [(row["image"], row["sample"], Scores(*(float(row.get(name) or "nan") for name in PER_IMAGE)))
-                for row in rows]
-    except ValueError as error:
-        raise UserError(f"metrics.csv: {error}; --from_png scores the saved files instead") from None
+def pair_results(run: Path, rows: Sequence[Row]) -> tuple[list[Pair], list[str]]:
+    """Pair recon/ and label/ in the folder of a run, ours or one of DPS, as `pair_folders`.
+
+    Args:
+        rows: its table, where it has one; the images that are restored and whose truth is known.
+
+    Raises:
+        UserError: as `pair_folders`.
+    """
+    recon, label = run / "recon", run / "label"
+    if not recon.is_dir() or not label.is_dir():
+        raise UserError(f"'{run}' has no folders recon/ and label/, so it holds no results; name such a folder "
+                        "(results/<operator>/<method>), or two folders of images")
+    if not any(label.iterdir()):
+        raise UserError(f"{label} is empty: the run had no true images, so there is nothing to compare with")
+    if not rows:
+        return pair_folders(recon, label)
+    count = Counter(row.image for row in rows)
+    pairs = [Pair(row.image, row.sample, file_of(run, "recon", row.image, row.sample if count[row.image] > 1 else None),
+                  file_of(run, "label", row.image)) for row in rows]
+    there = [pair for pair in pairs if pair.restored.is_file() and pair.label.is_file()]
+    gone = {str(file.relative_to(run)) for pair in pairs for file in (pair.restored, pair.label) if not file.is_file()}
+    return there, [f"{run} has no {shorten(gone)}, which {TABLE} tells of"] if gone else []
 
 
 def _names(text: str) -> list[str]:
@@ -53,9 +73,11 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
 def score(args: Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     device = choose_device(args.gpu)
-    rows = read_table(args.restored) if args.labels is None else []
-    pairs, missing = (pair_results(args.restored, rows) if args.labels is None
-                      else pair_folders(args.restored, args.labels))
+    if args.labels is None:
+        rows = [row for row in read_table(args.restored) if row.ok and row.has_truth]
+        pairs, missing = pair_results(user_path(args.restored), rows)
+    else:
+        rows, (pairs, missing) = [], pair_folders(args.restored, args.labels)
     for line in missing:
         get_logger().warning(line)
     from_files = args.from_png or not rows
@@ -64,7 +86,7 @@ def score(args: Namespace) -> int:
     metrics = Metrics(device, args.weights_dir, networks)
     comparison = compare(pairs if from_files or metrics.networks else [], metrics, per_image=from_files)
     if not from_files:
-        comparison.rows = _table_scores(rows)
+        comparison.rows = [(row.image, row.sample, Scores(*(getattr(row, name) for name in PER_IMAGE))) for row in rows]
     if not comparison.rows:
         raise UserError("no image could be scored")
     source = "saved files" if from_files else "metrics.csv"

@@ -14,7 +14,8 @@ from util.command import user_path
 from util.config.config import leaves, read_yaml
 from util.errors import UserError
 from util.logger import get_logger
-from util.metrics.pairs import MEAN, is_file_name
+from util.metrics.pairs import MEAN
+from util.run.layout import is_file_name
 
 OK = ("", "ok")                                     # states of a row that needs no remark
 BAND = (10, 90)                                     # percentiles between which a trajectory's band lies

@@ -2,18 +2,23 @@
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from util.command import user_path
+from util.errors import UserError
 from util.img_utils import to_unit
-from util.metrics.pairs import MEAN, is_file_name
+from util.metrics.pairs import MEAN
 from util.metrics.scores import Metrics, Scores
 from util.metrics.statistics import Summary, describe
+from util.run.layout import SUMMARY, TABLE, file_of, is_file_name
 
 OK = "ok"
 Trajectory = Sequence[tuple[int, float]]            # (step index, measurement distance)
@@ -54,17 +59,13 @@ class Row:
 
     @classmethod
     def parse(cls, cells: dict[str, str]) -> "Row":
-        """Read a line; ValueError or KeyError if it is not one of ours."""
-        if None in cells or None in cells.values() or not is_file_name(cells["image"]):
-            raise ValueError(f"{cells['image']} is no image name, or has no whole line")
-        if not re.fullmatch(rf"\d{{1,9}}|{MEAN}", cells["sample"]):
-            raise ValueError(f"{cells['sample']} is no sample")
-        if not re.fullmatch(rf"{OK}|diverged at step \d+", cells["status"]):
-            raise ValueError(f"{cells['status']} is no status")
-        if not re.fullmatch(r"([0-9a-f]{16})*", cells["source"]):
-            raise ValueError(f"{cells['source']} is no fingerprint")
-        return cls(cells["image"], cells["sample"], *(float(cells[column] or "nan") for column in NUMBERS),
-                   cells["source"], cells["status"])
+        """Read a line; ValueError if it is not one of ours."""
+        if None in cells or None in cells.values():
+            raise ValueError(f"it has not {len(COLUMNS)} cells")
+        for column, form in FORMS.items():
+            if not form(cells[column]):
+                raise ValueError(f"{column} is {cells[column]!r:.60}")
+        return cls(**{column: float(cell or "nan") if column in NUMBERS else cell for column, cell in cells.items()})
 
     @property
     def ok(self) -> bool:
@@ -79,6 +80,10 @@ class Row:
 
 COLUMNS = [field.name for field in fields(Row)]
 NUMBERS = COLUMNS[2:-2]
+FORMS = {"image": is_file_name,
+         "sample": re.compile(rf"\d{{1,9}}|{MEAN}").fullmatch,
+         "source": re.compile(r"([0-9a-f]{16})*").fullmatch,
+         "status": re.compile(rf"{OK}|diverged at step \d+").fullmatch}
 
 
 @dataclass(frozen=True)
@@ -174,11 +179,35 @@ def _score(outcome: Outcome, label: Tensor | None, metrics: Metrics | None) -> t
 
 
 def parse_rows(text: str) -> list[Row]:
-    """The rows of a metrics.csv; ValueError or another exception if it is not a table of ours."""
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    if table.fieldnames != COLUMNS:
-        raise ValueError(table.fieldnames)
-    return [Row.parse(cells) for cells in table]
+    """The rows of a metrics.csv; a ValueError names the line that is not one of ours."""
+    table, rows = csv.DictReader(io.StringIO(text, newline="")), []
+    try:
+        if table.fieldnames != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(table.fieldnames or ['none'])[:200]}")
+        rows += map(Row.parse, table)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"line {table.line_num}: {error}") from None
+    return rows
+
+
+def read_table(run: str | Path) -> list[Row]:
+    """The rows of the metrics.csv in the folder of a run, in its order; none where there is no such file.
+
+    A last line that another program has cut is left out.
+
+    Raises:
+        UserError: it cannot be read, or is no table of ours.
+    """
+    path = user_path(run) / TABLE
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[:text.rfind("\n") + 1]
+        return parse_rows(whole) if whole or not to_csv([]).startswith(text) else []
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a table of ours ({getattr(error, 'strerror', None) or error}); move it away, "
+                        "choose another folder with --save_dir, or replace its run with --overwrite") from None
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -200,6 +229,21 @@ def trajectories_to_csv(outcomes: Sequence[Outcome]) -> str:
     for index in sorted(set().union(*distances), reverse=True):
         lines.append(",".join([str(index), *(f"{own.get(index, math.nan):.6g}" for own in distances)]))
     return "\n".join(lines) + "\n"
+
+
+def read_trajectories(run: Path, image: str) -> dict[int, list[float]]:
+    """Step index -> the measurement distance of every sample of an image; ValueError or OSError for another file."""
+    lines = file_of(run, "trajectories", image).read_text(encoding="utf-8").splitlines()[1:]
+    return {int(step): list(map(float, distances)) for step, *distances in (line.split(",") for line in lines)}
+
+
+def read_summary(run: Path) -> dict[str, object] | None:
+    """What summary.json says; None where it is missing or damaged."""
+    try:
+        content = json.loads((run / SUMMARY).read_text(encoding="utf-8"), parse_constant=lambda nan: None)
+        return content if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, object]:
