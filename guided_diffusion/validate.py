@@ -179,8 +179,8 @@ def prior_denoiser(model: nn.Module, schedule: Schedule, batch_size: int, device
 def classical_denoiser(restorer: ClassicalRestorer) -> Denoiser:
     """A classical restorer on the operator `noise`."""
     def denoise(y: Tensor, sigma: float) -> Tensor:
-        operator, randomness = get_operator("noise"), ImageRandomness(0, [""] * len(y))
-        operator.prepare(tuple(y.shape), randomness)
+        randomness = ImageRandomness(0, [""] * len(y))
+        operator = get_operator("noise").prepare(tuple(y.shape), randomness)
         measurement = Measurement(operator, get_noise("gaussian", sigma=sigma), y)
         return restorer.restore(None, create_sampler(), measurement, randomness)
 

@@ -63,6 +63,5 @@ every_operator = pytest.mark.parametrize(("name", "params", "size"), ONE_SIZE)
 
 def prepared(name: str, params: dict, size: tuple[int, int], names: list[str] = NAMES, channels: int = 3,
              seed: int = 0) -> LinearOperator:
-    operator = get_operator(name, **params)
-    operator.prepare((len(names), channels, *size), ImageRandomness(seed, names, purpose="operator"))
-    return operator
+    randomness = ImageRandomness(seed, names, purpose="operator")
+    return get_operator(name, **params).prepare((len(names), channels, *size), randomness)

@@ -36,7 +36,7 @@ def test_projection_equations(method, scale, operator):
     expected = before - A.pinv(A(before) - y_t)
     torch.testing.assert_close(x, expected, atol=1e-6, rtol=1e-6)
     if operator in ("noise", "super_resolution", "inpainting"):
-        kept = A.observed(y_t)
+        kept = A.informative(y_t)
         torch.testing.assert_close(kept * A(x), kept * y_t, atol=1e-9, rtol=0)
 
 

@@ -14,9 +14,7 @@ from util.seeding import ImageRandomness
 
 
 def gopro(shape: tuple[int, ...], names: list[str] = NAMES, seed: int = 0, **params):
-    operator = get_operator("gopro_blur", **{"kernel_size": 9, **params})
-    operator.prepare(shape, randomness(names, seed))
-    return operator
+    return get_operator("gopro_blur", **{"kernel_size": 9, **params}).prepare(shape, randomness(names, seed))
 
 
 def by_hand(x: Tensor, shifts: np.ndarray, radius: int) -> Tensor:
@@ -56,8 +54,7 @@ def test_frames_lie_evenly_on_a_path_about_its_mean_within_the_square():
 @pytest.mark.parametrize("name", ["00323", "00565", "00638", "01053"])
 def test_paths_that_touch_the_border_stay_within_it(name):
     """Scaled to the radius, they exceeded it in the last digit."""
-    operator = get_operator("gopro_blur")
-    operator.prepare((1, 3, 32, 32), ImageRandomness(0, [name], purpose="operator"))
+    operator = get_operator("gopro_blur").prepare((1, 3, 32, 32), ImageRandomness(0, [name], purpose="operator"))
     assert operator.shifts.abs().max() == operator.radius
     assert operator(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
 

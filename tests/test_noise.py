@@ -233,7 +233,7 @@ def test_the_truth_agrees_with_its_measurement(name):
     else:
         spread = 1 / NOISE_EXAMPLES[name]["fraction"] if name == "salt_and_pepper" else 2   # >= Var(r^2 / variance)
         assert ((chi_square - 1).abs() < 4 * math.sqrt(spread / (3 * 32 * 32))).all()
-    assert torch.equal(measurement.lift(), operator.lift(measurement.y))
+    assert torch.equal(measurement.lift(), measurement.operator.lift(measurement.y))
 
 
 @pytest.mark.parametrize(("name", "params", "message"), [

@@ -84,8 +84,7 @@ def test_images_have_the_size_that_the_operator_says(run, operator, factor):
 
 def test_the_size_of_the_images_follows_from_the_measurement_for_every_operator():
     for name, params in OPERATOR_EXAMPLES.items():
-        operator = get_operator(name, **params)
-        operator.prepare((1, 3, 16, 16), RANDOMNESS)
+        operator = get_operator(name, **params).prepare((1, 3, 16, 16), RANDOMNESS)
         shape = operator(torch.zeros(1, 3, 16, 16)).shape[1:]
         assert operator.image_size_of(tuple(shape)) == (None if name == "compressed_sensing" else (16, 16)), name
 
@@ -115,7 +114,7 @@ def test_what_a_photograph_shows_in_missing_pixels_plays_no_part(tmp_path):
     y = torch.randn(1, 3, 8, 8)
     white = torch.where(torch.from_numpy(mask) > 0, y, 1.0)
     noiser = get_noise("gaussian", sigma=0.1)
-    measurements = [Measurement.observed(operator, noiser, photograph, (1, 3, 8, 8), RANDOMNESS)
+    measurements = [Measurement.from_data(operator, noiser, photograph, (1, 3, 8, 8), RANDOMNESS)
                     for photograph in (y, white)]
     assert torch.equal(measurements[0].y, measurements[1].y)
     torch.testing.assert_close(measurements[0].distance(y), torch.zeros(1))
@@ -124,8 +123,7 @@ def test_what_a_photograph_shows_in_missing_pixels_plays_no_part(tmp_path):
 
 @pytest.mark.parametrize("layout", ["chw", "hwc", "grey"])
 def test_fourier_magnitudes_come_as_arrays(run, layout):
-    operator = get_operator("phase_retrieval")
-    operator.prepare((1, 3, 24, 30), RANDOMNESS)
+    operator = get_operator("phase_retrieval").prepare((1, 3, 24, 30), RANDOMNESS)
     x = torch.rand(1, 1, 24, 30).expand(1, 3, 24, 30) if layout == "grey" else torch.rand(1, 3, 24, 30)
     y = operator(x)[0].numpy()
     Path("photos").mkdir()
@@ -136,8 +134,7 @@ def test_fourier_magnitudes_come_as_arrays(run, layout):
 
 
 def test_coefficients_are_of_images_of_the_networks_size(run):
-    operator = get_operator("compressed_sensing", ratio=0.25)
-    operator.prepare((1, 3, 32, 32), RANDOMNESS)
+    operator = get_operator("compressed_sensing", ratio=0.25).prepare((1, 3, 32, 32), RANDOMNESS)
     Path("photos").mkdir()
     np.save("photos/a.npy", operator(torch.rand(1, 3, 32, 32))[0].numpy())
     status, _, err = run(*observed("{name: compressed_sensing, ratio: 0.25}"))
@@ -284,9 +281,8 @@ def test_observed_is_a_setting_of_the_data(prior):
 def test_an_exact_restoration_has_the_chi_square_of_its_noise():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, 64, 64, generator=generator)
-    operator = get_operator("super_resolution", scale_factor=2)
+    operator = get_operator("super_resolution", scale_factor=2).prepare((1, 3, 64, 64), RANDOMNESS)
     assert isinstance(operator, LinearOperator)
-    operator.prepare((1, 3, 64, 64), RANDOMNESS)
     y = operator(x) + 0.1 * torch.randn(1, 3, 32, 32, generator=generator)
-    measurement = Measurement.observed(operator, get_noise("gaussian", sigma=0.1), y, (1, 3, 64, 64), RANDOMNESS)
+    measurement = Measurement.from_data(operator, get_noise("gaussian", sigma=0.1), y, (1, 3, 64, 64), RANDOMNESS)
     assert float(measurement.chi_square(x)) == pytest.approx(1, abs=4 * math.sqrt(2 / y.numel()))

@@ -97,8 +97,8 @@ def test_a_larger_rcond_amplifies_less_noise():
 def test_float32_follows_float64(name, params, size):
     x = normal(3, 3, *size).clamp(-1, 1)
     operator = prepared(name, params, size)
-    double = get_operator(name, **params).double()
-    double.prepare(operator.image_shape, ImageRandomness(0, NAMES, purpose="operator"))
+    streams = ImageRandomness(0, NAMES, purpose="operator")
+    double = get_operator(name, **params).double().prepare(operator.image_shape, streams)
     y = double(x)
     assert y.dtype == torch.float64 and operator(x.float()).dtype == torch.float32
     torch.testing.assert_close(operator(x.float()).double(), y, rtol=0, atol=2e-6)
@@ -111,7 +111,7 @@ def test_spectrum_follows_a_new_kernel_and_inference_mode():
     x = normal(3, 3, 16, 16)
     with torch.inference_mode():
         before = operator(x).clone()
-    operator.prepare(operator.image_shape, ImageRandomness(1, NAMES, purpose="operator"))
+    operator = operator.prepare(operator.image_shape, ImageRandomness(1, NAMES, purpose="operator"))
     with torch.inference_mode():
         operator(x)
     x.requires_grad_()

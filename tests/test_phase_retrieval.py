@@ -17,9 +17,8 @@ RANGES = ([-1, 1], [0, 1])
 
 
 def prepared(shape: tuple[int, ...], **params):
-    operator = get_operator("phase_retrieval", **params)
-    operator.prepare(shape, ImageRandomness(0, [str(b) for b in range(shape[0])], purpose="operator"))
-    return operator
+    streams = ImageRandomness(0, [str(b) for b in range(shape[0])], purpose="operator")
+    return get_operator("phase_retrieval", **params).prepare(shape, streams)
 
 
 def test_golden_magnitudes_and_gradient(golden):

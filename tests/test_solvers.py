@@ -148,7 +148,7 @@ def test_wiener_inverts_a_symmetric_blur_up_to_the_border():
     measurement = Measurement.simulate(operator, get_noise("clean"), truth, randomness)
     restored = restore(measurement, "wiener", balance=1e-8)
     torch.testing.assert_close(restored, truth, atol=2e-3, rtol=0)
-    kernel = operator.kernel[0, 0].numpy()
+    kernel = measurement.operator.kernel[0, 0].numpy()
     blurred = convolve(truth[0, 0].double().numpy(), kernel, mode="mirror")
     inverted = Wiener(balance=1e-8).deconvolve(blurred, kernel)
     np.testing.assert_allclose(inverted, truth[0, 0].numpy(), atol=1e-3)

@@ -63,7 +63,7 @@ def restore_on_meta(prior, method, operator_name: str, noise_name: str, sampler_
     operator = get_operator(operator_name, **OPERATOR_EXAMPLES[operator_name])
     measured = Measurement.simulate(operator, get_noise(noise_name, **NOISE_EXAMPLES[noise_name]), torch.zeros(SHAPE),
                                     ImageRandomness(0, ["a", "b"]))
-    measurement = Measurement(operator.to("meta"), measured.noiser, measured.y.to("meta"))
+    measurement = Measurement(measured.operator.to("meta"), measured.noiser, measured.y.to("meta"))
     if method.needs_linear:
         measurement.operator.pinv(measurement.y)    # what it decomposes and keeps goes to the device once
     sampler = create_sampler(timestep_respacing=4, **sampler_options)
@@ -84,14 +84,15 @@ def test_no_step_waits_for_the_device(prior, method, operator):
 
 def test_drawn_paths_are_read_from_the_device_once(monkeypatch):
     operator = get_operator("gopro_blur", **OPERATOR_EXAMPLES["gopro_blur"])
-    operator.prepare(SHAPE, ImageRandomness(0, ["a", "b"]))
+    operator = operator.prepare(SHAPE, ImageRandomness(0, ["a", "b"]))
     first = operator(torch.zeros(SHAPE))
     shifts = operator.shifts
     monkeypatch.setattr(Tensor, "tolist", lambda self: pytest.fail("the paths are read again"))
     torch.testing.assert_close(operator(torch.zeros(SHAPE)), first)
     monkeypatch.undo()
-    operator.prepare(SHAPE, ImageRandomness(1, ["a", "b"]))
-    assert operator.shifts is not shifts and operator._shift_values() == operator.shifts.tolist()
+    other = operator.prepare(SHAPE, ImageRandomness(1, ["a", "b"]))
+    assert other.shifts is not shifts and other._shift_values() == other.shifts.tolist()
+    assert operator._shift_values() == shifts.tolist()
 
 
 @pytest.mark.parametrize("scale_shift", [True, False])

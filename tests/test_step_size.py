@@ -129,7 +129,7 @@ def test_a_root_makes_a_norm_of_the_shot_likelihood():
 @pytest.mark.parametrize("operator", ["super_resolution", "inpainting"])
 def test_inverse_variance_of_the_observed_entries_of_each_image(noise, params, operator):
     measurement = measure(noise, operator, **params)
-    seen = measurement.operator.observed(measurement.y).bool()
+    seen = measurement.operator.informative(measurement.y).bool()
     variance = measurement.noiser.variance(measurement.y)
     factor = column(torch.stack([1 / v[m].mean() for v, m in zip(variance, seen, strict=True)]))
     assert noise == "poisson" or factor[0].item() == pytest.approx(1 / 0.2 ** 2)

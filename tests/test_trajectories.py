@@ -56,8 +56,7 @@ def prepared_operator(spec: dict, arrays: dict):
         params["mask_opt"] = {"mask_type": "random", "mask_prob_range": [0.5, 0.5]}
     if spec["name"] == "phase_retrieval":               # the official code pads by 64 pixels at any size
         params["oversample"] = 8 * 64 / 32
-    operator = get_operator(spec["name"], **params)
-    operator.prepare((1, 3, 32, 32), ImageRandomness(0, ["photograph"]))
+    operator = get_operator(spec["name"], **params).prepare((1, 3, 32, 32), ImageRandomness(0, ["photograph"]))
     if spec["name"] == "inpainting":
         operator.mask = torch.from_numpy(arrays["mask"]).float()
     operator.project = official_projection(operator)

@@ -33,9 +33,9 @@ class StepSize:
     y. `scale` is thus that of the full process for every respacing. `rescale: false` leaves s_t out, as the authors'
     code does.
 
-    sigma^2 is the noise model's variance on the scale of y, where it differs between entries its mean over the observed
-    ones. With power 2 the gradient is that of the squared norm, 2 d grad d, and zeta' of the paper, which divides
-    it by the norm (appendix C.2), is power 1 with scale = 2 zeta'. Power 0.5 makes a norm of a distance that is
+    sigma^2 is the noise model's variance on the scale of y, where it differs between entries its mean over the
+    informative ones. With power 2 the gradient is that of the squared norm, 2 d grad d, and zeta' of the paper, which
+    divides it by the norm (appendix C.2), is power 1 with scale = 2 zeta'. Power 0.5 makes a norm of a distance that is
     a squared norm already, such as poisson's likelihood shot, whose root is the norm of eq. 20.
 
     Args:
@@ -83,9 +83,9 @@ class StepSize:
         """f_t, a number or (B,)."""
         if self.schedule == "inverse_variance":
             variance = measurement.noiser.variance(measurement.y)
-            observed = measurement.operator.observed(measurement.y)
-            tiny = torch.finfo(variance.dtype).tiny             # no step where nothing is observed
-            return observed.flatten(1).sum(1) / (observed * variance).flatten(1).sum(1).clamp_min(tiny)
+            informative = measurement.operator.informative(measurement.y)
+            tiny = torch.finfo(variance.dtype).tiny             # no step where nothing is measured
+            return informative.flatten(1).sum(1) / (informative * variance).flatten(1).sum(1).clamp_min(tiny)
         passed = step.num_train_steps - 1 - step.timestep
         factors = {"constant": 1.0, "linear": 1 - passed / step.num_train_steps, "exponential": self.gamma ** passed}
         return factors[self.schedule]

@@ -1,7 +1,9 @@
 """What a forward model, a noise model and a measurement are."""
 
 from abc import ABC, abstractmethod
+from copy import copy
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +26,15 @@ MOST_ITERATIONS = {torch.float32: 500, torch.float64: 3000}                     
 class Operator(nn.Module, ABC):
     """A forward model A: images (B, C, H, W) in [-1, 1] -> measurements (B, ...).
 
-    Call `prepare` before anything else: it records the image shape and draws whatever is random, one per image,
-    and the operator keeps it for the whole restoration. Fixed parameters are buffers, so `.to(device)` moves them.
+    `prepare` comes before anything else: it gives a copy for a batch of images, with their shape and whatever is random
+    drawn, one per image. That copy is what a `Measurement` keeps; the operator that it was made from stays as it is.
+    A subclass writes `forward`, and `draw` where it refuses shapes or draws something. Fixed parameters are buffers, so
+    `.to(device)` moves them.
     """
 
     name: str                                       # set by the registry
     pictures = True                                 # measurements are images in [-1, 1], which a PNG can hold
+    image_shape: tuple[int, int, int, int] | None = None        # (B, C, H, W), once prepared
 
     def __init__(self):
         super().__init__()
@@ -42,7 +47,7 @@ class Operator(nn.Module, ABC):
                 for name, path in part.files.items()}
 
     def register_drawn(self, name: str, dtype: torch.dtype = torch.float32) -> None:
-        """Make the attribute `name` a buffer for what `prepare` draws, one per image: a tensor (B, ...), empty before.
+        """Make the attribute `name` a buffer for what `draw` assigns, one per image: a tensor (B, ...), empty before.
 
         What is declared so is saved and loaded with the measurements; see `drawn`.
         """
@@ -55,10 +60,10 @@ class Operator(nn.Module, ABC):
                 if isinstance(part, Operator) for name in part.drawn_names}
 
     def restore_drawn(self, values: dict[str, Tensor]) -> None:
-        """Take `values`, as `drawn` gives them, in place of what `prepare` drew.
+        """Take `values`, as `drawn` gives them, in place of what was drawn.
 
         Raises:
-            UserError: one is missing, or has another shape than what `prepare` drew.
+            UserError: one is missing, or has another shape than what was drawn.
         """
         for name, tensor in self.drawn().items():
             found = f"shape {list(values[name].shape[1:])}" if name in values else "none"
@@ -75,14 +80,37 @@ class Operator(nn.Module, ABC):
         """
         return tuple(shape[1:]) if len(shape) == 3 else None
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
-        """Get ready for a batch of images of `shape` (B, C, H, W); draw masks or kernels from `randomness`.
+    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> Self:
+        """A copy for a batch of images of `shape` (B, C, H, W), with masks or kernels drawn from `randomness`.
+
+        Buffers, weights and modules are shared with this operator until `draw` assigns others, so a copy costs no
+        memory; move or cast an operator (`.to`) before it is prepared.
 
         Raises:
             UserError: the operator cannot serve images of this shape.
         """
         assert len(shape) == 4 and shape[0] == len(randomness), (shape, len(randomness))
-        self.image_shape = tuple(shape)
+        prepared = copy(self)
+        prepared.__dict__ |= {name: copy(vars(self)[name]) for name in ("_parameters", "_buffers", "_modules")}
+        prepared.image_shape = tuple(shape)
+        prepared.draw(prepared.image_shape, randomness)
+        return prepared
+
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Hook of `prepare`, called on the copy: assign what is random, one per image, and what depends on `shape`.
+
+        Assign new values to attributes; what is changed in place is changed in all copies. An operator that holds
+        others replaces each by a prepared copy of it.
+
+        Raises:
+            UserError: the operator cannot serve images of `shape` (B, C, H, W).
+        """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A(x), see `forward`; UserError where nobody has prepared the operator."""
+        if self.image_shape is None:
+            raise UserError(f"operator '{self.name}' is not prepared; use what its prepare(shape, randomness) returns")
+        return super().__call__(x)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +128,7 @@ class Operator(nn.Module, ABC):
         """The measurement in image space, (B, C, H, W), as it is shown and as the input metrics score it."""
         return self.initial_guess(y)
 
-    def observed(self, y: Tensor) -> Tensor:
+    def informative(self, y: Tensor) -> Tensor:
         """1 where an entry of y depends on the image, 0 where it is noise alone; in the shape of `y`."""
         return torch.ones_like(y)
 

@@ -68,13 +68,12 @@ class Blur(LinearOperator):
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """The kernel of one image, (k, k) in float64 with sum one."""
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Make one kernel per image of `shape` (B, C, H, W).
 
         Raises:
             UserError: the image is too small to be extended by the kernel's radius.
         """
-        super().prepare(shape, randomness)
         if self.radius >= min(shape[2:]):
             raise UserError(f"{self.name}: a kernel_size of {self.kernel_size} needs images larger than {self.radius} "
                             f"pixels, found {shape[2]}x{shape[3]}; use a kernel_size of at most "
@@ -187,15 +186,15 @@ class GaussianBlurOperator(Blur):
         """The same kernel (k, k) for every image."""
         return gaussian_kernel(self.kernel_size, self.intensity)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """As every blur, and build the matrices of the axes.
 
         Raises:
             UserError: the image is too small to be extended by the kernel's radius.
         """
-        super().prepare(shape, randomness)
+        super().draw(shape, randomness)
         self.separable = self.convolution == "auto" and max(shape[2:]) <= LARGEST_SEPARABLE
-        if self.separable and (len(self.height), len(self.width)) != tuple(shape[2:]):
+        if self.separable:
             self.height, self.width = (_gaussian_matrix(self.kernel_size, self.intensity, side).to(self.height)
                                        for side in shape[2:])
 

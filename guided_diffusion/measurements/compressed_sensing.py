@@ -38,19 +38,17 @@ class CompressedSensingOperator(LinearOperator):
             self.register_buffer(name, torch.empty(0, 0, dtype=torch.float64), persistent=False)      # (n, n)
         self.register_drawn("index", torch.long)                                                      # (B, m)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw each image's coefficients, for images of `shape` (B, C, H, W).
 
         Raises:
             UserError: Walsh-Hadamard transforms of other sizes than powers of two.
         """
-        super().prepare(shape, randomness)
         h, w = shape[2:]
         if self.transform == "hadamard" and (h & (h - 1) or w & (w - 1)):
             raise UserError(f"compressed_sensing: the hadamard transform needs sides that are powers of two, found "
                             f"{h}x{w}; use transform: dct")
-        if (len(self.height), len(self.width)) != (h, w):
-            self.height, self.width = self._matrix(h), self._matrix(w)
+        self.height, self.width = self._matrix(h), self._matrix(w)
         count = max(1, round(self.ratio * h * w))
         drawn = [np.sort(rng.choice(h * w, count, replace=False)) for rng in randomness.numpy_generators]
         self.index = torch.from_numpy(np.stack(drawn)).to(self.index)

@@ -42,13 +42,12 @@ class GoproBlurOperator(Operator):
         self.register_drawn("shifts", torch.float64)                                               # (B, M, 2)
         self._paths: tuple[Tensor | None, list] = None, []      # shifts, and their values, read from the device once
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw a path per image of `shape` (B, C, H, W).
 
         Raises:
             UserError: the image is too small to be extended by the path's radius.
         """
-        super().prepare(shape, randomness)
         if self.radius >= min(shape[2:]):
             raise UserError(f"{self.name}: a kernel_size of {self.kernel_size} needs images larger than {self.radius} "
                             f"pixels, found {shape[2]}x{shape[3]}; use a kernel_size of at most "

@@ -161,13 +161,12 @@ class InpaintingOperator(LinearOperator):
             self.files = {self.masks.file: user_path(self.masks.file)}
         self.register_drawn("mask")                                             # (B, 1, H, W) once prepared
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw one mask per image of `shape` (B, C, H, W).
 
         Raises:
             UserError: such masks do not fit images of this size.
         """
-        super().prepare(shape, randomness)
         height, width = shape[2:]
         self.masks.check_size(height, width)
         drawn = [self.masks.draw(height, width, rng) for rng in randomness.numpy_generators]
@@ -189,7 +188,7 @@ class InpaintingOperator(LinearOperator):
         """(B, C, H, W) -> the same."""
         return self(y)
 
-    def observed(self, y: Tensor) -> Tensor:
+    def informative(self, y: Tensor) -> Tensor:
         """The masks in the shape of y."""
         return self.mask.to(y).expand_as(y)
 

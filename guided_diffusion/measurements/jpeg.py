@@ -51,13 +51,12 @@ class JPEGOperator(Operator):
                             "dct": dct(np.eye(BLOCK), axis=0, norm="ortho")}.items():
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
-        """Get ready for images of `shape` (B, C, H, W).
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Nothing is random.
 
         Raises:
             UserError: C is neither 3 nor 1.
         """
-        super().prepare(shape, randomness)
         if shape[1] not in (1, 3):
             raise UserError(f"jpeg: found images of {shape[1]} channels, expected 3 (colour) or 1 (grey)")
 

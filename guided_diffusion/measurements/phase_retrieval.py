@@ -39,9 +39,8 @@ class PhaseRetrievalOperator(Operator):
             raise UserError(f"{self.name}: signal_range is {list(signal_range)}, expected [-1, 1] or [0, 1]")
         self.oversample, self.signed = oversample, tuple(signal_range) == (-1, 1)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
-        """Record the image shape and the measurement's: nothing is random."""
-        super().prepare(shape, randomness)
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Record the sides of the measurement: nothing is random."""
         self.padded = tuple(map(self._padded, shape[2:]))
 
     def _padded(self, side: int) -> int:

@@ -134,7 +134,7 @@ class Observed(Source):
             if y.dim() == 3 and operator.image_size_of((1, *y.shape[1:])) is not None:
                 y = y[:, None]                                          # grey: (B, H, W) -> (B, 1, H, W)
             size = operator.image_size_of(y.shape[1:]) or (self.usual_size, self.usual_size)
-            return Measurement.observed(operator, noiser, y, (len(y), COLOURS, *size), randomness)
+            return Measurement.from_data(operator, noiser, y, (len(y), COLOURS, *size), randomness)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 
@@ -149,10 +149,9 @@ class Observed(Source):
         if trial is None:
             return
         batch, randomness = trial
-        self.measure(operator, noiser, batch, torch.device("cpu"), randomness)
-        first = operator.drawn()
-        self.measure(operator, noiser, batch, torch.device("cpu"), ImageRandomness(1, batch.names))
-        drawn = [name for name, values in operator.drawn().items() if not torch.equal(values, first[name])]
+        first, second = (self.measure(operator, noiser, batch, torch.device("cpu"), streams).operator.drawn()
+                         for streams in (randomness, ImageRandomness(1, batch.names)))
+        drawn = [name for name, values in second.items() if not torch.equal(values, first[name])]
         if drawn:
             logger.warning(f"operator '{operator.name}' draws its {', '.join(drawn)} at random, which is hardly how "
                            "the photographs were made; name a file with the kernel (operator blur) or the mask "

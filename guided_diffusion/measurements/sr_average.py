@@ -24,13 +24,12 @@ class BlockAverageOperator(LinearOperator):
             raise UserError(f"sr_average: scale_factor is {scale_factor}, expected an integer of at least 1")
         self.scale_factor = scale_factor
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
-        """Get ready for images of `shape` (B, C, H, W).
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Nothing is random.
 
         Raises:
             UserError: the factor does not divide H and W.
         """
-        super().prepare(shape, randomness)
         h, w = shape[2:]
         if h % self.scale_factor or w % self.scale_factor:
             raise UserError(f"sr_average: scale_factor {self.scale_factor} does not divide the image size {h}x{w}; "
