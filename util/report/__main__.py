@@ -1,8 +1,9 @@
-"""A results folder as one HTML page to look at: `python -m util.report results/`.
+"""Results as one HTML page to look at: `python -m util.report results/`.
 
-Per task: measurement, every method and truth side by side with a crop magnified, scores, the measurement distance
-over the steps, the deviation of the samples, and the configurations. The page needs no network and no other file, but
-for pictures past 48 MiB, which lie in a folder beside it.
+Per task: measurement, every method and truth side by side with a crop magnified, scores, the measurement distance over
+the steps, the deviation of the samples, and the configurations. A task is what was measured (data, operator, noise,
+seed), whichever folders its runs lie in: those of `util.reproduce_table` and `guided_diffusion.tune`, too. The page
+needs no network and no other file, but for pictures past 48 MiB, which lie in a folder beside it.
 """
 
 import argparse
@@ -12,10 +13,9 @@ from util.command import Parser, output_file, positive, run_command, run_program
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
-from util.report.data import find_runs
-from util.report.figures import Pictures
-from util.report.page import View, page
-from util.report.place import PAGE, is_report
+from util.report.page import PAGE, View, is_report, page
+from util.report.pictures import Pictures
+from util.report.runs import find_runs, group
 
 logger = get_logger()
 
@@ -23,11 +23,14 @@ logger = get_logger()
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; UserError for a mistake in it."""
     parser = Parser(prog="python -m util.report", allow_abbrev=False,
-                    description="Write one HTML page about the runs below a results folder.")
+                    description="Write one HTML page about the runs in some folders.")
     add = parser.add_argument
-    add("results", nargs="?", default="results", help="the folder that runs wrote to; default %(default)s")
-    add("--out", metavar="FILE", help="the page; default report.html in the results folder")
+    add("results", nargs="*", default=["results"], metavar="FOLDER",
+        help="runs, or folders with runs below them, in the order in which they are shown; default: results")
+    add("--out", metavar="FILE", help="the page; default report.html in the first folder")
     add("--title", default="Restorations", help="its heading; default %(default)s")
+    add("--label", action="append", default=[], metavar="FOLDER=NAME", dest="labels",
+        help="what the runs in a folder are called; repeatable; default: the method, and what distinguishes its runs")
     add("--images", type=positive, default=6, metavar="N",
         help="pictures of the first N images of each task; default %(default)s")
     add("--crop", type=_crop, metavar="X,Y,SIDE", help="the square, in pixels, that is magnified at first; default: "
@@ -44,14 +47,15 @@ def _crop(text: str) -> tuple[int, int, int]:
 
 def write_report(args: argparse.Namespace) -> int:
     """Write the page; exit status 1 if pictures could not be read."""
-    runs = find_runs(args.results)
-    out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results) / PAGE
+    runs = find_runs(args.results, args.labels)
+    tasks = group(runs)
+    out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results[0]) / PAGE
     if out.exists() and not is_report(out):
         raise UserError(f"{out} is there already and is no report of ours; choose another file with --out")
     pictures = Pictures(out)
-    write_atomically(out, page(args.title, runs, pictures, View(args.images, args.crop)).encode())
-    tasks = len({run.task for run in runs})
-    logger.info(f"{len(runs)} run{'s' * (len(runs) > 1)} of {tasks} task{'s' * (tasks > 1)}: {out}")
+    write_atomically(out, page(args.title, tasks, pictures, View(args.images, args.crop)).encode())
+    several_runs, several_tasks = "s" if len(runs) > 1 else "", "s" if len(tasks) > 1 else ""
+    logger.info(f"{len(runs)} run{several_runs} of {len(tasks)} task{several_tasks}: {out}")
     return 1 if pictures.unreadable else 0
 
 

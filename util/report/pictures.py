@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import io
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -18,16 +16,12 @@ from torch.nn import functional as F
 from util.errors import UserError
 from util.img_utils import load_image, to_uint8, to_unit, write_atomically
 from util.logger import get_logger
-from util.report.data import Curve
-from util.report.markup import Markup, element, join
-from util.report.place import pictures_folder
 
 LARGEST_SIDE = 1024                                 # pixels of a picture in the report; larger ones are reduced
 EMBEDDED = 48 * 2 ** 20                             # bytes of pictures inside the page; further ones lie beside it
 CROP = 0.25                                         # of the shorter side
-PLOT = (720, 300, 56, 12, 16, 40)                   # width, height, margins left, right, top, bottom
-FACTORS = ((1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9), (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,))
-COLOURS = 8                                         # of lines, in report.css
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#7a6ff0", "#56b4e9", "#888888")      # of curves
+GREY = "#808589"                                    # of a plot's text and axes, to be read on white and on black
 
 Crop = tuple[float, float, float]                   # left / width, top / height, side / shorter side
 
@@ -40,7 +34,7 @@ class Pictures:
     """
 
     def __init__(self, page: Path):
-        self.folder, self.embedded = pictures_folder(page), 0
+        self.folder, self.embedded = page.with_name(f"{page.stem}_files"), 0
         self.unreadable: set[Path] = set()
 
     def load(self, file: Path) -> Tensor | None:
@@ -63,10 +57,15 @@ class Pictures:
         content = buffer.getvalue()
         if self.embedded + len(content) <= EMBEDDED:
             self.embedded += len(content)
-            return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+            return data_uri(content, "png")
         name = f"{hashlib.sha256(content).hexdigest()[:20]}.png"
         write_atomically(self.folder / name, content)
         return quote(f"{self.folder.name}/{name}")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A picture as an address."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def telling_crop(restored: Sequence[Tensor], others: Sequence[Tensor]) -> Crop:
@@ -110,77 +109,30 @@ def coloured(values: Tensor, top: float) -> Tensor:
     return torch.from_numpy(colours * 2 - 1).float().movedim(-1, 0)
 
 
-def plot(curves: Mapping[str, Curve], colours: Mapping[str, int], label: str) -> Markup:
-    """Curves over the steps to go, which fall to the right, on a logarithmic axis: inline SVG.
+def plot(curves: Mapping[int, np.ndarray]) -> str:
+    """Curves, by the number of their colour, over the steps to go, which fall to the right, on a logarithmic axis.
 
     Args:
-        colours: number of each curve's colour.
-        label: what it shows, for those who cannot see it.
+        curves: steps, mean and band, (4, n) each.
     """
-    width, height, left, right, top, bottom = PLOT
-    most = max(int(curve.steps[0]) for curve in curves.values()) or 1
-    low = min(float(curve.low.min()) for curve in curves.values())
-    high = max(float(curve.high.max()) for curve in curves.values())
-    ticks = round_numbers(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
-    span = math.log10(high) - math.log10(low) or 1.0
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    def x(steps: np.ndarray) -> np.ndarray:
-        return left + (1 - np.asarray(steps) / most) * (width - left - right)
-
-    def y(values: np.ndarray) -> np.ndarray:
-        return top + (math.log10(high) - np.log10(values)) / span * (height - top - bottom)
-
-    parts = []
-    for tick in ticks:
-        parts += [_line(left, width - right, float(y(tick)), "grid"), _text(left - 8, float(y(tick)) + 4, f"{tick:g}",
-                                                                            "end")]
-    for tick in step_ticks(most):
-        parts.append(_text(float(x(tick)), height - bottom + 18, str(tick), "middle"))
-    parts.append(_text((left + width - right) / 2, height - 6, "steps to go", "middle"))
-    for name, curve in curves.items():
-        colour = f"c{colours[name] % COLOURS}"
-        band = [*zip(x(curve.steps), y(curve.high), strict=True),
-                *reversed([*zip(x(curve.steps), y(curve.low), strict=True)])]
-        parts.append(element("polygon", {"class": f"band {colour}", "points": _points(band)}))
-    for name, curve in curves.items():
-        colour = f"c{colours[name] % COLOURS}"
-        line = zip(x(curve.steps), y(curve.mean), strict=True)
-        parts.append(element("polyline", {"class": f"line {colour}", "points": _points(line)},
-                             element("title", {}, name)))
-    return element("svg", {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": label}, *parts)
-
-
-def step_ticks(most: int) -> range:
-    """At most seven round numbers from 0 to `most`, equally far apart."""
-    apart = next(m * 10 ** e for e in itertools.count() for m in (1, 2, 5) if m * 10 ** e * 6 >= most)
-    return range(0, most + 1, apart)
-
-
-def round_numbers(low: float, high: float) -> list[float]:
-    """At most seven round numbers, as fine as that allows: the last one up to `low`, and those up to `high`."""
-    for factors in FACTORS:
-        found = [float(f"{m}e{e}") for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-                 for m in factors]
-        found = [max(n for n in found if n <= low), *(n for n in found if low < n <= high)]
-        if len(found) <= 7:
-            return found
-    return found[::math.ceil(len(found) / 7)]
-
-
-def _points(places: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-
-
-def _line(left: float, right: float, y: float, kind: str) -> Markup:
-    return element("line", {"class": kind, "x1": left, "x2": right, "y1": f"{y:.1f}", "y2": f"{y:.1f}"})
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
-    return element("text", {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor}, text)
-
-
-def key(colours: Mapping[str, int]) -> Markup:
-    """The names of a plot's curves beside their colours."""
-    return element("p", {"class": "key"}, join(*(
-        element("span", {"class": f"c{number % COLOURS}"}, name) for name, number in colours.items())))
+    grey = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    with matplotlib.rc_context({"svg.hashsalt": "", "svg.fonttype": "none", "axes.spines.top": False,
+                                "axes.spines.right": False, "grid.alpha": 0.3, **dict.fromkeys(grey, GREY)}):
+        figure = Figure(figsize=(6, 2.9), layout="constrained")
+        axes = figure.subplots()
+        for number, (steps, mean, low, high) in curves.items():
+            colour = COLOURS[number % len(COLOURS)]
+            axes.fill_between(steps, low, high, color=colour, alpha=0.16, lw=0)
+            axes.plot(steps, mean, color=colour)
+        axes.set(yscale="log", xlabel="steps to go", xlim=(max(steps[0] for steps, *_ in curves.values()), 0))
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(),
+                       major_formatter=FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.grid(axis="y")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True,
+                       metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return data_uri(buffer.getvalue(), "svg+xml")
