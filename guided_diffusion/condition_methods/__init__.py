@@ -7,6 +7,7 @@ from guided_diffusion.condition_methods.base import (
 )
 from guided_diffusion.condition_methods.dpps import PosteriorProximalSampling
 from guided_diffusion.condition_methods.identity import Identity
+from guided_diffusion.condition_methods.ilvr import IterativeLatentVariableRefinement
 from guided_diffusion.condition_methods.mcg import ManifoldConstraintGradient
 from guided_diffusion.condition_methods.posterior_sampling import PosteriorSampling, PosteriorSamplingPlus
 from guided_diffusion.condition_methods.projection import Projection
@@ -15,6 +16,7 @@ __all__ = [
     "CONDITIONING_METHODS",
     "ConditioningMethod",
     "Identity",
+    "IterativeLatentVariableRefinement",
     "ManifoldConstraintGradient",
     "PosteriorProximalSampling",
     "PosteriorSampling",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, largest_eigenvalue
+from guided_diffusion.measurements.svd import SVD
 from util.config.registry import Registry
 from util.errors import UserError
 from util.seeding import ImageRandomness
@@ -144,6 +145,8 @@ class Operator(nn.Module, ABC):
 class LinearOperator(Operator):
     """A linear forward model. `transpose` and `pinv` are derived from `forward`; override them by closed forms."""
 
+    has_svd = False                                 # whether there is a closed form of it
+
     def transpose(self, y: Tensor) -> Tensor:
         """The adjoint A^T y, (B, ...) -> (B, C, H, W), by the vector-Jacobian product of `forward`."""
         zeros = torch.zeros(self.image_shape, dtype=y.dtype, device=y.device)
@@ -182,11 +185,20 @@ class LinearOperator(Operator):
         """The closest image to `x` (B, C, H, W) that has the measurement `y`: x - A^+(A x - y)."""
         return x - self.pinv(self(x) - y)
 
+    def svd(self) -> SVD:
+        """A = U S V^T of the prepared operator, exact, in float64; UserError unless `has_svd`."""
+        raise UserError(f"operator '{self.name}' has no singular value decomposition in closed form")
+
 
 class Noise(ABC):
-    """A noise model: how measurements are corrupted, and how far a prediction is from one."""
+    """A noise model: how measurements are corrupted, and how far a prediction is from one.
+
+    Attributes:
+        white_sigma: sigma of a noise that is N(0, sigma^2 I) whatever is measured, 0 without noise; else None.
+    """
 
     name: str                                       # set by the registry
+    white_sigma: float | None = None
 
     @abstractmethod
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:

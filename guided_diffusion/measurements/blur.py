@@ -2,7 +2,6 @@
 
 import math
 from abc import abstractmethod
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
 from guided_diffusion.measurements.kernels import gaussian_kernel, motion_kernel, reflected_filter_matrix
+from guided_diffusion.measurements.svd import RANK, SVD, axis, separable
 from util.arrays import read_array
 from util.command import user_path
 from util.errors import UserError
@@ -36,6 +36,10 @@ class Blur(LinearOperator):
     The image is extended by reflection that does not repeat the edge pixel (DPS). A = C P, with P the extension by
     r pixels and C the correlation that keeps the inner H x W values, so A^T = P^T C^T: a full convolution whose
     border of r pixels is folded back. Kernels are float64 and cast to the image's dtype.
+
+    `svd` is there for kernels that are a product of two profiles, as the reflection extends each axis by itself. The
+    DCT-I, whose boundary rule this is, makes every A with a symmetric kernel diagonal, but in a basis that is
+    orthogonal only if edge pixels count half: so its eigenvalues are not the singular values, and it serves no `svd`.
 
     Args:
         kernel_size: odd side of the kernel, at least 3; half of it must be smaller than the image.
@@ -173,6 +177,8 @@ class GaussianBlurOperator(Blur):
     singular values are the products of the axes': A^+ has a closed form.
     """
 
+    has_svd = True
+
     def __init__(self, kernel_size: int, intensity: float, convolution: Convolution = "auto",
                  rcond: float | None = None):
         super().__init__(kernel_size, convolution, rcond)
@@ -211,24 +217,18 @@ class GaussianBlurOperator(Blur):
 
         (B, C, H, W) -> the same shape.
         """
-        (u_h, s_h, vt_h), (u_w, s_w, vt_w) = (
-            _gaussian_svd(self.kernel_size, self.intensity, side, y.dtype, y.device) for side in y.shape[-2:])
-        gains = s_h[:, None] * s_w
-        inverse = torch.where(gains >= self._cutoff(y) * gains.max(), 1 / gains, 0)
-        return vt_h.mT @ (inverse * (u_h.mT @ y @ u_w)) @ vt_w
+        return self.svd(self._cutoff(y)).pinv(y)
+
+    def svd(self, rcond: float = RANK) -> SVD:
+        """The product of those of G_h and G_w; singular values below `rcond` of the largest count as 0."""
+        sides = {dim: self.image_shape[dim] for dim in (-2, -1)}
+        return separable({dim: axis(_gaussian_matrix, self.kernel_size, self.intensity, side)
+                          for dim, side in sides.items()}, rcond)
 
 
 def _gaussian_matrix(kernel_size: int, intensity: float, side: int) -> Tensor:
     """The blur of one axis of `side` pixels, (side, side) in float64 on the CPU."""
     return torch.from_numpy(reflected_filter_matrix(gaussian_kernel(kernel_size, intensity).sum(axis=0), side))
-
-
-@lru_cache(maxsize=4)
-def _gaussian_svd(kernel_size: int, intensity: float, side: int, dtype: torch.dtype,
-                  device: torch.device) -> tuple[Tensor, ...]:
-    """U, s, V^T of the blur of one axis of `side` pixels, computed in float64 on the CPU and kept on `device`."""
-    factors = torch.linalg.svd(_gaussian_matrix(kernel_size, intensity, side))
-    return tuple(factor.to(device, dtype) for factor in factors)
 
 
 @register_operator("motion_blur")
@@ -263,10 +263,33 @@ class KernelBlurOperator(Blur):
         self.values = read_kernel(kernel)
         super().__init__(len(self.values), convolution, rcond)
         self.files = {kernel: user_path(kernel)}
+        self.profiles = _profiles(self.values)
+        if self.profiles is not None:
+            self.has_svd = True
 
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """The same kernel (k, k) for every image."""
         return self.values
+
+    def svd(self) -> SVD:
+        """The product of those of the two axes, if the kernel is a product of two profiles; UserError otherwise."""
+        if self.profiles is None:
+            return super().svd()
+        return separable({dim: axis(_profile_matrix, profile, self.image_shape[dim])
+                          for dim, profile in zip((-2, -1), self.profiles, strict=True)})
+
+
+def _profiles(kernel: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The profiles along height and width, of sum one each, whose product is `kernel` (k, k) of sum one, to 1e-12 of
+    its largest value; None if there are none."""
+    height, width = kernel.sum(axis=1), kernel.sum(axis=0)
+    fits = np.abs(np.outer(height, width) - kernel).max() <= RANK * kernel.max()
+    return (tuple(height.tolist()), tuple(width.tolist())) if fits else None
+
+
+def _profile_matrix(profile: tuple[float, ...], side: int) -> Tensor:
+    """The blur of one axis of `side` pixels by a profile, (side, side) in float64 on the CPU."""
+    return torch.from_numpy(reflected_filter_matrix(np.array(profile), side))
 
 
 def read_kernel(file: str) -> np.ndarray:

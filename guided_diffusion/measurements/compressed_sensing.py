@@ -9,6 +9,7 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.svd import SVD
 from util.errors import UserError
 from util.resizer import apply_matrices
 from util.seeding import ImageRandomness
@@ -27,6 +28,8 @@ class CompressedSensingOperator(LinearOperator):
         ratio: the share of the coefficients that is measured, above 0 and at most 1.
         transform: "hadamard" (Sylvester's order; height and width must be powers of two) or "dct" (any size).
     """
+
+    has_svd = True
 
     def __init__(self, ratio: float, transform: Literal["hadamard", "dct"] = "hadamard"):
         super().__init__()
@@ -63,9 +66,7 @@ class CompressedSensingOperator(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., B, C, H, W) -> (..., B, C, m)."""
-        coefficients = apply_matrices(x, self.height, self.width).flatten(-2)
-        index = self.index[:, None].expand(*x.shape[:-2], -1)
-        return coefficients.gather(-1, index)
+        return self._measured(apply_matrices(x, self.height, self.width))
 
     def forward_many(self, x: Tensor) -> Tensor:
         """(n, B, C, H, W) -> (n, B, C, m)."""
@@ -73,10 +74,7 @@ class CompressedSensingOperator(LinearOperator):
 
     def transpose(self, y: Tensor) -> Tensor:
         """A^T y, the inverse transform with zeros for what was not measured: (B, C, m) -> (B, C, H, W)."""
-        h, w = self.image_shape[2:]
-        index = self.index[:, None].expand_as(y)
-        coefficients = y.new_zeros(*y.shape[:-1], h * w).scatter(-1, index, y)
-        return apply_matrices(coefficients.unflatten(-1, (h, w)), self.height.mT, self.width.mT)
+        return apply_matrices(self._placed(y), self.height.mT, self.width.mT)
 
     def pinv(self, y: Tensor) -> Tensor:
         """A^+ y = A^T y: (B, C, m) -> (B, C, H, W)."""
@@ -85,3 +83,19 @@ class CompressedSensingOperator(LinearOperator):
     def initial_guess(self, y: Tensor) -> Tensor:
         """A^+ y: (B, C, m) -> (B, C, H, W)."""
         return self.transpose(y)
+
+    def svd(self) -> SVD:
+        """V^T is the transform, S marks the measured coefficients, and U is the choice of them."""
+        measured = self._placed(torch.ones_like(self.index, dtype=torch.float64)[:, None])
+        return SVD(measured, lambda c: apply_matrices(c, self.height.mT, self.width.mT),
+                   lambda x: apply_matrices(x, self.height, self.width), self._measured, self._placed)
+
+    def _measured(self, coefficients: Tensor) -> Tensor:
+        """(..., B, C, H, W) -> (..., B, C, m)."""
+        index = self.index[:, None].expand(*coefficients.shape[:-2], -1)
+        return coefficients.flatten(-2).gather(-1, index)
+
+    def _placed(self, y: Tensor) -> Tensor:
+        """The measured coefficients where they belong, with zeros between them: (B, C, m) -> (B, C, H, W)."""
+        h, w = self.image_shape[2:]
+        return y.new_zeros(*y.shape[:-1], h * w).scatter(-1, self.index[:, None].expand_as(y), y).unflatten(-1, (h, w))

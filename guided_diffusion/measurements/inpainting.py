@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.svd import SVD
 from util.arrays import read_array
 from util.command import user_path
 from util.config.registry import check_arguments
@@ -152,6 +153,8 @@ class InpaintingOperator(LinearOperator):
             that noise in y, where it adds a constant to every distance.
     """
 
+    has_svd = True
+
     def __init__(self, mask_opt: dict, observed_only: bool = False):
         super().__init__()
         check_arguments(MaskGenerator, mask_opt, where="operator 'inpainting': mask_opt")
@@ -195,3 +198,7 @@ class InpaintingOperator(LinearOperator):
     def keep(self, y: Tensor) -> Tensor:
         """All of y, or its observed pixels if `observed_only`."""
         return self(y) if self.observed_only else y
+
+    def svd(self) -> SVD:
+        """S = diag(m), V = I and U = diag(m)."""
+        return SVD(self.mask.double(), lambda c: c, lambda x: x, self.forward, self.forward)

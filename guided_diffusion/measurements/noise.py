@@ -49,6 +49,8 @@ def weighted_norm(residual: Tensor, variance: Tensor) -> Tensor:
 class Clean(Noise):
     """No noise: y = A(x)."""
 
+    white_sigma = 0.0
+
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same."""
         return y
@@ -64,7 +66,7 @@ class GaussianNoise(Noise):
     """
 
     def __init__(self, sigma: float, range: Range = IMAGE_RANGE):
-        self.sigma = sigma_of_images(self, sigma, range)
+        self.sigma = self.white_sigma = sigma_of_images(self, sigma, range)
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same shape."""

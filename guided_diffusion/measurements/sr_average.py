@@ -1,8 +1,10 @@
 """Super-resolution as DDRM has it: the average of blocks."""
 
+import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.svd import SVD, axis, separable
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -17,6 +19,8 @@ class BlockAverageOperator(LinearOperator):
     Args:
         scale_factor: side s of a block, at least 1; it must divide height and width.
     """
+
+    has_svd = True
 
     def __init__(self, scale_factor: int):
         super().__init__()
@@ -59,3 +63,12 @@ class BlockAverageOperator(LinearOperator):
     def initial_guess(self, y: Tensor) -> Tensor:
         """Nearest-neighbour upsampling: (B, C, H/s, W/s) -> (B, C, H, W)."""
         return self.pinv(y)
+
+    def svd(self) -> SVD:
+        """The product of those of the two axes: s = 1/scale_factor, or 0."""
+        return separable({dim: axis(_block_means, self.image_shape[dim], self.scale_factor) for dim in (-2, -1)})
+
+
+def _block_means(side: int, s: int) -> Tensor:
+    """What averages blocks of s values, (side/s, side)."""
+    return torch.eye(side // s, dtype=torch.float64).repeat_interleave(s, dim=1) / s

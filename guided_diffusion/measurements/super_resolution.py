@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.svd import SVD, axis, separable
 from util.errors import UserError
 from util.resizer import apply_matrices, resize, resize_matrix
 from util.seeding import ImageRandomness
@@ -31,6 +32,8 @@ class SuperResolutionOperator(LinearOperator):
         scale_factor: the reduction s per axis, at least 1; it must divide height and width.
         in_shape: [1, C, H, W] as in DPS's YAML; checked against the images where given, and needed for nothing.
     """
+
+    has_svd = True
 
     def __init__(self, scale_factor: int, in_shape: Sequence[int] | None = None):
         super().__init__()
@@ -88,3 +91,8 @@ class SuperResolutionOperator(LinearOperator):
     def lift(self, y: Tensor) -> Tensor:
         """Bicubic upsampling: (B, C, H/s, W/s) -> (B, C, H, W)."""
         return resize(y, scale=self.scale_factor)
+
+    def svd(self) -> SVD:
+        """The product of those of D_h and D_w."""
+        return separable({dim: axis(resize_matrix, self.image_shape[dim], None, 1 / self.scale_factor)
+                          for dim in (-2, -1)})

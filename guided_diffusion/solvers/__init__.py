@@ -1,7 +1,7 @@
 """Methods with a loop of their own; the classical baselines need no prior."""
 
 from guided_diffusion.method import Method
-from guided_diffusion.solvers.base import ClassicalRestorer
+from guided_diffusion.solvers.base import ClassicalRestorer, Solver
 from guided_diffusion.solvers.classical import (
     Biharmonic,
     Lift,
@@ -12,15 +12,20 @@ from guided_diffusion.solvers.classical import (
     TotalVariation,
     Wiener,
 )
+from guided_diffusion.solvers.ddnm import NullSpaceModel
+from guided_diffusion.solvers.ddrm import DenoisingDiffusionRestoration
 
 __all__ = [
     "Biharmonic",
     "ClassicalRestorer",
+    "DenoisingDiffusionRestoration",
     "Lift",
     "Method",
     "NonLocalMeans",
+    "NullSpaceModel",
     "PseudoInverse",
     "RichardsonLucy",
+    "Solver",
     "Tikhonov",
     "TotalVariation",
     "Wiener",
