@@ -251,7 +251,11 @@ def plot_losses(history: list[tuple]) -> bytes:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.train", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(
+        prog="python -m guided_diffusion.train", description=__doc__.splitlines()[0], allow_abbrev=False,
+        epilog="The same command continues a training that was interrupted, from state.pt in --out, and prolongs one "
+        "whose phases have grown. On several GPUs: torchrun --nproc_per_node=N -m guided_diffusion.train ... with the "
+        "same options; batch_size is shared among the processes. docs/training.md explains the training file.")
     add = parser.add_argument
     add("--data", required=True, metavar="FOLDER", help="of photographs")
     add("--config", default="configs/train_demo.yaml", metavar="FILE", help="training file; default %(default)s")

@@ -8,8 +8,10 @@ import torch
 
 from data.random_crops import RandomCrops
 from guided_diffusion.train import main
+from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.unet import create_model
 from tests.training.tiny import MODEL, PHASES
+from util.config.config import REPOSITORY
 from util.run.lock import FolderLock
 
 
@@ -99,3 +101,15 @@ def test_the_time_left_is_foretold_once(tmp_path, train, capfd):
     assert train(tmp_path / "out", [dict(crop=8, batch_size=2, steps=6), dict(crop=16, batch_size=2, steps=3)]) == 0
     said = re.findall(r"step 4 of 9: \S+ s a step, about \d+ s to go", capfd.readouterr().out)
     assert len(said) == 1
+
+
+def test_help_says_how_to_go_on(capfd):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capfd.readouterr().out.split())
+    assert "The same command continues a training that was interrupted" in said and "torchrun --nproc_per_node" in said
+
+
+def test_every_key_of_the_training_file_is_explained():
+    text = (REPOSITORY / "docs" / "training.md").read_text()
+    assert [key for key in TrainConfig.__dataclass_fields__ if f"`{key}`" not in text] == []
