@@ -32,13 +32,14 @@ class FolderLock:
 
     Args:
         folder: made if it is not there.
+        option: of the command line, which names another folder; for messages.
 
     Raises:
         UserError: on entering; another process holds the folder, or it cannot be written to.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / LOCK_NAME
+    def __init__(self, folder: Path, option: str = "--save_dir"):
+        self.path, self.option = folder / LOCK_NAME, option
         self.released = threading.Event()
         self.owner = f"{os.getpid()} {socket.gethostname()}"
 
@@ -49,7 +50,7 @@ class FolderLock:
             self.file = self._open()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}; "
-                            "choose another folder with --save_dir") from None
+                            f"choose another folder with {self.option}") from None
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, f"{self.owner}\n".encode(), 0)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -86,7 +87,7 @@ class FolderLock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another run is at work in {folder}{_holder(*_read(file, patience=1))}; "
-                            "wait for it, or choose another folder with --save_dir") from None
+                            f"wait for it, or choose another folder with {self.option}") from None
         except OSError:                             # a file system without locks
             has_locks = False
         pid, host = _read(file)

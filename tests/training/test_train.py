@@ -1,4 +1,4 @@
-"""Training of a prior: crops, resuming, the files it leaves."""
+"""Training of a prior: resuming, the files it leaves, mistakes."""
 
 import os
 import signal
@@ -14,51 +14,9 @@ import yaml
 from data.random_crops import RandomCrops
 from guided_diffusion.train import main
 from guided_diffusion.unet import create_model
-from util.img_utils import save_image
+from tests.training.tiny import MODEL, PHASES
 
-REPOSITORY = Path(__file__).parents[1]
-MODEL = dict(image_size=16, num_channels=32, num_res_blocks=1, channel_mult="1,1", attention_resolutions="",
-             num_head_channels=16, learn_sigma=True, use_scale_shift_norm=True)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    folder = tmp_path / "photographs"
-    for k in range(3):
-        ramp = torch.linspace(-1, 1, 40 + 8 * k).expand(3, 32, -1) * torch.tensor([1.0, 0.5, -1.0]).view(3, 1, 1)
-        save_image(folder / f"{k}.png", ramp)
-    return folder
-
-
-@pytest.fixture
-def train(tmp_path, photographs):
-    """train(out, phases, **settings) -> exit status of the command on a tiny network."""
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump(MODEL))
-
-    def run(out, phases, **settings):
-        config = dict(model_config=str(tmp_path / "model.yaml"), phases=phases, precision="fp32", warmup_steps=2,
-                      ema_decay=0.9, learning_rate=1e-3, save_every=2)
-        (tmp_path / "train.yaml").write_text(yaml.safe_dump({**config, **settings}))
-        return main(["--data", str(photographs), "--config", str(tmp_path / "train.yaml"), "--out", str(out)])
-    return run
-
-
-PHASES = [dict(crop=8, batch_size=2, steps=3), dict(crop=16, batch_size=2, steps=3)]
-
-
-def test_crops_are_a_function_of_seed_and_number(photographs):
-    def crops(seed):
-        return RandomCrops(str(photographs), 8, (0.3, 1.0), seed, cached={})
-
-    first = [crops(0)[n] for n in range(20)]
-    assert all(torch.equal(a, crops(0)[n]) for n, a in enumerate(first))
-    assert all(x.shape == (3, 8, 8) and x.abs().max() <= 1 for x in first)
-    assert not any(torch.equal(first[0], other) for other in first[1:])
-    assert not torch.equal(first[0], crops(1)[0])
-
-
-def test_crops_larger_than_the_photograph_take_what_there_is(photographs):
-    assert RandomCrops(str(photographs), 64, (1.0, 1.0), 0, cached=None)[0].shape == (3, 64, 64)
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_the_prior_it_leaves_is_a_checkpoint(tmp_path, train):
@@ -171,8 +129,16 @@ def test_loss_falls(tmp_path, train):
     (dict(phases=[]), "phases is empty"),
     (dict(phases=[dict(crop=8, batch=2, steps=1)]), "batch_size"),
     (dict(phases=[dict(crop=7, batch_size=2, steps=1)]), "multiples of 2"),
-    (dict(phases=[dict(crop=8, batch_size=0, steps=1)]), "1 or more"),
+    (dict(phases=[dict(crop=8, batch_size=0, steps=1)]), "phase 1: batch_size is 0, expected 1 or more"),
+    (dict(phases=[dict(crop=8, batch_size=10 ** 9, steps=1)]), "batch_size is 1000000000, expected 1 or more, and 6"),
+    (dict(phases=[dict(crop=10 ** 6, batch_size=1, steps=1)]), "crop is 1000000, expected 1 or more, and 4096 at most"),
+    (dict(phases=[dict(crop=4096, batch_size=64, steps=1)]), "1073741824 pixels a step, expected 268435456 at most"),
     (dict(scales=[1.0, 0.5]), "low <= high"),
+    (dict(zooms=[0.9, 1.1]), "zooms is [0.9, 1.1], expected [low, high] with 1 <= low <= high"),
+    (dict(zooms=1.1), "zooms is 1.1, expected a list of 2"),
+    (dict(colour_jitter=1.0), "colour_jitter is 1.0, expected 0 <= colour_jitter < 1"),
+    (dict(loss_weight="snr"), "'none', 'min_snr', 'p2'"),
+    (dict(micro_batch=-1), "micro_batch is -1, expected 0 or more"),
     (dict(ema_decay=1.0), "ema_decay"),
     (dict(seed=-1), "seed is -1, expected 0 or more"),
     (dict(workers=-1), "workers is -1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.training.losses import HybridLoss, discretised_nll
+from guided_diffusion.training.losses import HybridLoss, discretised_nll, loss_weights
 from util.img_utils import PIXEL_STEP
 
 
@@ -76,3 +76,27 @@ def test_probabilities_of_the_levels_sum_to_one():
     for mean, std in ((0.1, 0.02), (-0.99, 0.1), (0.5, 1.0)):
         nll = discretised_nll(levels, torch.tensor(mean), torch.tensor(2 * math.log(std), dtype=torch.float64))
         assert nll.neg().exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "min_snr", "p2"])
+def test_weights_of_the_timesteps(kind):
+    schedule = Schedule.create("linear", 1000)
+    weights = loss_weights(schedule, kind)
+    assert weights.mean().item() == pytest.approx(1, abs=1e-5)
+    t = [10, 300, 900]
+    snr = [schedule.alphas_cumprod[i] / (1 - schedule.alphas_cumprod[i]) for i in t]
+    expected = {"none": [1, 1, 1], "min_snr": [min(s, 5) / s for s in snr], "p2": [1 / (1 + s) for s in snr]}[kind]
+    ratios = [weights[i].item() / weights[900].item() for i in t]
+    assert ratios == pytest.approx([e / expected[2] for e in expected], rel=1e-5)
+
+
+def test_weights_weigh_the_square_and_nothing_else():
+    schedule = Schedule.create("linear", 1000)
+    x0, noise = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    index = torch.tensor([10, 800])
+    output = torch.zeros(2, 6, 4, 4)
+    plain, mse = HybridLoss(schedule, vlb_weight=1e-3)(lambda *_: output, x0, index, noise)
+    weighted, same = HybridLoss(schedule, vlb_weight=1e-3, loss_weight="p2")(lambda *_: output, x0, index, noise)
+    assert mse == same == 1                                                 # whatever the weights
+    expected = loss_weights(schedule, "p2")[index].mean() - 1
+    assert (weighted - plain).item() == pytest.approx(expected.item(), abs=1e-5)
