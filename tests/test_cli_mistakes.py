@@ -74,7 +74,7 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--data", "file"], ["file is no image file"]),
     (["--set", "measurement.operator.scale_factor=5"], ["scale_factor 5 does not divide the image size 32x32"]),
     (["--set", "measurement.noise.name=gausian"], ["'gausian'", "did you mean 'gaussian'"]),
-    (["--set", "measurement.noise.sigma=-1"], ["sigma is -1, expected a positive number"]),
+    (["--set", "measurement.noise.sigma=-1"], ["sigma is -1, expected a finite number, 1e-15"]),
     (["--set", "measurement.noise.sigma=much"], ["sigma is 'much'"]),
     (["--set", "data.images=[cofee]"], ["'cofee'", "did you mean 'coffee'"]),
     (["--set", "data.name=imagnet"], ["'imagnet'", "did you mean 'imagenet'"]),

@@ -122,8 +122,10 @@ def test_it_is_nonlinear_by_type():
 
 
 @pytest.mark.parametrize("params, words", [
-    ({"frames": 0}, "frames is 0, expected 1 or more"), ({"kernel_size": 2}, "kernel_size is 2, expected 3"),
-    ({"intensity": 1.5}, r"intensity is 1.5, expected 0 \(straight\)"), ({"frame": 3}, "did you mean 'frames'"),
+    ({"frames": 0}, "frames is 0, expected an integer, 1 or more"),
+    ({"kernel_size": 2}, "kernel_size is 2, expected an integer, 3 or"),
+    ({"intensity": 1.5}, "intensity is 1.5, expected a finite number, 0 to 1"),
+    ({"frame": 3}, "did you mean 'frames'"),
     ({"kernel_size": 33}, "needs images larger than 16 pixels, found 16x16; use a kernel_size of at most 31"),
 ])
 def test_bad_inputs_are_named(params, words):

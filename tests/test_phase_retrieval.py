@@ -126,7 +126,7 @@ def test_it_is_nonlinear_by_type_and_methods_that_need_a_linear_one_say_so():
 
 
 @pytest.mark.parametrize("params, words", [
-    ({"oversample": -1}, "oversample is -1, expected 0 to 100"),
+    ({"oversample": -1}, "oversample is -1, expected a finite number, 0 to 100"),
     ({"oversample": "2"}, "oversample is '2', expected a finite number"),
     ({"signal_range": [0, 255]}, r"\[0, 255\], expected \[-1, 1\] or \[0, 1\]"),
     ({"signal_range": 1}, "signal_range is 1, expected a list of 2"),

@@ -205,7 +205,7 @@ def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run):
     (["--grid", "conditioning.params.wieght=1"], ["unknown key 'wieght'; did you mean 'weight'"]),
     (["--grid", "conditioning.params.after=lift,wiener"], ['after="wiener": ', "needs a convolution"]),
     (["--grid", "conditioning.method=total_variation,ps"], ['method="ps": ', "unknown key 'weight'"]),
-    (["--grid", "measurement.noise.sigma=0.1,-1"], ["sigma=-1: ", "expected a positive number"]),
+    (["--grid", "measurement.noise.sigma=0.1,-1"], ["sigma=-1: ", "expected a finite number, 1e-15"]),
     (["--set", "diffusion.timestep_respacing=5000"], ["5000"]),
     (["--set", "model.num_chanels=3"], ["did you mean 'num_channels'"]),
     (["--gpu", "9"], ["--gpu 9"]),

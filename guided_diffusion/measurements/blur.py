@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from guided_diffusion.measurements.kernels import gaussian_kernel, motion_kernel
 from guided_diffusion.measurements.svd import RANK, SVD, axis, separable
 from util.arrays import read_array
 from util.command import user_path
+from util.config.registry import Bounds, Fraction, Positive
 from util.errors import UserError
 from util.logger import get_logger
 from util.resizer import apply_matrices
@@ -23,6 +24,8 @@ from util.seeding import ImageRandomness
 logger = get_logger()
 
 Convolution = Literal["auto", "fft", "direct"]
+KernelSize = Annotated[int, Bounds(least=3)]
+Rcond = Annotated[float, Bounds(above=0, below=1, remedy="leave it out to cut at the numerical precision")]
 SUM_TOLERANCE = 1e-4    # how far from one a kernel's sum may be without a warning
 DEFAULT_RCOND = {torch.float32: math.sqrt(torch.finfo(torch.float32).eps), torch.float64: 1e-12}
 LARGEST_DENSE = 48 ** 2     # pixels of images whose A is decomposed as a matrix
@@ -52,15 +55,11 @@ class Blur(LinearOperator):
             for noisy measurements.
     """
 
-    def __init__(self, kernel_size: int, convolution: Convolution = "auto", rcond: float | None = None):
+    def __init__(self, kernel_size: KernelSize, convolution: Convolution = "auto", rcond: Rcond | None = None):
         super().__init__()
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            nearest = max(3, kernel_size + 1)
-            raise UserError(f"{self.name}: kernel_size is {kernel_size}, expected an odd number of at least 3, which "
-                            f"keeps the image's size; use {nearest}")
-        if rcond is not None and not 0 < rcond < 1:
-            raise UserError(f"{self.name}: rcond is {rcond}, expected a number between 0 and 1; leave it out to cut "
-                            "at the numerical precision")
+        if kernel_size % 2 == 0:
+            raise UserError(f"{self.name}: kernel_size is {kernel_size}, expected an odd number, which keeps the "
+                            f"image's size; use {kernel_size + 1}")
         self.kernel_size, self.rcond = kernel_size, rcond
         self.radius = kernel_size // 2
         self.direct = convolution == "direct" or (convolution == "auto" and kernel_size <= LARGEST_DIRECT)
@@ -179,14 +178,12 @@ class GaussianBlurOperator(Blur):
 
     has_svd = True
 
-    def __init__(self, kernel_size: int, intensity: float, convolution: Convolution = "auto",
-                 rcond: float | None = None):
+    def __init__(self, kernel_size: KernelSize, intensity: Positive, convolution: Convolution = "auto",
+                 rcond: Rcond | None = None):
         super().__init__(kernel_size, convolution, rcond)
         self.intensity, self.convolution = intensity, convolution
         for name in ("height", "width"):            # G_h, G_w
             self.register_buffer(name, torch.empty(0, 0, dtype=torch.float64), persistent=False)
-        if intensity <= 0:
-            raise UserError(f"{self.name}: intensity is {intensity}, expected a positive standard deviation in pixels")
 
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """The same kernel (k, k) for every image."""
@@ -238,12 +235,10 @@ class MotionBlurOperator(Blur):
     `intensity` is 0 (a straight stroke) to 1 (a long, shaky one).
     """
 
-    def __init__(self, kernel_size: int, intensity: float, convolution: Convolution = "auto",
-                 rcond: float | None = None):
+    def __init__(self, kernel_size: KernelSize, intensity: Fraction, convolution: Convolution = "auto",
+                 rcond: Rcond | None = None):
         super().__init__(kernel_size, convolution, rcond)
         self.intensity = intensity
-        if not 0 <= intensity <= 1:
-            raise UserError(f"{self.name}: intensity is {intensity}, expected 0 (straight) to 1 (shaky)")
 
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """A kernel (k, k) drawn from `rng`."""
@@ -259,7 +254,7 @@ class KernelBlurOperator(Blur):
             by its sum, with a warning where that is not one.
     """
 
-    def __init__(self, kernel: str, convolution: Convolution = "auto", rcond: float | None = None):
+    def __init__(self, kernel: str, convolution: Convolution = "auto", rcond: Rcond | None = None):
         self.values = read_kernel(kernel)
         super().__init__(len(self.values), convolution, rcond)
         self.files = {kernel: user_path(kernel)}

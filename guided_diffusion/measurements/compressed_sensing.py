@@ -1,6 +1,6 @@
 """Compressed sensing: a random part of an orthonormal transform's coefficients."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
 from guided_diffusion.measurements.svd import SVD
+from util.config.registry import Bounds
 from util.errors import UserError
 from util.resizer import apply_matrices
 from util.seeding import ImageRandomness
@@ -31,11 +32,9 @@ class CompressedSensingOperator(LinearOperator):
 
     has_svd = True
 
-    def __init__(self, ratio: float, transform: Literal["hadamard", "dct"] = "hadamard"):
+    def __init__(self, ratio: Annotated[float, Bounds(above=0, most=1)],
+                 transform: Literal["hadamard", "dct"] = "hadamard"):
         super().__init__()
-        if not 0 < ratio <= 1:
-            raise UserError(f"compressed_sensing: ratio is {ratio}, expected a number above 0 and at most 1, the share "
-                            "of the coefficients that is measured")
         self.ratio, self.transform = ratio, transform
         for name in ("height", "width"):
             self.register_buffer(name, torch.empty(0, 0, dtype=torch.float64), persistent=False)      # (n, n)

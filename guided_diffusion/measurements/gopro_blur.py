@@ -1,5 +1,7 @@
 """Blur as a camera makes it: exposures add up as light, and the picture is the camera's response to their mean."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from guided_diffusion.measurements.base import Operator, register_operator
 from guided_diffusion.measurements.kernels import motion_path
+from util.config.registry import Bounds, Count, Fraction
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -29,14 +32,9 @@ class GoproBlurOperator(Operator):
         intensity: of the motion, 0 (a straight stroke) to 1 (a long, shaky one).
     """
 
-    def __init__(self, frames: int = 16, kernel_size: int = 31, intensity: float = 0.5):
+    def __init__(self, frames: Count = 16, kernel_size: Annotated[int, Bounds(least=3)] = 31,
+                 intensity: Fraction = 0.5):
         super().__init__()
-        if frames < 1:
-            raise UserError(f"{self.name}: frames is {frames}, expected 1 or more")
-        if kernel_size < 3:
-            raise UserError(f"{self.name}: kernel_size is {kernel_size}, expected 3 or more pixels")
-        if not 0 <= intensity <= 1:
-            raise UserError(f"{self.name}: intensity is {intensity}, expected 0 (straight) to 1 (shaky)")
         self.frames, self.kernel_size, self.intensity = frames, kernel_size, intensity
         self.radius = kernel_size // 2
         self.register_drawn("shifts", torch.float64)                                               # (B, M, 2)

@@ -1,5 +1,7 @@
 """Inpainting: some pixels are missing."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,13 +10,14 @@ from guided_diffusion.measurements.base import LinearOperator, register_operator
 from guided_diffusion.measurements.svd import SVD
 from util.arrays import read_array
 from util.command import user_path
-from util.config.registry import check_arguments
+from util.config.registry import Bounds, Count, Fraction, check_arguments
 from util.errors import UserError, did_you_mean
 from util.seeding import ImageRandomness
 
 NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
          "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}
 
+Pixels = Annotated[int, Bounds(least=0)]
 MARGIN = 16                                         # pixels between rectangle and border, as in DPS
 
 
@@ -34,10 +37,10 @@ class MaskGenerator:
             kept, of the images' size; for mask_type file.
     """
 
-    def __init__(self, mask_type: str, mask_len_range: tuple[int, int] | None = None,
-                 mask_prob_range: tuple[float, float] | None = None,
-                 image_size: int | tuple[int, int] | None = None,
-                 margin: tuple[int, int] | None = None, file: str | None = None):
+    def __init__(self, mask_type: str, mask_len_range: tuple[Count, Count] | None = None,
+                 mask_prob_range: tuple[Fraction, Fraction] | None = None,
+                 image_size: Count | tuple[Count, Count] | None = None,
+                 margin: tuple[Pixels, Pixels] | None = None, file: str | None = None):
         if mask_type not in NEEDS:
             raise UserError(f"mask_opt: unknown mask_type '{mask_type}'; {did_you_mean(mask_type, NEEDS)}")
         self.mask_type, self.margin = mask_type, margin
@@ -49,20 +52,11 @@ class MaskGenerator:
                 raise UserError(f"mask_opt: mask_type '{mask_type}' needs {key}; add it to mask_opt")
         if file is not None and mask_type != "file":
             raise UserError(f"mask_opt: file needs mask_type 'file', found '{mask_type}'; set mask_type: file")
-        self._check_ranges()
+        for key in ("mask_len_range", "mask_prob_range"):
+            low, high = given[key] or (0, 0)
+            if low > high:
+                raise UserError(f"mask_opt: {key} is [{low}, {high}], expected the lower end first")
         self.file, self.file_mask = file, read_mask(file) if file is not None else None
-
-    def _check_ranges(self) -> None:
-        if self.mask_len_range is not None:
-            low, high = self.mask_len_range
-            if not 1 <= low <= high:
-                raise UserError(f"mask_opt: mask_len_range is [{low}, {high}], expected 1 <= low <= high")
-        if self.mask_prob_range is not None:
-            low, high = self.mask_prob_range
-            if not 0 <= low <= high <= 1:
-                raise UserError(f"mask_opt: mask_prob_range is [{low}, {high}], expected 0 <= low <= high <= 1")
-        if self.margin is not None and min(self.margin) < 0:
-            raise UserError(f"mask_opt: margin is {list(self.margin)}, expected two numbers that are not negative")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise UserError if images of this size cannot have such a mask."""

@@ -1,17 +1,18 @@
 """Phase retrieval: the magnitudes of an oversampled Fourier transform."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from guided_diffusion.measurements.base import Operator, register_operator
+from util.config.registry import Bounds
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
 RANGES = ((-1, 1), (0, 1))
-MOST_OVERSAMPLING = 100
 
 
 @register_operator("phase_retrieval")
@@ -31,10 +32,9 @@ class PhaseRetrievalOperator(Operator):
 
     pictures = False
 
-    def __init__(self, oversample: float = 2.0, signal_range: tuple[float, float] = (-1, 1)):
+    def __init__(self, oversample: Annotated[float, Bounds(0, 100)] = 2.0,
+                 signal_range: tuple[float, float] = (-1, 1)):
         super().__init__()
-        if not 0 <= oversample <= MOST_OVERSAMPLING:
-            raise UserError(f"{self.name}: oversample is {oversample}, expected 0 to {MOST_OVERSAMPLING}; DPS uses 2.0")
         if tuple(signal_range) not in RANGES:
             raise UserError(f"{self.name}: signal_range is {list(signal_range)}, expected [-1, 1] or [0, 1]")
         self.oversample, self.signed = oversample, tuple(signal_range) == (-1, 1)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
 from guided_diffusion.measurements.svd import SVD, axis, separable
+from util.config.registry import Count
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -22,10 +23,8 @@ class BlockAverageOperator(LinearOperator):
 
     has_svd = True
 
-    def __init__(self, scale_factor: int):
+    def __init__(self, scale_factor: Count):
         super().__init__()
-        if scale_factor < 1:
-            raise UserError(f"sr_average: scale_factor is {scale_factor}, expected an integer of at least 1")
         self.scale_factor = scale_factor
 
     def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:

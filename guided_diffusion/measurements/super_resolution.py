@@ -1,6 +1,5 @@
 """Super-resolution: antialiased bicubic reduction by an integer factor."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
 from guided_diffusion.measurements.svd import SVD, axis, separable
+from util.config.registry import Count
 from util.errors import UserError
 from util.resizer import apply_matrices, resize, resize_matrix
 from util.seeding import ImageRandomness
@@ -35,13 +35,8 @@ class SuperResolutionOperator(LinearOperator):
 
     has_svd = True
 
-    def __init__(self, scale_factor: int, in_shape: Sequence[int] | None = None):
+    def __init__(self, scale_factor: Count, in_shape: tuple[int, int, int, int] | None = None):
         super().__init__()
-        if scale_factor < 1:
-            raise UserError(f"super_resolution: scale_factor is {scale_factor}, expected an integer of at least 1")
-        if in_shape is not None and len(in_shape) != 4:
-            raise UserError(f"super_resolution: in_shape is {list(in_shape)}, expected [1, channels, height, width]; "
-                            "leave in_shape out to take the images' own shape")
         self.scale_factor = scale_factor
         self.in_shape = in_shape
         for name in ("height", "width", "height_pinv", "width_pinv"):

@@ -23,12 +23,14 @@ class Bounds:
     Attributes:
         least, most: the smallest and the largest value allowed.
         above, below: values that are just not allowed.
+        remedy: what somebody wants who gives another number, for messages.
     """
 
     least: float | None = None
     most: float | None = None
     above: float | None = None
     below: float | None = None
+    remedy: str = ""
 
     def __contains__(self, value: object) -> bool:
         """Whether a number lies within the range."""
@@ -142,7 +144,14 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
     hints = annotations(function)
     for key, value in params.items():
         if key in hints and not fits(value, hints[key]):
-            raise UserError(f"{where}: {key} is {value!r:.60}, expected {describe(hints[key])}{_most(value)}")
+            raise UserError(f"{where}: {key} is {value!r:.60}, expected {describe(hints[key])}"
+                            f"{_remedy(hints[key])}{_most(value)}")
+
+
+def _remedy(hint: object) -> str:
+    kinds = (hint, *typing.get_args(hint))
+    return "".join(f"; {bounds.remedy}" for kind in kinds for bounds in getattr(kind, "__metadata__", ())
+                   if isinstance(bounds, Bounds) and bounds.remedy)
 
 
 def _most(value: object) -> str:
