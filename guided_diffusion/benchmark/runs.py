@@ -20,12 +20,11 @@ from guided_diffusion.benchmark.clock import (
     PHASES,
     OneByOne,
     StepClock,
-    TimedGuidance,
+    TimedLikelihood,
     TimedPrior,
     TimedSelection,
 )
 from guided_diffusion.condition_methods import ConditioningMethod, get_conditioning_method
-from guided_diffusion.condition_methods.guidance import Likelihood
 from guided_diffusion.gaussian_diffusion import DDPM, Sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.posterior_mean_variance import MEAN_PROCESSORS, VAR_PROCESSORS
@@ -67,7 +66,7 @@ class Setting:
     tf32: bool = False
     channels_last: bool = False
     compile: bool = False
-    likelihood: Likelihood = "point"
+    likelihood: str = "point"
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def build_method(case: Case, clock: StepClock) -> ConditioningMethod:
         method = get_conditioning_method("ps", **params)
     else:
         method = (OneByOne if case.setting.as_official else TimedSelection)(clock, **params)
-    method.guidance = TimedGuidance(method.guidance, clock)
+    method.likelihood = TimedLikelihood(method.likelihood, clock)
     return method
 
 
