@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from guided_diffusion.benchmark.arguments import TASKS
 from guided_diffusion.benchmark.clock import (
     CANDIDATES,
     OTHER,
@@ -34,13 +35,6 @@ from util.seeding import ImageRandomness
 
 TRAINING_STEPS = 1000                               # of the process whose noise levels are visited
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
-TASKS = {
-    "super_resolution": {"scale_factor": 4},
-    "inpainting": {"mask_opt": {"mask_type": "random", "mask_prob_range": [0.7, 0.7]}},
-    "gaussian_blur": {"kernel_size": 61, "intensity": 3.0},
-    "motion_blur": {"kernel_size": 61, "intensity": 0.5},
-}
-METHODS = ("ps", "dpps")
 BLURS = ("gaussian_blur", "motion_blur")
 FORGET_PEAK = Path("/proc/self/clear_refs")         # Linux; a sandbox may lack it or refuse
 

@@ -66,7 +66,7 @@ class Exponential(StepSchedule):
 
 @register_schedule("inverse_variance")
 class InverseVariance(StepSchedule):
-    """1 / sigma^2, the noise model's variance on the scale of y: of each image, the mean over its informative entries."""
+    """1 / sigma^2, the noise variance on the scale of y: of each image, the mean over its informative entries."""
 
     needs_variance = True
 
