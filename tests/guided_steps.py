@@ -16,6 +16,7 @@ SIZE = 16
 NAMES = ["anna", "ben", "cleo"]
 LINEAR = [name for name, params in OPERATOR_EXAMPLES.items()
           if isinstance(get_operator(name, **params), LinearOperator)]
+OFFICIAL = {"name": "point", "rescale": False}      # the authors' code: steps do not grow where they are fewer
 METHODS = [name for name in CONDITIONING_METHODS if issubclass(CONDITIONING_METHODS[name], ConditioningMethod)]
 
 
@@ -72,6 +73,19 @@ def guidance(step, measurement):
     norm = residual.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     slope = (1 - 0.3 * math.sqrt(1 - step.alpha_bar)) / math.sqrt(step.alpha_bar)
     return slope * (step.x0_hat.detach().abs() < 1).double() * adjoint / norm
+
+
+class Loop(ConditioningMethod):
+    """The ancestral loop from a given state, with a function step -> (x_{t-1}, distance)."""
+
+    def __init__(self, x_start, function, needs_grad=False):
+        self.x_start, self.function, self.needs_grad = x_start, function, needs_grad
+
+    def start(self, sampler, measurement, randomness):
+        return self.x_start
+
+    def conditioning(self, step, measurement):
+        return self.function(step)
 
 
 class Wrapped(Operator):

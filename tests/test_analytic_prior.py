@@ -9,6 +9,7 @@ from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import GaussianPrior, MixturePrior
+from tests.guided_steps import Loop
 from util.seeding import ImageRandomness
 
 SIZE = 8
@@ -28,7 +29,7 @@ def sampler(**config):
 def unconditional(reverse, prior, batch, shape=(3, SIZE, SIZE)):
     randomness = ImageRandomness(0, [str(i) for i in range(batch)])
     x_start = randomness.randn_like(torch.empty(batch, *shape))
-    return reverse.p_sample_loop(prior, x_start, lambda step: (step.sample(), torch.zeros(batch)), randomness)
+    return Loop(x_start, lambda step: (step.sample(), torch.zeros(batch))).restore(prior, reverse, None, randomness)
 
 
 @pytest.mark.parametrize("index", [0, 7, 30, 49])

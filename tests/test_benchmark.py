@@ -37,7 +37,7 @@ from guided_diffusion.benchmark.runs import (
 )
 from guided_diffusion.benchmark.saving import Keeping, measure_keeping
 from guided_diffusion.benchmark.tables import growth_row
-from guided_diffusion.condition_methods.guidance import ITERATIONS
+from guided_diffusion.condition_methods.likelihoods import ITERATIONS
 from guided_diffusion.measurements.super_resolution import SuperResolutionOperator
 from guided_diffusion.unet import create_model
 from tests.helpers import fill_network

@@ -13,9 +13,11 @@ import torch
 from torch.distributed import DistNetworkError
 
 import sample_condition
+from guided_diffusion.restoration.arguments import parse_arguments
 from tests.command_line import FOLDER, arguments, contents
 from tests.fake_weights import load_small_networks
 from tests.helpers import picture
+from util.command import run_command
 from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.logger import get_logger
@@ -156,7 +158,7 @@ def test_what_is_printed_is_printed_by_one_process(capsys, option):
     for team in (first, second):
         get_logger().addFilter(team._keep)
         try:
-            status = sample_condition.restore(sample_condition.parse_arguments([option]), team)
+            status = sample_condition.run(parse_arguments([option]), team, None)
         except SystemExit as end:                   # as argparse ends after --help
             status = end.code
         get_logger().removeFilter(team._keep)
@@ -191,12 +193,12 @@ def test_processes_that_cannot_meet_say_so(monkeypatch, capsys):
         raise DistNetworkError("The client socket has timed out\nand more")
 
     monkeypatch.setattr(torch.distributed, "rendezvous", unreachable)
-    assert sample_condition.main(["--list"]) == 2
+    assert run_command(lambda: sample_condition.main(["--list"])) == 2
     assert "do not reach each other at localhost:9 (The client socket has timed out)" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert sample_condition.main(["--list"]) == 2
+    assert run_command(lambda: sample_condition.main(["--list"])) == 2
     assert "--nproc_per_node=1" in capsys.readouterr().err
 
 

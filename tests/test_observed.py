@@ -40,7 +40,8 @@ def size(path: str) -> tuple[int, int]:
 def test_photographs_of_any_size_keep_it_and_are_not_scored(run):
     for name, shape in {"odd": (37, 51), "large": (70, 41), "dot": (1, 1), "fits": (32, 32)}.items():
         picture(Path(f"photos/{name}.png"), 1, shape)
-    options = [*observed("{name: noise}"), "--set", "conditioning.params.rescale=false"]      # nothing is clamped
+    steady = "conditioning.params.likelihood={name: point, rescale: false}"                 # nothing is clamped
+    options = [*observed("{name: noise}"), "--set", steady]
     status, out, err = run(*options)
     assert status == 0, err
     folder = "results/noise/dpps"

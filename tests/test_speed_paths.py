@@ -67,10 +67,8 @@ def restore_on_meta(prior, method, operator_name: str, noise_name: str, sampler_
     if method.needs_linear:
         measurement.operator.pinv(measurement.y)    # what it decomposes and keeps goes to the device once
     sampler = create_sampler(timestep_respacing=4, **sampler_options)
-    x_start = method.start(sampler, measurement, NoValues())
     with Strict():
-        return sampler.p_sample_loop(prior, x_start, lambda step: method.conditioning(step, measurement), NoValues(),
-                                     needs_grad=method.needs_grad)
+        return method.restore(prior, sampler, measurement, NoValues())
 
 
 @pytest.mark.parametrize("operator", sorted(OPERATOR_EXAMPLES.keys() - {"gopro_blur"}))
@@ -125,7 +123,8 @@ def test_no_sampler_waits_for_the_device(prior, options):
 
 @pytest.mark.parametrize("schedule", ["linear", "exponential", "inverse_variance"])
 def test_no_step_size_waits_for_the_device(prior, schedule):
-    restore_on_meta(prior, get_conditioning_method("ps", schedule=schedule, power=2.0), "inpainting", "gaussian", {})
+    likelihood = {"name": "point", "schedule": schedule, "power": 2.0}
+    restore_on_meta(prior, get_conditioning_method("ps", likelihood=likelihood), "inpainting", "gaussian", {})
 
 
 @pytest.mark.parametrize("operator", LINEAR)

@@ -21,7 +21,7 @@ from tests.command_line import arguments, contents, rows
 from tests.helpers import picture
 from util import memory
 from util.config.config import REPOSITORY
-from util.memory import BatchSize, is_out_of_memory, keep_freed_memory
+from util.memory import is_out_of_memory, keep_freed_memory
 
 FOLDER = Path("results/super_resolution/dpps")
 
@@ -184,12 +184,13 @@ def test_what_counts_as_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_other_errors_are_not_taken_for_want_of_memory():
-    def work(size):
+def test_other_errors_are_not_taken_for_want_of_memory(run, monkeypatch):
+    def wrong(*given):
         raise RuntimeError("shapes")
 
+    monkeypatch.setattr(sample_condition.Task, "measure", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
-        BatchSize(4, "x").attempt(work)
+        run()
 
 
 @pytest.mark.parametrize("code, writes", [(errno.ENOSPC, 3), (errno.EDQUOT, 8), (errno.EROFS, 17), (errno.ENOSPC, 19)])

@@ -8,20 +8,23 @@ costs over DPS, and what it costs to score and save an image such that a run can
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
+
+from guided_diffusion.benchmark.arguments import parse_arguments
+from util.command import check_command_line, choose_device, output_file, run_command, run_program
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
 
 import torch
 
 from guided_diffusion.benchmark.clock import StepClock
-from guided_diffusion.benchmark.runs import METHODS, TASKS, Case, Setting, count_flops, matmul_peak, measure
+from guided_diffusion.benchmark.runs import Case, Setting, count_flops, matmul_peak, measure
 from guided_diffusion.benchmark.saving import measure_keeping
 from guided_diffusion.benchmark.tables import Report, write_json
-from guided_diffusion.condition_methods.guidance import Likelihood
 from guided_diffusion.unet import UNetModel, create_model
-from util.command import Parser, choose_device, output_file, run_command, run_program
 from util.config.config import find_file, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
@@ -30,63 +33,9 @@ from util.metrics.scores import Metrics
 from util.metrics.weights import WeightStore
 from util.run.console import environment
 
-SETTINGS = ("official-like", "fast")
 CANDIDATE_TASKS = ("super_resolution", "inpainting", "gaussian_blur", "motion_blur")
 
 logger = get_logger()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.benchmark", description="Measure what a sampling step costs.",
-                    allow_abbrev=False)
-    add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network; random weights will do")
-    add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
-    add("--image_size", type=numbers, metavar="N", help="side of the images; default: the network's")
-    add("--batch_sizes", type=numbers, default=(1, 2, 4, 8), metavar="N,N", help="of `fast`; default 1,2,4,8")
-    add("--settings", type=names(SETTINGS), default=SETTINGS, metavar="NAME,NAME", help="default: both")
-    add("--methods", type=names(METHODS), default=METHODS, metavar="NAME,NAME", help="default: ps,dpps")
-    add("--task", choices=TASKS, default="gaussian_blur", help="of the first table; default %(default)s")
-    add("--precision", choices=("fp32", "bf16"), help="of `fast`; default: in which matrix products are faster")
-    add("--steps", type=numbers, default=(4,), metavar="K", help="noise levels at which a step is measured; default 4")
-    add("--repeats", type=numbers, default=(2,), metavar="K", help="repetitions, settings alternating; default 2")
-    add("--sampling_steps", type=numbers, default=(1000,), metavar="N", help="of a restoration, for images per second")
-    add("--sizes", type=numbers, default=(64, 128, 256), metavar="N,N", help="of the growth with pixels; "
-        "default 64,128,256")
-    add("--only_table", action="store_true",
-        help="leave out how cost grows, the comparison of DPPS with DPS, and what keeping an image costs")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
-    add("--likelihood", choices=get_args(Likelihood), default="point", help="of `fast`; default %(default)s")
-    add("--contiguous", action="store_true", help="`fast` without channels_last, to see what that is worth")
-    add("--compile", action="store_true", help="`fast` with the network compiled by torch.compile")
-    add("--processor_time", action="store_true", help="on a CPU that is shared: processor time instead of wall time")
-    add("--out", default="benchmark.json", metavar="FILE", help="all figures as JSON; default %(default)s")
-    args = parser.parse(argv)
-    for option in ("image_size", "steps", "repeats", "sampling_steps"):
-        values = vars(args)[option]
-        if values is not None and len(values) != 1:
-            raise UserError(f"--{option}: {len(values)} numbers are given, expected one")
-        setattr(args, option, values and values[0])
-    return args
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers of 1 or more, separated by commas, for argparse."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) >= 1 for word in words):
-        raise argparse.ArgumentTypeError(f"'{text}': expected whole numbers of 1 or more, separated by commas")
-    return tuple(map(int, words))
-
-
-def names(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """A reader of some of `choices`, separated by commas, for argparse."""
-    def read(text: str) -> tuple[str, ...]:
-        words = tuple(word.strip() for word in text.split(","))
-        if not set(words) <= set(choices):
-            raise argparse.ArgumentTypeError(f"'{text}': choose from {', '.join(choices)}")
-        return words
-    return read
 
 
 def load_network(path: str, device: torch.device) -> tuple[UNetModel, bool]:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.condition_methods.dpps import PosteriorProximalSampling
-from guided_diffusion.condition_methods.guidance import Guidance, Likelihood
+from guided_diffusion.condition_methods.likelihoods import Likelihood
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.base import Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
 
 FORWARD, BACKWARD, OPERATOR = "network forward", "network backward", "operator"
@@ -82,27 +81,24 @@ class TimedPrior(nn.Module):
         return output
 
 
-class TimedGuidance(Guidance):
-    """A guidance that tells the clock when it is computed: all but the network's backward pass is the operator's."""
+class TimedLikelihood(Likelihood):
+    """A likelihood that tells the clock when guidance is computed: all but the network's backward pass is the
+    operator's."""
 
-    def __init__(self, guidance: Guidance, clock: StepClock):
-        self.guidance, self.clock = guidance, clock
+    def __init__(self, likelihood: Likelihood, clock: StepClock):
+        self.likelihood, self.clock = likelihood, clock
 
-    def check(self, operator: Operator, noiser: Noise | None) -> None:
-        """As the guidance itself."""
-        self.guidance.check(operator, noiser)
-
-    def __call__(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+    def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         self.clock.switch(OPERATOR)
-        move = self.guidance(step, measurement)
+        guidance = self.likelihood.guidance(step, measurement)
         self.clock.switch(OTHER)
-        return move
+        return guidance
 
 
 class TimedSelection(PosteriorProximalSampling):
     """DPPS that tells the clock when it chooses among its candidates, drawing them included."""
 
-    def __init__(self, clock: StepClock, scale: float, likelihood: Likelihood = "point"):
+    def __init__(self, clock: StepClock, scale: float, likelihood: str = "point"):
         super().__init__(scale=scale, likelihood=likelihood)
         self.clock = clock
 
@@ -117,7 +113,7 @@ class TimedSelection(PosteriorProximalSampling):
 class OneByOne(TimedSelection):
     """DPPS that sends every candidate through the whole operator, one after another; the choice is the same."""
 
-    def __init__(self, clock: StepClock, scale: float, likelihood: Likelihood = "point"):
+    def __init__(self, clock: StepClock, scale: float, likelihood: str = "point"):
         super().__init__(clock, scale, likelihood)
         self.chunk = 1
 

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from guided_diffusion.benchmark.arguments import TASKS
 from guided_diffusion.benchmark.clock import (
     CANDIDATES,
     OTHER,
     PHASES,
     OneByOne,
     StepClock,
-    TimedGuidance,
+    TimedLikelihood,
     TimedPrior,
     TimedSelection,
 )
 from guided_diffusion.condition_methods import ConditioningMethod, get_conditioning_method
-from guided_diffusion.condition_methods.guidance import Likelihood
 from guided_diffusion.gaussian_diffusion import DDPM, Sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.posterior_mean_variance import MEAN_PROCESSORS, VAR_PROCESSORS
@@ -35,13 +35,6 @@ from util.seeding import ImageRandomness
 
 TRAINING_STEPS = 1000                               # of the process whose noise levels are visited
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
-TASKS = {
-    "super_resolution": {"scale_factor": 4},
-    "inpainting": {"mask_opt": {"mask_type": "random", "mask_prob_range": [0.7, 0.7]}},
-    "gaussian_blur": {"kernel_size": 61, "intensity": 3.0},
-    "motion_blur": {"kernel_size": 61, "intensity": 0.5},
-}
-METHODS = ("ps", "dpps")
 BLURS = ("gaussian_blur", "motion_blur")
 FORGET_PEAK = Path("/proc/self/clear_refs")         # Linux; a sandbox may lack it or refuse
 
@@ -67,7 +60,7 @@ class Setting:
     tf32: bool = False
     channels_last: bool = False
     compile: bool = False
-    likelihood: Likelihood = "point"
+    likelihood: str = "point"
 
 
 @dataclass(frozen=True)
@@ -131,7 +124,7 @@ def build_method(case: Case, clock: StepClock) -> ConditioningMethod:
         method = get_conditioning_method("ps", **params)
     else:
         method = (OneByOne if case.setting.as_official else TimedSelection)(clock, **params)
-    method.guidance = TimedGuidance(method.guidance, clock)
+    method.likelihood = TimedLikelihood(method.likelihood, clock)
     return method
 
 

@@ -48,7 +48,7 @@ class Report:
                     f"likelihood {fast['likelihood']}"]
         log(f"{facts['model_config']}: {facts['parameters'] / 1e6:.1f} M parameters{weights}\n"
             f"on {facts['device']}, {facts['threads']} threads, torch {facts['versions']['torch']}, "
-            f"{facts['clock']}{' time' * (facts['clock'] == 'wall')}\n"
+            f"{facts['clock']}{' time' if facts['clock'] == 'wall' else ''}\n"
             f"{self.flops[size] / 1e9:.1f} GFLOP per image and step (forward, and gradient of the image, counted at "
             f"{size} x {size})\nmatrix products reach {speeds}: the floor of the network in that precision\n"
             f"fast: {', '.join(settings)}; parameters frozen, candidates by linearity in chunks\n"

@@ -1,25 +1,46 @@
 """From the configuration to the parts of a run: named things, the source of measurements, the network."""
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from shlex import quote
 
-from data.dataloader import DATASETS, LARGEST_SIDE
+import torch
+
+from data.dataloader import DATASETS, LARGEST_SIDE, Batch
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
-from guided_diffusion.measurements import NOISES, OPERATORS, Noise
+from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
 from guided_diffusion.method import Method
 from guided_diffusion.priors.load import find_checkpoint
 from guided_diffusion.restoration.catalogue import METHODS
-from guided_diffusion.restoration.restore import Task
 from guided_diffusion.unet import create_model
+from util.checkpoint import fingerprint
 from util.config.config import Choice, Config
 from util.config.registry import Registry, check_arguments, defaults
 from util.errors import UserError
 from util.logger import get_logger
 from util.run.measurements import MeasurementFolder
+from util.seeding import ImageRandomness
 
 logger = get_logger()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that a restoration needs besides the network."""
+
+    source: Source
+    operator: Operator
+    noiser: Noise
+    sampler: Sampler
+    method: Method
+
+    def measure(self, batch: Batch, device: torch.device, randomness: ImageRandomness) -> Measurement:
+        """The measurements (B, ...) of a batch, on `device`; UserError where operator and batch do not fit."""
+        return self.source.measure(self.operator, self.noiser, batch, device, randomness)
 
 
 def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFolder | None = None,
@@ -118,3 +139,10 @@ def build_source(config: Config, folder: MeasurementFolder | None, overrides: Se
     return Simulated(dataset)
 
 
+def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, object]:
+    """All that decides the results of a run, as plain YAML values; files by their fingerprints."""
+    given = {"tile": args.tile, "load_measurements": args.load_measurements,
+             "checkpoint": fingerprint(Path(find_checkpoint(config))) if task.method.needs_prior else None,
+             "files": {name: fingerprint(path) for name, path in task.operator.files_read().items()} or None}
+    return {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
+            **{key: value for key, value in given.items() if value is not None}}

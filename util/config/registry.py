@@ -91,10 +91,43 @@ class Registry:
         """UserError unless there is a class `name` and `params` fit its signature."""
         check_arguments(self[name], params, where=f"{self.kind} '{name}'")
 
+    def parts(self, choice: str | dict) -> tuple[str, dict]:
+        """Name and parameters of what is chosen by its name, or by a mapping that holds `name` and parameters."""
+        params = {"name": choice} if isinstance(choice, str) else dict(choice)
+        if "name" not in params:
+            raise UserError(f"{self.kind} {choice!r:.60} has no name; expected {{name: ...}}, one of {', '.join(self)}")
+        return params.pop("name"), params
+
+    def make(self, choice: str | dict):
+        """Instantiate what is chosen, see `parts` and `build`."""
+        name, params = self.parts(choice)
+        return self.build(name, **params)
+
     def build(self, name: str, /, **params):
         """Instantiate the class registered as `name` after checking `params` against its signature."""
         self.check(name, **params)
         return self[name](**params)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A thing of a registry, chosen by a parameter, as its annotation: `Annotated[str | dict, OneOf(REGISTRY)]`.
+
+    The value is a name, or a mapping of `name` and the thing's own parameters.
+    """
+
+    registry: Registry
+
+    def __contains__(self, choice: str | dict) -> bool:
+        """True; UserError, which says more than False would, where there is no such thing or its parameters are wrong.
+        """
+        name, params = self.registry.parts(choice)
+        self.registry.check(name, **params)
+        return True
+
+    def __str__(self) -> str:
+        """Words for the choice."""
+        return f"one of {', '.join(self.registry)}"
 
 
 def _checked(init: Callable, kind: str) -> Callable:
@@ -137,7 +170,8 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
     for key in params:
         if key not in accepted:
             choices = did_you_mean(key, accepted) if accepted else "it takes no parameters"
-            raise UserError(f"{where}: unknown key '{key}'; {choices}")
+            place = place_within(function, key)
+            raise UserError(f"{where}: unknown key '{key}'; {f'it stands in {place}' if place else choices}")
     for key, default in accepted.items():
         if default is REQUIRED and key not in params:
             raise UserError(f"{where}: '{key}' is missing; it takes {', '.join(accepted)}")
@@ -152,6 +186,19 @@ def _remedy(hint: object) -> str:
     kinds = (hint, *typing.get_args(hint))
     return "".join(f"; {bounds.remedy}" for kind in kinds for bounds in getattr(kind, "__metadata__", ())
                    if isinstance(bounds, Bounds) and bounds.remedy)
+
+
+def place_within(function: Callable, key: str) -> str | None:
+    """Where `key` stands among the parameters of what the function's own parameters choose, such as
+    "likelihood: {name: point, power: ...}"; None if it does not."""
+    for parameter, hint in annotations(function).items():
+        for chosen in typing.get_args(hint):
+            for name in chosen.registry if isinstance(chosen, OneOf) else ():
+                cls = chosen.registry[name]
+                inner = f"{key}: ..." if key in defaults(cls) else place_within(cls, key)
+                if inner:
+                    return f"{parameter}: {{name: {name}, {inner}}}"
+    return None
 
 
 def _most(value: object) -> str:

@@ -1,0 +1,71 @@
+"""The way of an image through `sample_condition.py`: short to read, and from `main` to the gradient few frames."""
+
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+import sample_condition
+from util import memory
+from util.config.config import REPOSITORY
+
+MOST_FRAMES, MOST_LINES = 9, 150
+
+
+class FrameCounter(nn.Module):
+    """A network that counts, in its backward pass, the frames of the stack from `main` on."""
+
+    def __init__(self, network: nn.Module, counted: list[int]):
+        super().__init__()
+        self.network, self.counted = network, counted
+
+    def forward(self, x, t):
+        output = self.network(x, t)
+        output.register_hook(lambda gradient: self.count(sys._getframe(1)))
+        return output
+
+    def count(self, frame) -> None:
+        frames = 0
+        while frame.f_code is not sample_condition.main.__code__:
+            frame, frames = frame.f_back, frames + 1
+        self.counted.append(frames)                 # `main` in place of the hook
+
+
+@pytest.mark.parametrize("conditioning", [
+    "{method: ps}", "{method: dpps}", "{method: ps, params: {likelihood: gaussian}}", "{method: ps+}", "{method: mcg}"])
+def test_few_frames_lie_between_main_and_the_gradient_of_the_network(run, monkeypatch, conditioning):
+    counted, load = [], sample_condition.load_prior
+    monkeypatch.setattr(sample_condition, "load_prior", lambda *given: FrameCounter(load(*given), counted))
+    status, _, err = run("--limit", "1", "--set", f"conditioning={conditioning}")
+    assert status == 0, err
+    assert len(counted) == 3 and 3 < max(counted) <= MOST_FRAMES
+
+
+def test_the_program_is_short():
+    assert len((REPOSITORY / "sample_condition.py").read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("option, status", [("--help", 0), ("--taks_config=x", 2), ("--limit=0", 2)])
+def test_help_and_mistakes_need_no_torch(option, status):
+    """They are answered before the imports that take seconds."""
+    code = ("import runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, '.')\n"
+            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "finally: sys.stderr.write(f'heavy: {sorted({*sys.modules} & {\"torch\", \"scipy\", \"skimage\"})}')")
+    done = subprocess.run([sys.executable, "-c", code, "sample_condition.py", option], cwd=REPOSITORY,
+                          capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stderr.splitlines()[-1].endswith("heavy: []"), done.stderr
+    assert ("--task_config" in done.stdout) == (status == 0)
+
+
+def test_the_program_keeps_its_freed_memory(monkeypatch):
+    """As a user runs it: README's figures of a step are those of runs that do."""
+    told = []
+    monkeypatch.setattr("util.command.keep_freed_memory", lambda: told.append(memory.KEPT))
+    monkeypatch.setattr("util.command.catch_signals", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        sample_condition.run_program(lambda: sample_condition.main(["--list"]))
+    assert end.value.code == 0 and told == [96 * 2 ** 20]
+    source = (REPOSITORY / "sample_condition.py").read_text()
+    assert source.endswith('if __name__ == "__main__":\n    run_program(main)\n')
