@@ -116,7 +116,7 @@ def sample(args: argparse.Namespace, config: Config, task: Task, prior: nn.Modul
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
     explain = partial(likely_cause, has_scale="scale" in signature(type(method)).parameters,
-                      half_precision=autocast_dtype(config, args.precision) is not None)
+                      half_precision=autocast_dtype(config.model, args.precision) is not None)
     gatherer = Gatherer(run, source, metrics, num_samples, plan.finished, explain, store, device.type == "cuda")
     monitor = Monitor(prior, run, team, sum(map(len, plan.groups)), num_samples, method.num_steps(task.sampler),
                       args.progress)
@@ -179,7 +179,7 @@ def conduct(args: argparse.Namespace, config: Config, task: Task, run: RunDirect
     """Restore all that is left and return the exit status, 130 when interrupted, 1 if the disk is full or gone."""
     task.operator.to(device)
     size = task.source.image_size
-    load = cache(lambda: load_prior(config, size, args.tile, args.precision, device))
+    load = cache(lambda: load_prior(config.model, size, args.tile, args.precision, device))
     measurable = task.method.needs_prior and size is not None
     default = default_entries(size, device)
     plan = make_plan(task.source, args.limit, args.num_samples, args.batch_size, default, run, team,
@@ -228,7 +228,7 @@ def restore(args: argparse.Namespace, team: Team) -> int:
     device = team.choose_device(args.gpu)
     task = build_task(config, args.overrides, folder, args.data is not None)
     given = {"tile": args.tile, "load_measurements": args.load_measurements,
-             "checkpoint": fingerprint(Path(find_checkpoint(config))) if task.method.needs_prior else None,
+             "checkpoint": fingerprint(Path(find_checkpoint(config.model))) if task.method.needs_prior else None,
              "files": {name: fingerprint(path) for name, path in task.operator.files_read().items()} or None}
     settings = {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
                 **{key: value for key, value in given.items() if value is not None}}

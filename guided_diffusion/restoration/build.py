@@ -38,7 +38,7 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
     operator = build_named(OPERATORS, config.operator, "measurement.operator.name", overrides)
     method.check(operator, noiser)
     if method.needs_prior:
-        find_checkpoint(config)
+        find_checkpoint(config.model)
         if config.model.get("class_cond", False) and config.model.get("class_label") is None:
             raise UserError("model config: class_cond is true, but class_label is missing; set it to the class to "
                             "restore with (0 to 999)")
