@@ -59,7 +59,7 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
     operator = build_named(OPERATORS, config.operator, "measurement.operator.name", overrides)
     method.check(operator, noiser)
     if method.needs_prior:
-        find_checkpoint(config)
+        find_checkpoint(config.model)
         if config.model.get("class_cond", False) and config.model.get("class_label") is None:
             raise UserError("model config: class_cond is true, but class_label is missing; set it to the class to "
                             "restore with (0 to 999)")
@@ -142,7 +142,7 @@ def build_source(config: Config, folder: MeasurementFolder | None, overrides: Se
 def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, object]:
     """All that decides the results of a run, as plain YAML values; files by their fingerprints."""
     given = {"tile": args.tile, "load_measurements": args.load_measurements,
-             "checkpoint": fingerprint(Path(find_checkpoint(config))) if task.method.needs_prior else None,
+             "checkpoint": fingerprint(Path(find_checkpoint(config.model))) if task.method.needs_prior else None,
              "files": {name: fingerprint(path) for name, path in task.operator.files_read().items()} or None}
     return {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
             **{key: value for key, value in given.items() if value is not None}}

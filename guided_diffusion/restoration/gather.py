@@ -138,7 +138,7 @@ def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory,
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
     explain = partial(likely_cause, has_scale="scale" in signature(type(task.method)).parameters,
-                      half_precision=autocast_dtype(config, args.precision) is not None)
+                      half_precision=autocast_dtype(config.model, args.precision) is not None)
     return Gatherer(run, task.source, metrics, args.num_samples, plan.finished, explain, store, device.type == "cuda")
 
 
