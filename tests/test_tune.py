@@ -152,7 +152,7 @@ def test_the_task_file_itself_is_replaced_only_when_told_so(run):
 
 def test_an_interrupted_grid_continues(run, interrupted):
     status, _, err = run("--limit", "1")
-    assert status == 130 and "1 of 3 points are finished" in err and not Path("tuned.yaml").exists()
+    assert status == 130 and "1 of 3 runs are finished" in err and not Path("tuned.yaml").exists()
     assert run("--limit", "1")[0] == 0 and len(interrupted) == 4
 
 
@@ -164,7 +164,7 @@ def test_a_point_that_fails_leaves_the_others(run, monkeypatch):
 
     monkeypatch.setattr(job, "launch", failing)
     status, out, err = run("--limit", "1")
-    assert status == 1 and "2 of 3 points went wrong" in err
+    assert status == 1 and "2 of 3 runs went wrong" in err
     assert out.count("FAILED: no such thing") == 2
     assert "weight: 0.01" in Path("tuned.yaml").read_text()
 

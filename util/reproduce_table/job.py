@@ -1,6 +1,6 @@
-"""One run of a paper's table: its folder, the command line that fills it, and what is already there."""
+"""One run of a paper's table or of a grid: its folder, the command line that fills it, and what is already there."""
 
-import csv
+import argparse
 import json
 import os
 import re
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,22 +16,25 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from util.checkpoint import fingerprint
-from util.command import DEFAULT_PRECISION
+from util.command import DEFAULT_PRECISION, PRECISIONS, natural, positive
 from util.config.config import REPOSITORY, Config, find_file
-from util.config.yaml_text import parse_yaml
 from util.errors import UserError
 from util.logger import get_logger
 from util.reproduce_table.spec import Run
+from util.run.config_file import read_settings
+from util.run.layout import TABLE
+from util.run.table import Row, read_table
 
 logger = get_logger()
 
+PROGRAM = str(REPOSITORY / "sample_condition.py")
 CHECK = (sys.executable, "-m", "guided_diffusion.restoration.check")
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")            # what a progress bar writes: steps done / of all
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line of the table hands on to every run."""
+    """What a command line hands on to every run; see `add_options`."""
 
     data: str | None
     seed: int
@@ -43,13 +47,35 @@ class Options:
     weights_dir: str | None = None
     precision: str = DEFAULT_PRECISION
 
+    @classmethod
+    def of(cls, args: argparse.Namespace, **more) -> "Options":
+        """Those of a command line with `add_options`; `more` counts instead."""
+        return cls(**{name: more.get(name, getattr(args, name, None)) for name in cls.__dataclass_fields__})
+
     def arguments(self) -> list[str]:
         """The options of `sample_condition.py`."""
         given = {"data": self.data, "limit": self.limit, "batch_size": self.batch_size, "gpu": self.gpu,
-                 "weights_dir": self.weights_dir}
+                 "weights_dir": self.weights_dir, "seed": self.seed, "num_samples": self.num_samples,
+                 "precision": self.precision}
         parts = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
-        return [*parts, "--seed", str(self.seed), "--num_samples", str(self.num_samples),
-                "--precision", self.precision, *["--overwrite"] * self.overwrite]
+        return [*parts, "--overwrite"] if self.overwrite else parts
+
+
+def add_options(add: Callable[..., object], overwrite: str) -> None:
+    """The options of a program that starts several runs, for argparse; `overwrite` says what --overwrite replaces."""
+    add("--data", metavar="FOLDER", help="the images, or 'skimage'; default: what the files say")
+    add("--limit", type=positive, metavar="N", help="the first N images only")
+    add("--save_dir", metavar="FOLDER", help="where the runs go; default below ./results, by the name of the file")
+    add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
+    add("--batch_size", type=positive, metavar="N", help="images restored together")
+    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
+        help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
+    add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
+    add("--gpu", type=natural, metavar="N", help="index of the GPU")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; nothing is fetched then")
+    add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
+        help="change a configuration value of every run; repeatable")
+    add("--overwrite", action="store_true", help=overwrite)
 
 
 @dataclass
@@ -81,22 +107,15 @@ class Job:
         """The folder with metrics.csv, recon/ and label/."""
         return self.save_dir / self.config.operator.name / self.config.conditioning.name
 
-    def all_rows(self) -> list[dict[str, str]]:
-        """The lines of metrics.csv of this run's images, in the file's order: their samples and the samples' means."""
-        try:
-            with open(self.path / "metrics.csv", newline="", encoding="utf-8") as file:
-                table = list(csv.DictReader(file))
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"cannot read {self.path / 'metrics.csv'}: {error}") from None
+    def all_rows(self) -> list[Row]:
+        """The lines of metrics.csv of this run's images: their samples and the samples' means; none if it failed."""
         wanted = set(self.names)
-        return [row for row in table if row.get("image") in wanted]
+        return [] if self.failed else [row for row in read_table(self.path) if row.image in wanted]
 
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self) -> list[Row]:
         """A line of metrics.csv for every image that is finished: of several samples the one that fits y best."""
         several = self.options.num_samples > 1
-        chosen = {row["image"]: row for row in self.all_rows() if not several or row.get("best") == "1"}
+        chosen = {row.image: row for row in self.all_rows() if not several or row.best == 1}
         return [chosen[name] for name in self.names if name in chosen]
 
     def missing(self) -> int:
@@ -104,41 +123,37 @@ class Job:
         return len(self.names) - len(self.rows()) if self._same_settings() else len(self.names)
 
     @property
-    def to_do(self) -> bool:
-        """Whether there is anything to run."""
-        return self.missing() > 0 or self.options.overwrite
+    def left(self) -> int:
+        """How many images are to be restored."""
+        return len(self.names) if self.options.overwrite else self.missing()
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that this takes."""
+        return self.left * self.options.num_samples * self.steps
 
     def replacing(self) -> "Job":
         """This job, told to replace what is there if that is of other settings."""
-        foreign = (self.path / "metrics.csv").is_file() and not self._same_settings()
+        foreign = (self.path / TABLE).is_file() and not self._same_settings()
         return replace(self, options=replace(self.options, overwrite=True)) if foreign else self
 
     def _same_settings(self) -> bool:
+        wanted = {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples,
+                  "precision": self.options.precision}
         try:
-            found = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
-            return all(found[key] == value for key, value in self._settings().items()) and self._same_prior(found)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    def _settings(self) -> dict[str, object]:
-        return {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples,
-                "precision": self.options.precision}
-
-    def _same_prior(self, found: dict[str, object]) -> bool:
-        """Whether the checkpoint is still the one of the run that `found` describes; results may outlive it."""
-        try:
-            return "checkpoint" not in found or found["checkpoint"] == fingerprint(
-                find_file(self.config.model["model_path"], "checkpoint"))
+            found = read_settings(self.path)
         except UserError:
-            return True
+            return False
+        if "checkpoint" in found:
+            with suppress(UserError):               # results may outlive it
+                wanted["checkpoint"] = fingerprint(find_file(self.config.model.get("model_path", ""), "checkpoint"))
+        return all(found.get(key) == value for key, value in wanted.items())
 
     def command(self) -> list[str]:
         """The command line, as a user would type it."""
-        python = [sys.executable]
-        if self.options.nproc > 1:
-            python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.options.nproc}"]
-        return [*python, str(REPOSITORY / "sample_condition.py"), *self.run.options(), *self.options.arguments(),
-                "--save_dir", str(self.save_dir)]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.options.nproc}"]
+        return [sys.executable, *(torchrun if self.options.nproc > 1 else ()), PROGRAM, *self.run.options(),
+                *self.options.arguments(), "--save_dir", str(self.save_dir)]
 
     def execute(self, advance: Callable[[int, int], None]) -> None:
         """Run what is missing; `advance(done, total)` hears of its steps. What it says goes to log.txt."""
@@ -206,61 +221,56 @@ def seconds_per_evaluation(job: Job) -> float:
     batch = job.options.batch_size or 1
     options = replace(job.options, limit=2 * batch, num_samples=1, batch_size=batch, nproc=1, overwrite=False)
     with TemporaryDirectory() as folder:
-        command = [sys.executable, str(REPOSITORY / "sample_condition.py"), *job.run.options(), *options.arguments(),
-                   "--set", "diffusion.timestep_respacing=2", "--save_dir", folder]
-        status, lines = launch(command)
-        trial = replace(job, save_dir=Path(folder), options=options)
+        few = replace(job.run, overrides=(*job.run.overrides, "diffusion.timestep_respacing=2"))
+        trial = replace(job, run=few, save_dir=Path(folder), options=options)
+        status, lines = launch(trial.command())
         rows = trial.rows() if status in (0, 1) else []
     if not rows:
         raise UserError(_reason(status, lines))
-    return min(float(row["seconds"]) / (float(row["network_evaluations"]) or job.steps) for row in rows)
+    return min(row.seconds / (row.network_evaluations or job.steps) for row in rows)
 
 
-def images_left(job: Job) -> int:
-    """Images that a job still has to restore."""
-    return len(job.names) if job.options.overwrite else job.missing()
-
-
-def evaluations(job: Job) -> int:
-    """Network evaluations that a job still needs."""
-    return images_left(job) * job.options.num_samples * job.steps
-
-
-def execute(jobs: Sequence[Job], label: str, title: Callable[[Job], str]) -> None:
+def execute(jobs: Sequence[Job], label: str, title: Callable[[Job], str], folder: Path) -> bool:
     """Run what is missing, with one progress bar over all of it; what goes wrong stands in the jobs.
 
     Args:
         label: what the bar is called.
         title: words for a job.
+        folder: where they all go.
+
+    Returns:
+        Whether it came to its end; False where it was interrupted, which is said.
     """
-    todo = [job for job in jobs if job.to_do]
-    said: set[str] = set()
-    with tqdm(total=sum(map(evaluations, todo)), unit=" evaluations", desc=label, dynamic_ncols=True,
-              mininterval=0.1 if sys.stderr.isatty() else 10.0) as bar:
-        for number, job in enumerate(todo, start=1):
-            start, share = bar.n, evaluations(job)
-            bar.set_postfix_str(f"run {number} of {len(todo)}: {title(job)}")
+    todo = [job for job in jobs if job.left]
+    try:
+        with tqdm(total=sum(job.evaluations for job in todo), unit=" evaluations", desc=label, dynamic_ncols=True,
+                  mininterval=0.1 if sys.stderr.isatty() else 10.0) as bar:
+            for number, job in enumerate(todo, start=1):
+                bar.set_postfix_str(f"run {number} of {len(todo)}: {title(job)}")
+                _execute(job, bar, title(job), {warning for done in todo for warning in done.warnings})
+        return True
+    except KeyboardInterrupt:
+        logger.error(f"interrupted: {sum(not job.missing() for job in jobs)} of {len(jobs)} runs are finished, all "
+                     f"finished images are kept in {folder}; the same command continues")
+        return False
 
-            def advance(done: int, total: int, start: int = start, share: int = share) -> None:
-                bar.update(start + share * done // max(total, 1) - bar.n)
 
-            job.execute(advance)
-            if job.failed:
-                bar.total -= share                  # time left is that of what is still run
-                bar.update(start - bar.n)
-            else:
-                advance(1, 1)
-            if job.error:
-                logger.error(f"{title(job)}: {job.error}")
-            for warning in job.warnings:
-                if warning not in said:
-                    logger.warning(warning)
-            said.update(job.warnings)
+def _execute(job: Job, bar: tqdm, title: str, said: set[str]) -> None:
+    start, share = bar.n, job.evaluations
+    job.execute(lambda done, total: bar.update(start + share * done // max(total, 1) - bar.n))
+    if job.failed:
+        bar.total -= share                          # time left is that of what is still run
+    bar.update(start + (0 if job.failed else share) - bar.n)
+    if job.error:
+        logger.error(f"{title}: {job.error}")
+    for warning in dict.fromkeys(job.warnings):
+        if warning not in said:
+            logger.warning(warning)
 
 
 def count(number: int, noun: str) -> str:
     """"1 run", "2 runs"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def duration(seconds: float) -> str:

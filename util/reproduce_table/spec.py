@@ -24,24 +24,33 @@ FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of merit: its title, its column in metrics.csv (None: of a whole set of images), its digits."""
+    """A figure of merit: its title, its column in metrics.csv (None: of a whole set of images), its digits.
+
+    `better` is 1 where higher is better, -1 where lower is, else 0.
+    """
 
     title: str
     column: str | None
     digits: int
+    better: int = 0
+
+    @property
+    def heading(self) -> str:
+        """The title with what is better."""
+        return self.title + {1: " (higher is better)", -1: " (lower is better)", 0: ""}[self.better]
 
 
 METRICS = {
-    "fid": Metric("FID (lower is better)", None, 2),
-    "lpips": Metric("LPIPS, VGG (lower is better)", "lpips_vgg", 3),
-    "psnr": Metric("PSNR in dB (higher is better)", "psnr", 2),
-    "ssim": Metric("SSIM (higher is better)", "ssim", 3),
-    "lpips_aligned": Metric("LPIPS, VGG, ambiguities resolved (lower is better)", "lpips_vgg_aligned", 3),
-    "psnr_aligned": Metric("PSNR in dB, ambiguities resolved (higher is better)", "psnr_aligned", 2),
-    "ssim_aligned": Metric("SSIM, ambiguities resolved (higher is better)", "ssim_aligned", 3),
+    "fid": Metric("FID", None, 2, -1),
+    "lpips": Metric("LPIPS, VGG", "lpips_vgg", 3, -1),
+    "psnr": Metric("PSNR in dB", "psnr", 2, 1),
+    "ssim": Metric("SSIM", "ssim", 3, 1),
+    "lpips_aligned": Metric("LPIPS, VGG, ambiguities resolved", "lpips_vgg_aligned", 3, -1),
+    "psnr_aligned": Metric("PSNR in dB, ambiguities resolved", "psnr_aligned", 2, 1),
+    "ssim_aligned": Metric("SSIM, ambiguities resolved", "ssim_aligned", 3, 1),
     "psnr_input": Metric("PSNR of the lifted measurement in dB", "psnr_input", 2),
     "ssim_input": Metric("SSIM of the lifted measurement", "ssim_input", 3),
-    "seconds": Metric("seconds per image", "seconds", 2),
+    "seconds": Metric("seconds per image", "seconds", 2, -1),
 }
 
 
@@ -173,6 +182,10 @@ class PaperTable:
     methods: dict[str, MethodSpec]
     runs: tuple[Run, ...]
     cells: tuple[Cell, ...]
+
+    def title(self, place: Run | Cell) -> str:
+        """Words for a run or a cell: its task and its method."""
+        return f"{self.tasks[place.task].title}, {self.methods[place.method].title}"
 
     def extend(self, overrides: Sequence[str]) -> "PaperTable":
         """The table with more overrides for every run."""
