@@ -10,10 +10,10 @@ from pathlib import Path
 
 from util.command import user_path
 from util.config.yaml_text import ConfigLoader as ConfigLoader
-from util.config.yaml_text import parse_yaml
+from util.config.yaml_text import LONGEST, parse_yaml
 from util.errors import UserError, did_you_mean
 
-LARGEST_FILE = 2 ** 18                              # bytes of a YAML file
+LARGEST_FILE = 4 * LONGEST                          # bytes of a YAML file
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECTIONS = {                                        # the fixed keys; any other section holds free parameters
     (): ("conditioning", "data", "diffusion", "measurement", "model"),
