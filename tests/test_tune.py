@@ -9,8 +9,8 @@ import yaml
 
 import sample_condition
 from guided_diffusion.tune import __main__ as tune
-from util.config.config import REPOSITORY, ConfigLoader, read_yaml
-from util.config.yaml_text import assign, set_values
+from util.config.config import REPOSITORY, read_yaml
+from util.config.yaml_text import ConfigLoader, assign, set_values
 from util.reproduce_table import job
 
 SHIPPED = sorted(REPOSITORY.glob("configs/*_config.yaml"))
