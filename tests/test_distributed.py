@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.logger import get_logger
 from util.metrics import scores
-from util.run.lock import hold
+from util.run.lock import FolderLock, hold
 from util.run.team import Team, device_of
 
 IMAGES = 5
@@ -202,12 +203,37 @@ def test_processes_that_cannot_meet_say_so(monkeypatch, capsys):
     assert "--nproc_per_node=1" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+@pytest.fixture
+def pair(monkeypatch) -> tuple[Team, Team]:
+    """Two members of a team, in this process."""
     monkeypatch.setattr("util.run.lock.VISIBLE_SECONDS", 0.3)
     first, second = Team(), Team()
     second.store, second.rank = first.store, 1
-    with hold(tmp_path / "a", first):
-        with hold(tmp_path / "a", second):
-            pass
-        with pytest.raises(UserError, match="same folder on all machines.*shared disk"), hold(tmp_path / "b", second):
-            pass
+    first.size = second.size = 2
+    return first, second
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, pair):
+    lock = FolderLock(tmp_path / "a")
+    pair[0].publish("owner", lock.owner)
+    with (lock, pytest.raises(UserError, match="same folder on all machines.*shared disk"),
+          hold(tmp_path / "b", pair[1])):
+        pass
+
+
+def test_the_folder_stays_locked_until_all_have_looked(tmp_path, pair):
+    """However short the run of the leading process is, and however late another one looks."""
+    held = []
+
+    def lead() -> None:
+        with hold(tmp_path, pair[0]):
+            held.append(pair[0].rank)
+
+    leading = Thread(target=lead)
+    leading.start()
+    pair[1].receive("owner")
+    time.sleep(0.3)
+    assert not held and (tmp_path / "run.lock").exists()
+    with hold(tmp_path, pair[1]):
+        leading.join()
+    assert held and not list(tmp_path.iterdir())

@@ -148,6 +148,9 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     outside.write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.lock").symlink_to(outside)
+    with FolderLock(tmp_path / "run"):
+        assert not (tmp_path / "run" / "run.lock").is_symlink()
+    (tmp_path / "run" / ".run.lock").symlink_to(outside)
     with pytest.raises(UserError, match="cannot write to"), FolderLock(tmp_path / "run"):
         pass
     assert outside.read_text() == "mine"
