@@ -20,7 +20,7 @@ HOUSE = [                                           # the floors, from the top; 
     ["guided_diffusion/priors/"],
     ["guided_diffusion/"],                          # the files beside the rooms: the process and its network
     ["guided_diffusion/measurements/"],
-    ["util/reproduce_table/", "util/report/", "util/compute_metric.py"],
+    ["util/reproduce_table/", "util/report/", "util/compute_metric.py", "util/fetch.py"],
     ["data/"],
     ["util/run/"],
     ["util/metrics/"],
