@@ -149,7 +149,7 @@ def test_coefficients_are_of_images_of_the_networks_size(run):
 @pytest.mark.parametrize("file, array, operator, words", [
     ("a.npy", np.zeros((3, 34, 37)), "{name: phase_retrieval, oversample: 4.0}", ["a: ", "has 34x37 magnitudes"]),
     ("a.npy", np.zeros((4, 16, 16)), "{name: noise}", ["a: the measurement is 4x16x16", "gives 3x16x16"]),
-    *[("a.npy", np.zeros(7), f"{{name: {name}}}", ["a: the measurement is 7, expected two axes or more"])
+    *[("a.npy", np.zeros(7), f"{{name: {name}}}", ["a: the measurement is 7, but operator", "of 3x32x32"])
       for name in ("noise", "sr_average, scale_factor: 4", "phase_retrieval")],
     ("a.png", None, "{name: phase_retrieval}", ["measures no pictures", ".npy"]),
     ("a.png", None, "{name: gaussian_blur, kernel_size: 31, intensity: 3.0}", ["a: gaussian_blur: a kernel_size"]),

@@ -47,7 +47,8 @@ def test_pinv_satisfies_the_penrose_identities(name, params, size):
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["noise", "sr2", "sr4", "box", "random", "grey", "average3", "hadamard", "dct"])
+@pytest.mark.parametrize("case", ["noise", "sr2", "sr4", "box", "random", "grey", "average3", "hadamard", "dct",
+                                  "cartesian", "radial", "points"])
 def test_pinv_agrees_with_conjugate_gradients(case):
     (name, params), sizes = CASES[case]
     operator = prepared(name, params, sizes[0])

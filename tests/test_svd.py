@@ -49,7 +49,8 @@ def matrices(operator: LinearOperator) -> Tensor:
     return torch.stack([operator(unit.expand(shape)).flatten(1) for unit in units], dim=2)
 
 
-@pytest.mark.parametrize("case", ["noise", "sr4", "random", "gaussian_matrices", "grey", "average3", "hadamard", "dct"])
+@pytest.mark.parametrize("case", ["noise", "sr4", "random", "gaussian_matrices", "grey", "average3", "hadamard", "dct",
+                                  "cartesian", "radial", "points"])
 def test_the_singular_values_are_those_of_the_matrix(case):
     """Sorted, with as many zeros as the null space has dimensions."""
     (name, params), _ = CASES[case]

@@ -28,7 +28,8 @@ def read_array(file: str, what: str) -> np.ndarray:
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)
             if array.dtype.kind not in "bufi":
-                raise ValueError(f"it holds {array.dtype} values, not real numbers")
+                pairs = "; stack real and imaginary parts along a last axis" if array.dtype.kind == "c" else ""
+                raise ValueError(f"it holds {array.dtype} values, not real numbers{pairs}")
             return array
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

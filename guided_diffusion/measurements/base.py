@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, largest_eigenvalue
+from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot, largest_eigenvalue
 from guided_diffusion.measurements.svd import SVD
 from util.config.registry import Registry
 from util.errors import UserError
@@ -31,10 +31,13 @@ class Operator(nn.Module, ABC):
     drawn, one per image. That copy is what a `Measurement` keeps; the operator that it was made from stays as it is.
     A subclass writes `forward`, and `draw` where it refuses shapes or draws something. Fixed parameters are buffers, so
     `.to(device)` moves them.
+
+    Measurements are real and may have any shape of two axes or more, the batch first; complex ones are given as pairs,
+    `torch.view_as_real`. Where they are no images, `initial_guess` and `lift` find images to begin with and to show.
     """
 
     name: str                                       # set by the registry
-    pictures = True                                 # measurements are images in [-1, 1], which a PNG can hold
+    pictures = True                                 # measurements may be images in [-1, 1], which a PNG can hold
     image_shape: tuple[int, int, int, int] | None = None        # (B, C, H, W), once prepared
 
     def __init__(self):
@@ -74,12 +77,14 @@ class Operator(nn.Module, ABC):
             setattr(self.get_submodule(path), leaf, values[name].to(tensor))
 
     def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """(H, W) of the images whose measurements have `shape`, (C, h, w) or another; None where that does not tell.
+        """(H, W) of the images whose measurements have `shape`, two axes or more; None where that does not tell.
+
+        Unless overridden, measurements that may be pictures have the size of the image: (C, H, W) -> (H, W).
 
         Raises:
             UserError: no image has measurements of this shape.
         """
-        return tuple(shape[1:]) if len(shape) == 3 else None
+        return tuple(shape[1:]) if self.pictures and len(shape) == 3 else None
 
     def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> Self:
         """A copy for a batch of images of `shape` (B, C, H, W), with masks or kernels drawn from `randomness`.
@@ -108,10 +113,20 @@ class Operator(nn.Module, ABC):
         """
 
     def __call__(self, x: Tensor) -> Tensor:
-        """A(x), see `forward`; UserError where nobody has prepared the operator."""
+        """A(x), see `forward`.
+
+        Raises:
+            UserError: nobody has prepared the operator, or it does not give a real (B, ...) of the dtype of x.
+        """
         if self.image_shape is None:
             raise UserError(f"operator '{self.name}' is not prepared; use what its prepare(shape, randomness) returns")
-        return super().__call__(x)
+        y = super().__call__(x)
+        if y.dtype != x.dtype or y.dim() < 2 or len(y) != len(x):
+            remedy = "return torch.view_as_real(y), pairs of real numbers" if y.is_complex() else (
+                f"return a tensor ({len(x)}, ...) of two axes or more and of dtype {x.dtype}")
+            raise UserError(f"operator '{self.name}' gives measurements of shape {list(y.shape)} and dtype {y.dtype}; "
+                            f"{remedy}")
+        return y
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -122,8 +137,11 @@ class Operator(nn.Module, ABC):
         return torch.stack([self(candidate) for candidate in x])
 
     def initial_guess(self, y: Tensor) -> Tensor:
-        """The measurement in image space, (B, C, H, W), as DPPS's aligned initialisation starts from it."""
-        return y
+        """The measurement in image space, (B, C, H, W), as DPPS's aligned initialisation starts from it.
+
+        Unless overridden, y itself if it has the shape of the images, and mid-grey images, which say nothing, if not.
+        """
+        return y if y.shape == self.image_shape else y.new_zeros(self.image_shape)
 
     def lift(self, y: Tensor) -> Tensor:
         """The measurement in image space, (B, C, H, W), as it is shown and as the input metrics score it."""
@@ -143,7 +161,7 @@ class Operator(nn.Module, ABC):
 
 
 class LinearOperator(Operator):
-    """A linear forward model. `transpose` and `pinv` are derived from `forward`; override them by closed forms."""
+    """A linear forward model. All else is derived from `forward`; override `transpose` and `pinv` by closed forms."""
 
     has_svd = False                                 # whether there is a closed form of it
 
@@ -180,6 +198,20 @@ class LinearOperator(Operator):
     def _largest_gain(self, y: Tensor) -> Tensor:
         """The largest singular value of A for each image, (B,), from below."""
         return largest_eigenvalue(lambda v: self.transpose(self(v)), self.image_shape, y).sqrt()
+
+    def initial_guess(self, y: Tensor) -> Tensor:
+        """y itself if it has the shape of the images, otherwise the adjoint at the scale that explains y best:
+
+            x = a A^T y,   a = <A A^T y, y> / ||A A^T y||^2  of each image,
+
+        which is A^+ y where A A^T is a multiple of the identity. (B, ...) -> (B, C, H, W).
+        """
+        if y.shape == self.image_shape:
+            return y
+        adjoint = self.transpose(y)
+        explained = self(adjoint)
+        scale = dot(explained, y) / dot(explained, explained).clamp_min(torch.finfo(y.dtype).tiny)
+        return column(scale, adjoint) * adjoint
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The closest image to `x` (B, C, H, W) that has the measurement `y`: x - A^+(A x - y)."""

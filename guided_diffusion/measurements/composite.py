@@ -26,7 +26,7 @@ class Chain(Operator):
         self.pictures = operators[-1].pictures
 
     def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """The sizes in turn, the last operator's first."""
+        """The sizes in turn, the last operator's first; None where one does not tell."""
         size = self.operators[-1].image_size_of(shape)
         for operator in reversed(self.operators[:-1]):
             size = size and operator.image_size_of((3, *size))

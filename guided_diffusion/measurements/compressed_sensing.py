@@ -31,6 +31,7 @@ class CompressedSensingOperator(LinearOperator):
     """
 
     has_svd = True
+    pictures = False
 
     def __init__(self, ratio: Annotated[float, Bounds(above=0, most=1)],
                  transform: Literal["hadamard", "dct"] = "hadamard"):
@@ -54,9 +55,6 @@ class CompressedSensingOperator(LinearOperator):
         count = max(1, round(self.ratio * h * w))
         drawn = [np.sort(rng.choice(h * w, count, replace=False)) for rng in randomness.numpy_generators]
         self.index = torch.from_numpy(np.stack(drawn)).to(self.index)
-
-    def image_size_of(self, shape: tuple[int, ...]) -> None:
-        """Coefficients do not tell which sides the images have."""
 
     def _matrix(self, n: int) -> Tensor:
         """The orthonormal transform of n samples, (n, n)."""

@@ -43,10 +43,13 @@ class Measurement:
         operator = operator.prepare(image_shape, randomness.for_purpose("operator"))
         with torch.no_grad():
             nothing = operator(y.new_zeros(image_shape))
-            if y.dim() == 4 and y.shape[1] == 3 and nothing.shape[1] == 1:
-                y = y.mean(dim=1, keepdim=True)
-            elif y.dim() == 4 and y.shape[1] == 1 and nothing.shape[2:] == y.shape[2:]:
-                y = y.expand_as(nothing)
+            if y.dim() == 3 and nothing.dim() == 4:
+                y = y[:, None]                                          # grey: (B, H, W) -> (B, 1, H, W)
+            if y.dim() >= 4 and y.shape[2:] == nothing.shape[2:]:
+                if y.shape[1] == 3 and nothing.shape[1] == 1:
+                    y = y.mean(dim=1, keepdim=True)
+                elif y.shape[1] == 1:
+                    y = y.expand_as(nothing)
             _check_same_shape(operator, y, nothing)
             return cls(operator, noiser, torch.where(operator.informative(y) > 0, y, nothing))
 
