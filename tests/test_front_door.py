@@ -1,14 +1,21 @@
 """The way of an image through `sample_condition.py`: short to read, and from `main` to the gradient few frames."""
 
+import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from torch import nn
 
 import sample_condition
+from guided_diffusion.restoration import monitor
+from tests.command_line import arguments, rows
+from tests.helpers import picture
 from util import memory
 from util.config.config import REPOSITORY
+from util.logger import Lasting
 
 MOST_FRAMES, MOST_LINES = 9, 150
 
@@ -69,3 +76,54 @@ def test_the_program_keeps_its_freed_memory(monkeypatch):
     assert end.value.code == 0 and told == [96 * 2 ** 20]
     source = (REPOSITORY / "sample_condition.py").read_text()
     assert source.endswith('if __name__ == "__main__":\n    run_program(main)\n')
+
+
+def test_a_reader_that_goes_away_stops_nothing(prior, workplace):
+    """As with `| head -1`: the run's files are complete, and nobody complains."""
+    command = [sys.executable, str(REPOSITORY / "sample_condition.py"), *arguments(prior, "--limit", "1")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 0 and "Traceback" not in err and "cannot be written" not in err
+    assert len(rows()) == 1 and Path("results/super_resolution/dpps/summary.json").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+@pytest.mark.parametrize("full", [False, True])
+def test_what_nobody_can_receive_is_dropped(capsys, full):
+    ends = (None, os.open("/dev/full", os.O_WRONLY)) if full else os.pipe()
+    if not full:
+        os.close(ends[0])
+    with io.TextIOWrapper(open(ends[1], "wb")) as stream:
+        lasting = Lasting(stream)
+        for _ in range(2):
+            lasting.write("hello\n")
+            lasting.flush()
+    assert capsys.readouterr().err.count("cannot be written: No space left on device") == full
+
+
+@pytest.mark.parametrize("data, save_dir", [("photos", "photos/out"), (".", "results"), ("photos", "photos"),
+                                            ("photos", "link"), ("out/super_resolution/dpps/input", "out")])
+def test_results_do_not_become_data(run, data, save_dir):
+    for folder in ("photos", "out/super_resolution/dpps/input"):
+        picture(Path(folder, "a.png"), 1)
+    Path("link").symlink_to("photos")
+    status, _, err = run("--data", data, "--save_dir", save_dir)
+    assert status == 2 and "choose a --save_dir apart from --data" in err
+    assert run("--data", data, "--save_dir", "elsewhere", "--limit", "1")[0] == (2 if data == "." else 0)
+
+
+def test_progress_of_a_finished_run_is_missed(run):
+    assert run("--limit", "2")[0] == 0
+    status, _, err = run("--limit", "2", "--progress", "1")
+    assert status == 0 and "--progress: nothing was saved on the way of 2 images finished before; --overwrite" in err
+    assert run("--limit", "2", "--progress", "1", "--overwrite")[0] == 0
+    assert "--progress" not in run("--limit", "2", "--progress", "1")[2]
+
+
+@pytest.mark.parametrize("long, told", [(0, 1), (float("inf"), 0)])
+def test_the_time_that_a_run_takes_is_forecast(run, monkeypatch, long, told):
+    monkeypatch.setattr(monitor, "WORTH_SAYING", 0)
+    monkeypatch.setattr(monitor, "LONG", long)
+    status, *streams = run("--batch_size", "1")
+    assert status == 0 and "9 steps of about " in streams[told]
