@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -124,10 +125,14 @@ def remarks(task: Task, run: RunDirectory, plan: Plan, progress: int | None) -> 
     if gone:
         which = f"1 image ({gone[0]})" if len(gone) == 1 else f"{len(gone)} images ({gone[0]}, ...)"
         yield f"metrics.csv and summary.json hold {which} no longer in the data; --overwrite begins anew"
-    without = [name for name in plan.finished if not any(run.path.glob(f"progress/{escape(name)}*/x_*.png"))]
-    if progress and without:
+    if progress and (without := [name for name in plan.finished if not has_progress(run.path, name)]):
         yield (f"--progress: nothing was saved on the way of {count(len(without), 'image')} finished before; "
                "--overwrite restores all anew")
+
+
+def has_progress(run: Path, image: str) -> bool:
+    """Whether the folder of a run holds states on the way to an image, or to a sample of it."""
+    return any(next(run.glob(f"progress/{escape(image)}{sample}/x_*.png"), None) for sample in ("", "_[0-9]*"))
 
 
 def is_finished(run: RunDirectory, source: Source, name: str) -> bool:
