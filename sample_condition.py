@@ -20,7 +20,7 @@ import torch
 from guided_diffusion.priors.compiled import compiled
 from guided_diffusion.priors.load import load_prior
 from guided_diffusion.restoration.batches import Batches
-from guided_diffusion.restoration.build import Task, build_task, run_settings
+from guided_diffusion.restoration.build import Task, build_task, require_apart, run_settings
 from guided_diffusion.restoration.catalogue import list_choices, resolved_config
 from guided_diffusion.restoration.ending import Ending, bring_together, conclude
 from guided_diffusion.restoration.gather import gatherer_for, load_metrics
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace, team: Team, ending: Ending) -> int:
     device = team.choose_device(args.gpu)
     task = build_task(config, args.overrides, stored, args.data is not None)
     place = args.save_dir, task.operator.name, task.method.name
+    require_apart(config, run_path(*place))
     with hold(run_path(*place), team):
         folder = RunDirectory(*place, run_settings(args, config, task), args.overwrite, args.save_measurements,
                               task.source.names, team.leads)
@@ -73,7 +74,7 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
     task.operator.to(device)
     load = cache(lambda: load_prior(config.model, task.source.image_size, args.tile, args.precision, device))
     plan = make_plan(args, task, folder, team, load, device)
-    announce(task, folder, plan, team, device)
+    announce(task, folder, plan, team, device, args.progress)
     with ending.keeping(folder, plan.names):
         prior = load() if task.method.needs_prior and plan.groups else None
         if args.compile and prior is not None:

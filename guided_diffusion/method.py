@@ -40,11 +40,6 @@ class Method(ABC):
             raise UserError(f"conditioning method '{self.name}' needs {self.needs}, found {task}; methods that serve "
                             f"{task}: {', '.join(serving)}")
 
-    def require(self, condition: bool, key: str, expected: str) -> None:
-        """Raise UserError about the parameter `key` (an attribute of this method) unless `condition` holds."""
-        if not condition:
-            raise UserError(f"conditioning method '{self.name}': {key} is {getattr(self, key)}, expected {expected}")
-
     def num_steps(self, sampler: Sampler) -> int:
         """How often `restore` calls back for each image."""
         return sampler.num_steps

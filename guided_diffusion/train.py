@@ -15,6 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from guided_diffusion.training.arguments import parse_arguments
+from util.command import check_command_line, output_folder, run_command, run_program, undivided
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
@@ -27,13 +33,11 @@ from guided_diffusion.schedule import Schedule
 from guided_diffusion.training.config import Phase, TrainConfig, build_model, resumable
 from guided_diffusion.training.losses import HybridLoss
 from util.checkpoint import load_state_dict, read_checkpoint
-from util.command import Parser, output_folder, run_command, run_program, undivided
 from util.config.config import find_file
 from util.config.registry import defaults
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.logger import get_logger
-from util.reproduce_table.job import duration
+from util.logger import duration, get_logger
 from util.run.lock import FolderLock
 from util.run.team import device_of
 
@@ -247,22 +251,6 @@ def plot_losses(history: list[tuple]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(
-        prog="python -m guided_diffusion.train", description=__doc__.splitlines()[0], allow_abbrev=False,
-        epilog="The same command continues a training that was interrupted, from state.pt in --out, and prolongs one "
-        "whose phases have grown. On several GPUs: torchrun --nproc_per_node=N -m guided_diffusion.train ... with the "
-        "same options; batch_size is shared among the processes. docs/training.md explains the training file.")
-    add = parser.add_argument
-    add("--data", required=True, metavar="FOLDER", help="of photographs")
-    add("--config", default="configs/train_demo.yaml", metavar="FILE", help="training file; default %(default)s")
-    add("--out", default="runs/train_demo", metavar="FOLDER", help="for checkpoints and curves; default %(default)s")
-    add("--init", metavar="FILE", help="weights to begin with, instead of random ones; once --out holds a state.pt, "
-        "that is continued")
-    return parser.parse(argv)
 
 
 def train(args: argparse.Namespace) -> int:

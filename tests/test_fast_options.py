@@ -71,8 +71,9 @@ def test_search_when_memory_ends(run, monkeypatch):
 @pytest.mark.parametrize("respacing, warned", [
     ("1", True), ("ddim1", True), ("[2,0,0,0]", True), ("[2,0]", False), ("2", False)])
 def test_a_start_among_nearly_clean_images_is_warned_of(run, respacing, warned):
-    status, _, err = run("--limit", "1", "--set", f"diffusion.timestep_respacing={respacing}")
+    status, out, err = run("--limit", "1", "--set", f"diffusion.timestep_respacing={respacing}")
     assert status == 0 and ("images are nearly clean" in err) == warned
+    assert ("1 image of 32 x 32, 1 step, on CPU" in out) == (respacing in ("1", "ddim1"))
 
 
 @pytest.mark.parametrize("word", ["automatic", "0", "-1"])

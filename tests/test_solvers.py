@@ -236,17 +236,17 @@ def test_a_method_serves_an_operator_or_refuses_it_with_a_sentence(name, operato
 
 
 @pytest.mark.parametrize("name, params, message", [
-    ("total_variation", {"weight": -1}, "weight is -1, expected 0 or more"),
+    ("total_variation", {"weight": -1}, "weight is -1, expected a finite number, 0 or more"),
     ("total_variation", {"after": "dpps"}, "after is 'dpps', which needs a prior; choose from biharmonic"),
     ("total_variation", {"after": "weiner"}, "did you mean 'wiener'"),
     ("non_local_means", {"after": "wiener", "after_params": {"balanse": 1}}, "did you mean 'balance'"),
-    ("non_local_means", {"h": 0}, "h is 0, expected more than 0"),
+    ("non_local_means", {"h": 0}, "h is 0, expected a finite number, more than 0"),
     ("non_local_means", {"sigma": -0.1}, "sigma is -0.1"),
     ("non_local_means", {"patch_size": 0}, "patch_size is 0"),
     ("non_local_means", {"patch_distance": 0}, "patch_distance is 0"),
-    ("wiener", {"balance": 0}, "balance is 0, expected more than 0"),
-    ("tikhonov", {"balance": 0}, "balance is 0, expected more than 0"),
-    ("richardson_lucy", {"num_iter": 0}, "num_iter is 0, expected 1 or more"),
+    ("wiener", {"balance": 0}, "balance is 0, expected a finite number, more than 0"),
+    ("tikhonov", {"balance": 0}, "balance is 0, expected a finite number, more than 0"),
+    ("richardson_lucy", {"num_iter": 0}, "num_iter is 0, expected an integer, 1 or more"),
     ("biharmonic", {"tv_weight": -0.1}, "tv_weight is -0.1"),
     ("lift", {"scale": 1.0}, "takes no parameters"),
 ])

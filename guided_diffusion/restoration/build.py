@@ -1,6 +1,7 @@
 """From the configuration to the parts of a run: named things, the source of measurements, the network."""
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from guided_diffusion.priors.load import find_checkpoint
 from guided_diffusion.restoration.catalogue import METHODS
 from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
+from util.command import user_path
 from util.config.config import Choice, Config
 from util.config.registry import Registry, check_arguments, defaults
 from util.errors import UserError
@@ -98,16 +100,20 @@ def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequen
     try:
         return registry.build(choice.name, **choice.params)
     except UserError as error:
-        renamed = any(override.partition("=")[0].strip() == path for override in overrides)
-        if not renamed or choice.name not in registry or not choice.params:
+        section, set_by_hand = path.rpartition(".")[0], {override.partition("=")[0].strip() for override in overrides}
+        if choice.name not in registry or not choice.params:
             raise
-        section, known = path.rpartition(".")[0], defaults(registry[choice.name])
-        fitting = {key: value for key, value in choice.params.items() if key in known}
-        fitting = {} if fitting == choice.params else fitting               # then a value is wrong, not a name
-        remedies = [f"{section}.params={json.dumps(fitting)}" if section == "conditioning" else
-                    f"{section}={{name: {choice.name}}}"]
-        remedies += ["measurement.mask_opt=null"] if "mask_opt" in choice.params else []
-        raise UserError(f"{error}. The task file's parameters ({', '.join(choice.params)}) still apply; "
+        known, old, remedies = defaults(registry[choice.name]), [], []
+        if path in set_by_hand:                     # the name alone: all its parameters are the task file's
+            old, fitting = list(choice.params), {key: value for key, value in choice.params.items() if key in known}
+            fitting = {} if fitting == choice.params else fitting           # then a value is wrong, not a name
+            remedies = [f"{section}.params={json.dumps(fitting)}" if section == "conditioning" else
+                        f"{section}={{name: {choice.name}}}"]
+        if set_by_hand & {path, section} and "mask_opt" in set(choice.params) - set(known):
+            old, remedies = old or ["mask_opt"], [*remedies, "measurement.mask_opt=null"]
+        if not remedies:
+            raise
+        raise UserError(f"{error}. The task file's parameters ({', '.join(old)}) still apply; "
                         f"replace them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
 
 
@@ -146,3 +152,13 @@ def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, objec
              "files": {name: fingerprint(path) for name, path in task.operator.files_read().items()} or None}
     return {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
             **{key: value for key, value in given.items() if value is not None}}
+
+
+def require_apart(config: Config, run: Path) -> None:
+    """UserError if a run in this folder would find its results among its images the next time."""
+    root = config.data.params.get("root")
+    if root is not None:
+        data, results = (Path(os.path.realpath(user_path(path))) for path in (root, run))
+        if results.is_relative_to(data) or data.is_relative_to(results):
+            raise UserError(f"the results would go to {run}, and the images come from {root}: the next run would "
+                            "restore results; choose a --save_dir apart from --data")

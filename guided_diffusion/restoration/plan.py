@@ -3,10 +3,12 @@
 import json
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from guided_diffusion.measurements import Measurement
 from guided_diffusion.measurements.sources import Source
 from guided_diffusion.restoration.build import Task
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import count, get_logger
 from util.memory import free_memory, is_out_of_memory
 from util.run.console import device_name
 from util.run.directory import RunDirectory
@@ -94,26 +96,43 @@ def make_plan(args: Namespace, task: Task, run: RunDirectory, team: Team, load: 
     return Plan(names, finished, entries, groups)
 
 
-def announce(task: Task, run: RunDirectory, plan: Plan, team: Team, device: torch.device) -> None:
-    """Say what is going to be done, and on what."""
-    count, done = len(plan.names), len(plan.finished)
-    images = f"{count} image{'' if count == 1 else 's'} of {task.source.size}"
-    before = f" ({done} finished before)" if done else ""
-    num_steps = task.sampler.num_steps
-    steps = f", {num_steps} step{'' if num_steps == 1 else 's'}" if task.method.needs_prior else ""
+def announce(task: Task, run: RunDirectory, plan: Plan, team: Team, device: torch.device, progress: int | None) -> None:
+    """Say what is going to be done, and on what.
+
+    Args:
+        progress: whether and how often the state is saved on the way.
+    """
+    images = f"{count(len(plan.names), 'image')} of {task.source.size}"
+    before = f" ({len(plan.finished)} finished before)" if plan.finished else ""
+    steps = f", {count(task.sampler.num_steps, 'step')}" if task.method.needs_prior else ""
     processes = f"{team.size} processes, each on " if team.size > 1 else ""
     logger.info(f"{task.operator.name} by {task.method.name}: {images}{before}{steps}, on "
                 f"{processes}{device_name(device)}")
+    for sentence in remarks(task, run, plan, progress):
+        logger.warning(sentence)
+    if 0 < len(plan.groups) < team.size:
+        logger.info(f"{count(len(plan.groups), 'batch', 'batches')} for {team.size} processes: a smaller --batch_size "
+                    "gives all some work")
+
+
+def remarks(task: Task, run: RunDirectory, plan: Plan, progress: int | None) -> Iterator[str]:
+    """What a user of the run may not have meant."""
     schedule = task.sampler.schedule
     if task.method.needs_prior and (start := schedule.alphas_cumprod[-1]) > NEARLY_CLEAN:
-        logger.warning(f"timestep_respacing keeps no step noisier than t = {schedule.timesteps[-1]}, where images are "
-                       f"nearly clean (alpha_bar {start:.4g}), but sampling begins there from noise; keep noisier ones")
+        yield (f"timestep_respacing keeps no step noisier than t = {schedule.timesteps[-1]}, where images are nearly "
+               f"clean (alpha_bar {start:.4g}), but sampling begins there from noise; keep noisier ones")
     gone = sorted({row.image for row in run.rows} - set(task.source.names))
     if gone:
         which = f"1 image ({gone[0]})" if len(gone) == 1 else f"{len(gone)} images ({gone[0]}, ...)"
-        logger.warning(f"metrics.csv and summary.json hold {which} no longer in the data; --overwrite begins anew")
-    if 0 < len(plan.groups) < team.size:
-        logger.info(f"{len(plan.groups)} batches for {team.size} processes: a smaller --batch_size gives all some work")
+        yield f"metrics.csv and summary.json hold {which} no longer in the data; --overwrite begins anew"
+    if progress and (without := [name for name in plan.finished if not has_progress(run.path, name)]):
+        yield (f"--progress: nothing was saved on the way of {count(len(without), 'image')} finished before; "
+               "--overwrite restores all anew")
+
+
+def has_progress(run: Path, image: str) -> bool:
+    """Whether the folder of a run holds states on the way to an image, or to a sample of it."""
+    return any(next(run.glob(f"progress/{escape(image)}{sample}/x_*.png"), None) for sample in ("", "_[0-9]*"))
 
 
 def is_finished(run: RunDirectory, source: Source, name: str) -> bool:

@@ -12,9 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from guided_diffusion.tune.arguments import parse_arguments
+from util.command import check_command_line, choose_device, output_file, run_command, run_program, user_path
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
 from guided_diffusion.restoration.build import build_task
 from guided_diffusion.tune.grid import (
-    COLUMNS,
     Point,
     Result,
     at_the_edge,
@@ -24,50 +29,18 @@ from guided_diffusion.tune.grid import (
     read_grid,
     result_of,
 )
-from util.command import (
-    MOST_SAMPLES,
-    Parser,
-    at_most,
-    choose_device,
-    output_file,
-    run_command,
-    run_program,
-    user_path,
-)
 from util.config.config import find_file, read_yaml
 from util.config.yaml_text import parse_yaml, set_values
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.logger import get_logger
+from util.logger import count, duration, get_logger
 from util.metrics.weights import WeightStore
-from util.reproduce_table.job import Job, Options, add_options, count, duration, execute
+from util.reproduce_table.job import Job, Options, execute
 from util.reproduce_table.spec import Run
 
 TASK_SECTIONS = ("conditioning", "data", "measurement")
 
 logger = get_logger()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.tune", description="Tune settings of a task on a few images.",
-                    allow_abbrev=False)
-    add = parser.add_argument
-    add("--task_config", required=True, metavar="FILE", help="the task (YAML)")
-    add("--grid", action="append", required=True, metavar="KEY=A,B,C",
-        help="values to try, such as conditioning.params.scale=0.1,0.3,1; repeatable: all combinations are run")
-    add("--out", required=True, metavar="FILE", help="receives the task with the best values")
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network; default %(default)s")
-    add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
-        help="the reverse process; default %(default)s")
-    add("--by", choices=list(COLUMNS), help="what decides: the highest psnr or ssim, the lowest lpips, or the "
-        "chi_square nearest to 1; default: psnr, or chi_square where the truth is not known")
-    add("--of", choices=("samples", "mean"), default="samples",
-        help="judge the samples one by one, or each image's mean of --samples; default %(default)s")
-    add("--samples", type=at_most(MOST_SAMPLES), default=1, metavar="K",
-        help="posterior samples per image; default %(default)s")
-    add_options(add, overwrite="replace --out, and results of other settings in --save_dir")
-    return parser.parse(argv)
 
 
 def place_for(file: str, overwrite: bool) -> Path:

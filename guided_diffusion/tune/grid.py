@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from guided_diffusion.tune.arguments import COLUMNS
 from util.config.config import SECTIONS
 from util.config.yaml_text import parse_yaml
 from util.errors import UserError, did_you_mean
@@ -15,7 +16,6 @@ from util.metrics.statistics import Summary, describe
 from util.reproduce_table.job import Job
 
 TUNABLE = ("conditioning", "measurement")           # sections of the task file
-COLUMNS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg", "chi_square": "chi_square"}    # of metrics.csv
 TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (vgg)", "chi_square": "chi-square"}
 MERITS = {"psnr": lambda mean: mean, "ssim": lambda mean: mean, "lpips": lambda mean: -mean,
           "chi_square": lambda mean: -abs(mean - 1)}

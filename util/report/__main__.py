@@ -9,7 +9,12 @@ needs no network and no other file, but for pictures past 48 MiB, which lie in a
 import argparse
 from collections.abc import Sequence
 
-from util.command import Parser, output_file, positive, run_command, run_program, user_path
+from util.command import check_command_line, output_file, run_command, run_program, user_path
+from util.report.arguments import parse_arguments
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
@@ -18,31 +23,6 @@ from util.report.pictures import Pictures
 from util.report.runs import find_runs, group
 
 logger = get_logger()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m util.report", allow_abbrev=False,
-                    description="Write one HTML page about the runs in some folders.")
-    add = parser.add_argument
-    add("results", nargs="*", default=["results"], metavar="FOLDER",
-        help="runs, or folders with runs below them, in the order in which they are shown; default: results")
-    add("--out", metavar="FILE", help="the page; default report.html in the first folder")
-    add("--title", default="Restorations", help="its heading; default %(default)s")
-    add("--label", action="append", default=[], metavar="FOLDER=NAME", dest="labels",
-        help="what the runs in a folder are called; repeatable; default: the method, and what distinguishes its runs")
-    add("--images", type=positive, default=6, metavar="N",
-        help="pictures of the first N images of each task; default %(default)s")
-    add("--crop", type=_crop, metavar="X,Y,SIDE", help="the square, in pixels, that is magnified at first; default: "
-        "where the methods differ most")
-    return parser.parse(argv)
-
-
-def _crop(text: str) -> tuple[int, int, int]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts) or int(parts[2]) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no square; expected X,Y,SIDE in pixels, such as 40,32,64")
-    return int(parts[0]), int(parts[1]), int(parts[2])
 
 
 def write_report(args: argparse.Namespace) -> int:

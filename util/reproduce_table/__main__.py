@@ -9,19 +9,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.command import check_command_line, run_command, run_program, user_path
+from util.reproduce_table.arguments import parse_arguments
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
 from data.dataloader import DATASETS
-from util.command import Parser, run_command, run_program, user_path
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.logger import get_logger
+from util.logger import count, duration, get_logger
 from util.metrics.weights import WeightStore
 from util.reproduce_table.job import (
     Job,
     Options,
-    add_options,
     ask_steps,
-    count,
-    duration,
     execute,
     seconds_per_evaluation,
 )
@@ -31,18 +33,6 @@ from util.reproduce_table.spec import PaperTable, load_table
 from util.reproduce_table.text import latex, markdown, to_csv
 
 logger = get_logger()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m util.reproduce_table", description="Reproduce a paper's table, side by side.",
-                    allow_abbrev=False)
-    add = parser.add_argument
-    add("table", help="the table (YAML), such as configs/tables/demo.yaml")
-    add("--methods", metavar="A,B", help="run these methods of the table only; default: all that can be run")
-    add("--dry_run", action="store_true", help="list the runs, their cost and the time they would take; run none")
-    add_options(add, overwrite="replace the results of earlier runs")
-    return parser.parse(argv)
 
 
 def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from util.checkpoint import fingerprint
-from util.command import DEFAULT_PRECISION, PRECISIONS, natural, positive
+from util.command import DEFAULT_PRECISION
 from util.config.config import REPOSITORY, Config, find_file
 from util.errors import UserError
 from util.logger import get_logger
@@ -59,23 +59,6 @@ class Options:
                  "precision": self.precision}
         parts = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
         return [*parts, "--overwrite"] if self.overwrite else parts
-
-
-def add_options(add: Callable[..., object], overwrite: str) -> None:
-    """The options of a program that starts several runs, for argparse; `overwrite` says what --overwrite replaces."""
-    add("--data", metavar="FOLDER", help="the images, or 'skimage'; default: what the files say")
-    add("--limit", type=positive, metavar="N", help="the first N images only")
-    add("--save_dir", metavar="FOLDER", help="where the runs go; default below ./results, by the name of the file")
-    add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
-    add("--batch_size", type=positive, metavar="N", help="images restored together")
-    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
-        help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
-    add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
-    add("--gpu", type=natural, metavar="N", help="index of the GPU")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; nothing is fetched then")
-    add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
-        help="change a configuration value of every run; repeatable")
-    add("--overwrite", action="store_true", help=overwrite)
 
 
 @dataclass
@@ -266,19 +249,3 @@ def _execute(job: Job, bar: tqdm, title: str, said: set[str]) -> None:
     for warning in dict.fromkeys(job.warnings):
         if warning not in said:
             logger.warning(warning)
-
-
-def count(number: int, noun: str) -> str:
-    """"1 run", "2 runs"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def duration(seconds: float) -> str:
-    """Words for a time: "40 s", "12 min", "3 h 05 min", "4 d 7 h"."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 99:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

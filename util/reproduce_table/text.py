@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from util.reproduce_table.job import Job, count
+from util.logger import count
+from util.reproduce_table.job import Job
 from util.reproduce_table.scores import Entry
 from util.reproduce_table.spec import METRICS, PaperTable
 from util.run.table import read_summary
