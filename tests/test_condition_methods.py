@@ -122,6 +122,12 @@ def test_what_serves_the_noise_is_named(monkeypatch):
     ("dpps", {"target": "y"}, "target is 'y', expected one of 'eps', 'mean'"),
     ("vanilla", {"scale": 1.0}, "takes no parameters"),
     ("dpss", {}, "did you mean 'dpps'"),
+    ("dsg", {"weight": 1.5}, "weight is 1.5, expected a finite number, 0 to 1"),
+    ("dsg", {"interval": 0}, "interval is 0, expected an integer, 1 or more"),
+    ("dmps", {"scale": -1}, "scale is -1, expected a finite number, 0 or more"),
+    ("pigdm", {"weight": "best"}, "weight is 'best', expected one of 'bayes', 'paper', 'release'"),
+    ("diffpir", {"lam": 0}, "lam is 0, expected a finite number, more than 0"),
+    ("fast_dips", {"rounds": 0}, "rounds is 0, expected an integer, 1 or more"),
 ])
 def test_mistakes_in_parameters(method, params, message):
     with pytest.raises(UserError, match=message):
