@@ -1,10 +1,28 @@
 """Priors whose score is known exactly, with the UNet's call: model(x_t, t) -> predicted noise [, variance channels]."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.priors.distributions import Distribution
+from data.dataloader import ImageFolder
+from guided_diffusion.priors.distributions import (
+    DiagonalGaussian,
+    Distribution,
+    FullGaussian,
+    GaussianMixture,
+    LowRankGaussian,
+    StationaryGaussian,
+    require_dense,
+)
 from guided_diffusion.schedule import Schedule
+from util.arrays import read_array
+from util.config.registry import Count, NonNegative, Positive, Registry
+from util.errors import UserError
+
+PRIORS = Registry("prior")                          # name in the model config -> function that makes a `Distribution`
+register_prior = PRIORS.register
 
 
 class AnalyticPrior(nn.Module):
@@ -40,3 +58,111 @@ class AnalyticPrior(nn.Module):
             "log_betas"))
         variance = beta_tilde + c1 ** 2 * self.distribution.x0_variance(x_t, ab)
         return (2 * (variance.log() - low) / (high - low) - 1).expand_as(x_t)
+
+
+@register_prior("gaussian")
+def gaussian(image_size: Count = 32, spectrum: str = "1/f", std: Positive = 0.3, falloff: NonNegative = 2.0,
+             mean: float = 0.0, folder: str | None = None) -> StationaryGaussian:
+    """A stationary Gaussian, the channels independent.
+
+    Args:
+        image_size: side of the images.
+        spectrum: "1/f" for variances in proportion to (f^2 + f_0^2)^(-falloff/2) with f the frequency in cycles per
+            pixel and f_0 that of one cycle per image; or a .npy file of variances (H, W) in the order of the FFT.
+        std: of the pixels, for "1/f".
+        falloff: 0 for white images.
+        mean: of the pixels.
+        folder: images whose mean and mean power spectrum take the place of all of these.
+
+    Raises:
+        UserError: a folder without two images, a spectrum of another size, or variances that are not positive.
+    """
+    if folder is not None:
+        images = folder_of(folder, image_size, least=2)
+        mean = images.mean(dim=(0, 2, 3)).view(-1, 1, 1)
+        return StationaryGaussian(torch.fft.fft2(images - mean, norm="ortho").abs().square().mean(dim=0), mean)
+    if spectrum == "1/f":
+        f = torch.fft.fftfreq(image_size, dtype=torch.float64)
+        power = (f[:, None] ** 2 + f ** 2 + image_size ** -2) ** (-falloff / 2)
+        return StationaryGaussian(std ** 2 * power / power.mean(), mean)
+    values = torch.from_numpy(read_array(spectrum, "prior gaussian: spectrum")).double()
+    if values.shape[-2:] != (image_size, image_size):
+        raise UserError(f"prior gaussian: the spectrum in '{spectrum}' is {'x'.join(map(str, values.shape))}, expected "
+                        f"{image_size}x{image_size} variances, those of the images' Fourier modes")
+    return StationaryGaussian(values, mean)
+
+
+@register_prior("gaussian_lowrank")
+def gaussian_lowrank(folder: str, image_size: Count = 32, components: Count = 20,
+                     residual: Positive | None = None) -> LowRankGaussian:
+    """The mean and the principal components of a folder's images, and white noise.
+
+    Args:
+        folder: of images.
+        image_size: side that they are brought to.
+        components: how many.
+        residual: standard deviation in every other direction; null for what the components leave of the images.
+
+    Raises:
+        UserError: not more images than components, or nothing left for the other directions.
+    """
+    images = folder_of(folder, image_size, least=components + 1)
+    mean, n = images.mean(dim=0), images[0].numel()
+    _, s, vt = torch.linalg.svd((images - mean).flatten(1), full_matrices=False)
+    variances = s ** 2 / (len(images) - 1)
+    left = variances[components:].sum().item() / max(n - components, 1) if residual is None else residual ** 2
+    return LowRankGaussian(mean, vt[:components].view(-1, *mean.shape), variances[:components], left)
+
+
+@register_prior("gaussian_mixture")
+def gaussian_mixture(folder: str, image_size: Count = 32, components: Count = 3,
+                     covariance: Literal["diagonal", "full"] = "diagonal", std: Positive = 0.1,
+                     weights: Sequence[float] | None = None) -> GaussianMixture:
+    """A Gaussian for each of the groups that k-means finds among a folder's images.
+
+    Args:
+        folder: of images.
+        image_size: side that they are brought to.
+        components: how many groups.
+        covariance: "diagonal", or "full" for images of up to 4096 values (36 x 36 in colour).
+        std: added to each group's own deviations, as the square root of the sum of squares.
+        weights: of the groups, in the order of their sizes, the largest first; null for their shares of the images.
+
+    Raises:
+        UserError: not more images than components, weights that are not positive or do not sum to 1, or images too
+            large for full covariances.
+    """
+    images = folder_of(folder, image_size, least=components + 1)
+    if covariance == "full":
+        require_dense(tuple(images.shape[1:]))
+    groups = sorted(k_means(images, components), key=len, reverse=True)
+    parts = []
+    for group in groups:
+        mean, offsets = group.mean(dim=0), (group - group.mean(dim=0)).flatten(1)
+        if covariance == "full":
+            matrix = offsets.mT @ offsets / len(group)
+            parts.append(FullGaussian(mean, matrix + std ** 2 * torch.eye(len(matrix)).to(matrix)))
+        else:
+            parts.append(DiagonalGaussian(mean, offsets.square().mean(dim=0).view_as(mean) + std ** 2))
+    return GaussianMixture(parts, [len(group) / len(images) for group in groups] if weights is None else weights)
+
+
+def folder_of(root: str, image_size: int, least: int) -> Tensor:
+    """All images of a folder, (N, 3, S, S) float64; UserError if there are fewer than `least`."""
+    dataset = ImageFolder(root, image_size)
+    if len(dataset) < least:
+        raise UserError(f"the folder '{root}' holds {len(dataset)} images, expected {least} or more for such a prior; "
+                        "give more images, or ask for fewer components")
+    return torch.stack(list(dataset)).double()
+
+
+def k_means(images: Tensor, count: int, rounds: int = 20) -> list[Tensor]:
+    """`count` groups (N_k, ...) of images (N, ...), N > count, none of them empty; from the images farthest apart."""
+    x = images.flatten(1)
+    centres = x[:1]
+    while len(centres) < count:
+        centres = torch.cat([centres, x[torch.cdist(x, centres).amin(1).argmax()][None]])
+    for _ in range(rounds):
+        nearest = torch.cdist(x, centres).argmin(1)
+        centres = torch.stack([x[nearest == k].mean(0) if (nearest == k).any() else centres[k] for k in range(count)])
+    return [images[nearest == k] for k in range(count) if (nearest == k).any()]

@@ -38,9 +38,9 @@ class Distribution(nn.Module, ABC):
         """The variance of each value of x_0 given x_t, broadcasts to (B, C, H, W)."""
 
     @abstractmethod
-    def transition(self, x_t: Tensor, alpha_bar: float, x0_coef: float, x_t_coef: float, variance: float,
-                   randomness: ImageRandomness) -> Tensor:
-        """Draw x_{t-1} given x_t without any approximation, (B, C, H, W).
+    def transition(self, x_t: Tensor, alpha_bar: float, x0_coef: float, x_t_coef: float, variance: float, z: Tensor,
+                   u: Tensor) -> Tensor:
+        """x_{t-1} given x_t without any approximation, (B, C, H, W), from z, white, and u (B, 1), uniform on [0, 1).
 
         p(x_{t-1} | x_t) is N(x0_coef x_0 + x_t_coef x_t, variance I) averaged over p(x_0 | x_t).
         """
@@ -50,9 +50,8 @@ class Distribution(nn.Module, ABC):
         """grad log p_t(x_t) = (sqrt(ab) E[x_0 | x_t] - x_t) / (1 - ab), (B, C, H, W)."""
 
     def covariance_product(self, x_t: Tensor, alpha_bar: float | Tensor, v: Tensor) -> Tensor:
-        """Cov(x_0 | x_t) v = (1 - ab) / sqrt(ab) J v, (B, C, H, W), with J = d E[x_0 | x_t] / d x_t, which is symmetric.
-        """
-        product = torch.func.jvp(lambda x: self.x0_mean(x, alpha_bar), (x_t,), (v,))[1]
+        """Cov(x_0 | x_t) v = (1 - ab) / sqrt(ab) J v, (B, C, H, W), with the symmetric J = d E[x_0 | x_t] / d x_t."""
+        product, = torch.func.vjp(lambda x: self.x0_mean(x, alpha_bar), x_t)[1](v)
         return (1 - alpha_bar) / alpha_bar ** 0.5 * product
 
 
@@ -102,13 +101,8 @@ class Gaussian(Distribution):
     def x0_variance(self, x_t: Tensor, alpha_bar: float | Tensor) -> Tensor:
         return self.diagonal(self._conditional(alpha_bar), x_t)
 
-    def transition(self, x_t: Tensor, alpha_bar: float, x0_coef: float, x_t_coef: float, variance: float,
-                   randomness: ImageRandomness) -> Tensor:
-        return self.transition_by(x_t, alpha_bar, x0_coef, x_t_coef, variance, randomness.randn_like(x_t))
-
-    def transition_by(self, x_t: Tensor, alpha_bar: float, x0_coef: float, x_t_coef: float, variance: float,
-                      z: Tensor) -> Tensor:
-        """`transition` with the white noise z (B, C, H, W)."""
+    def transition(self, x_t: Tensor, alpha_bar: float, x0_coef: float, x_t_coef: float, variance: float, z: Tensor,
+                   u: Tensor) -> Tensor:
         spread = self._conditional(alpha_bar)
         noise = self.apply_spectral(lambda e: (variance + x0_coef ** 2 * spread(e)).sqrt(), z)
         return x0_coef * self.x0_mean(x_t, alpha_bar) + x_t_coef * x_t + noise
@@ -280,21 +274,19 @@ class GaussianMixture(Distribution):
         return sum(shares[:, k] * value(component) for k, component in enumerate(self.components))
 
     def sample(self, like: Tensor, randomness: ImageRandomness) -> Tensor:
-        chosen = self._choose(self.weights.to(like).expand(len(like), -1), randomness)
         z = randomness.randn_like(like)
+        chosen = self._choose(self.weights.to(like).expand(len(like), -1), randomness.rand_like(like.flatten(1)[:, :1]))
         return self._pick(chosen, lambda component: component.mean.to(z) + component.apply_spectral(torch.sqrt, z))
 
-    def transition(self, x_t: Tensor, alpha_bar: float, x0_coef: float, x_t_coef: float, variance: float,
-                   randomness: ImageRandomness) -> Tensor:
-        chosen = self._choose(self.responsibilities(x_t, alpha_bar), randomness)
-        z = randomness.randn_like(x_t)
-        return self._pick(chosen, lambda component: component.transition_by(
-            x_t, alpha_bar, x0_coef, x_t_coef, variance, z))
+    def transition(self, x_t: Tensor, alpha_bar: float, x0_coef: float, x_t_coef: float, variance: float, z: Tensor,
+                   u: Tensor) -> Tensor:
+        chosen = self._choose(self.responsibilities(x_t, alpha_bar), u)
+        return self._pick(chosen, lambda component: component.transition(
+            x_t, alpha_bar, x0_coef, x_t_coef, variance, z, u))
 
     @staticmethod
-    def _choose(shares: Tensor, randomness: ImageRandomness) -> Tensor:
-        """A component for each image, with probabilities (B, K): (B,)."""
-        u = randomness.rand_like(shares[:, :1])
+    def _choose(shares: Tensor, u: Tensor) -> Tensor:
+        """A component for each image, with probabilities (B, K), by uniform numbers (B, 1): (B,)."""
         return (u > shares.cumsum(1)).sum(1).clamp_max(shares.shape[1] - 1)
 
     def _pick(self, chosen: Tensor, value: Callable[[Gaussian], Tensor]) -> Tensor:

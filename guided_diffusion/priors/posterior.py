@@ -1,7 +1,7 @@
 """The exact posterior p(x_0 | y) of a Gaussian or a mixture under a linear operator and white Gaussian noise.
 
-It is a distribution of the same kind, so what is known of a prior at every noise level is known of it, too: the mean and
-the score of p(x_t | y), its transitions, its samples.
+It is a distribution of the same kind, so what is known of a prior at every noise level is known of it, too: the mean
+and the score of p(x_t | y), its transitions, its samples.
 """
 
 import math
@@ -26,8 +26,8 @@ def posterior(prior: Distribution, measurement: Measurement) -> Distribution:
     """p(x_0 | y) of a measurement y (1, ...) of one image by a linear operator with white Gaussian noise.
 
     For denoising of a stationary prior it is stationary, too, whatever the size; otherwise its covariance is a matrix.
-    The posterior of a mixture has the posteriors of its components, with weights in proportion to weight_k N(y; A mean_k,
-    A C_k A^T + sigma^2 I).
+    The posterior of a mixture has the posteriors of its components, with weights in proportion to
+    weight_k N(y; A mean_k, A C_k A^T + sigma^2 I).
 
     Raises:
         UserError: the image is too large for a matrix.
@@ -48,8 +48,9 @@ def _conditioned(prior: Gaussian, measurement: Measurement) -> tuple[Gaussian, T
         spectrum = prior.spectrum
         gain = StationaryGaussian(spectrum / (spectrum + sigma ** 2)).apply_spectral(lambda e: e, y - mean)[0]
         marginal = StationaryGaussian(spectrum + sigma ** 2, mean)
-        return StationaryGaussian(spectrum * sigma ** 2 / (spectrum + sigma ** 2), mean + gain), marginal.log_density(y)[0]
-    covariance, matrix = prior.covariance(measurement.image_shape[1:]), matrix_of(operator)
+        rest = StationaryGaussian(spectrum * sigma ** 2 / (spectrum + sigma ** 2), mean + gain)
+        return rest, marginal.log_density(y)[0]
+    covariance, matrix = prior.covariance(measurement.image_shape[1:]), matrix_of(operator, y.device)
     product = matrix @ covariance                                                               # A C, (m, n)
     factor = torch.linalg.cholesky(product @ matrix.mT + sigma ** 2 * torch.eye(len(matrix)).to(matrix))
     whitened = torch.linalg.solve_triangular(factor, product, upper=False)
@@ -59,10 +60,11 @@ def _conditioned(prior: Gaussian, measurement: Measurement) -> tuple[Gaussian, T
     return FullGaussian(moved, covariance - whitened.mT @ whitened), evidence
 
 
-def matrix_of(operator: LinearOperator) -> Tensor:
-    """A of an operator that is prepared for one image, as a matrix (m, n) in float64; UserError where it is too large."""
+def matrix_of(operator: LinearOperator, device: torch.device) -> Tensor:
+    """A of an operator that is prepared for one image, as a matrix (m, n) in float64; UserError where it is too large.
+    """
     shape = operator.image_shape
-    basis = torch.eye(require_dense(shape[1:]), dtype=torch.float64).view(-1, *shape)
+    basis = torch.eye(require_dense(shape[1:]), dtype=torch.float64, device=device).view(-1, *shape)
     return torch.cat([operator.forward_many(part).flatten(1) for part in basis.split(256)]).mT
 
 
