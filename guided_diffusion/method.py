@@ -21,6 +21,7 @@ class Method(ABC):
 
     name: str                                       # set by the registry
     needs_prior = True                              # a network; without it, `restore` is called with prior None
+    needs_exact_prior = False                       # one whose distribution is known, `prior` of the model config
     needs_linear = False                            # transpose / pinv / project of the operator
     needs = "a linear operator"                     # what `serves` asks for, in words
 

@@ -11,7 +11,8 @@ from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.condition_methods.ilvr import low_pass
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import GaussianPrior
+from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.distributions import StationaryGaussian
 from guided_diffusion.solvers.ddnm import itinerary
 from guided_diffusion.solvers.ddrm import levels
 from tests.guided_steps import fresh, measure, restore, single_step
@@ -127,7 +128,7 @@ def test_the_released_basis_is_read_as_it_is_meant(name, golden):
 def white_task(sigma: float, count: int, **diffusion):
     """Denoising of `count` pixels that are N(0, 1): sampler, prior, measurement, streams."""
     sampler = create_sampler(model_var_type="fixed_small", clip_denoised=False, **diffusion)
-    prior, randomness = GaussianPrior(sampler.schedule, 1.0), ImageRandomness(0, ["x"])
+    prior, randomness = AnalyticPrior(sampler.schedule, StationaryGaussian(1.0)), ImageRandomness(0, ["x"])
     y = torch.full((1, 1, 1, count), 0.8, dtype=torch.float64)
     measurement = Measurement.simulate(get_operator("noise"), get_noise("gaussian", sigma=sigma), y, randomness)
     return sampler, prior, Measurement(measurement.operator, measurement.noiser, y), randomness

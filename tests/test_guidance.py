@@ -10,7 +10,8 @@ from guided_diffusion.condition_methods import get_conditioning_method, likeliho
 from guided_diffusion.condition_methods.base import grad_and_value
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import GaussianPrior
+from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.distributions import StationaryGaussian
 from tests.guided_steps import LINEAR, NAMES, SIZE, Wrapped, measure, photographs, restore
 from tests.helpers import NOISE_EXAMPLES
 from util.errors import UserError
@@ -31,7 +32,7 @@ def step_of(spectrum, index=6, names=NAMES[:2]):
     """A reverse step of the Gaussian prior with that spectrum, from a noisy photograph; x0_hat is not clamped."""
     sampler = create_sampler(sampler="ddim", eta=1.0, model_var_type="fixed_small", timestep_respacing="10",
                              clip_denoised=False)
-    prior = GaussianPrior(sampler.schedule, spectrum).double()
+    prior = AnalyticPrior(sampler.schedule, StationaryGaussian(spectrum))
     x_t = sampler.q_sample(photographs(names), index, ImageRandomness(5, names).randn_like(photographs(names)))
     with torch.enable_grad():
         return sampler.step(prior, x_t.requires_grad_(), index, ImageRandomness(11, names))
@@ -129,7 +130,7 @@ def test_restorations_agree_with_their_measurements_without_any_tuning(operator,
     measurement, randomness = measure(operator, NAMES)
     measurement = Measurement.simulate(measurement.operator, measurement.noiser, x, randomness)
     restored = get_conditioning_method("ps", likelihood="gaussian").restore(
-        GaussianPrior(reverse.schedule, spectrum).double(), reverse, measurement, randomness)
+        AnalyticPrior(reverse.schedule, StationaryGaussian(spectrum)), reverse, measurement, randomness)
     chi_square = measurement.chi_square(restored)
     assert ((low < chi_square) & (chi_square < high)).all(), chi_square
 
@@ -143,7 +144,7 @@ def test_samples_are_those_of_the_posterior():
     measurement = Measurement.simulate(get_operator("noise"), get_noise("gaussian", sigma=0.5),
                                        torch.ones(64, 3, 8, 8, dtype=torch.float64), randomness)
     x = get_conditioning_method("ps", likelihood="gaussian").restore(
-        GaussianPrior(sampler.schedule, 1.0).double(), sampler, measurement, randomness)
+        AnalyticPrior(sampler.schedule, StationaryGaussian(1.0)), sampler, measurement, randomness)
     deviation = x - measurement.y / 1.25
     assert deviation.mean().abs() < 4 * (0.2 / x.numel()) ** 0.5
     assert deviation.var().item() == pytest.approx(0.2, rel=0.1)

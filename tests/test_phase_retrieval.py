@@ -7,7 +7,8 @@ import torch
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import MixturePrior
+from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.distributions import DiagonalGaussian, GaussianMixture
 from tests.helpers import deterministic, normal
 from util.errors import UserError
 from util.metrics.scores import psnr
@@ -153,8 +154,9 @@ def test_the_best_of_four_by_measurement_error_is_the_image_up_to_an_ambiguity(s
     measurement = Measurement.simulate(
         get_operator("phase_retrieval", signal_range=signal_range), get_noise("gaussian", sigma=0.02),
         truth.repeat_interleave(samples, 0), randomness)
+    mixture = GaussianMixture([DiagonalGaussian(image, 0.1 ** 2) for image in known], [1 / len(known)] * len(known))
     restored = get_conditioning_method("ps", scale=0.1).restore(
-        MixturePrior(sampler.schedule, known, 0.1), sampler, measurement, randomness)
+        AnalyticPrior(sampler.schedule, mixture), sampler, measurement, randomness)
     distance = measurement.distance(restored).view(2, samples)
     aligned = torch.tensor([[max(psnr(image[k], truth[b]) for image in measurement.operator.ambiguities(restored))
                              for k in range(b * samples, (b + 1) * samples)] for b in range(2)])

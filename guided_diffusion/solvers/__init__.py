@@ -14,11 +14,13 @@ from guided_diffusion.solvers.classical import (
 )
 from guided_diffusion.solvers.ddnm import NullSpaceModel
 from guided_diffusion.solvers.ddrm import DenoisingDiffusionRestoration
+from guided_diffusion.solvers.exact import ExactPosterior
 
 __all__ = [
     "Biharmonic",
     "ClassicalRestorer",
     "DenoisingDiffusionRestoration",
+    "ExactPosterior",
     "Lift",
     "Method",
     "NonLocalMeans",
