@@ -20,7 +20,7 @@ import torch
 from guided_diffusion.priors.compiled import compiled
 from guided_diffusion.priors.load import load_prior
 from guided_diffusion.restoration.batches import Batches
-from guided_diffusion.restoration.build import Task, build_task, require_apart, run_settings
+from guided_diffusion.restoration.build import Task, build_task, fetch_weights, load_plugin, require_apart, run_settings
 from guided_diffusion.restoration.catalogue import list_choices, resolved_config
 from guided_diffusion.restoration.ending import Ending, bring_together, conclude
 from guided_diffusion.restoration.gather import gatherer_for, load_metrics
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, team: Team, ending: Ending) -> int:
     """Build what the command line asks for, and do it; return the exit status."""
+    for file in args.plugin:
+        load_plugin(file)
     if args.list:
         logger.info(list_choices())
         return 0
@@ -58,6 +60,8 @@ def run(args: argparse.Namespace, team: Team, ending: Ending) -> int:
     if args.print_config:
         logger.info(resolved_config(config, args))
         return 0
+    if args.fetch:
+        fetch_weights(config, team)
     device = team.choose_device(args.gpu)
     task = build_task(config, args.overrides, stored, args.data is not None)
     place = args.save_dir, task.operator.name, task.method.name

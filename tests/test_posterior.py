@@ -1,4 +1,4 @@
-"""Exact priors of every kind at every noise level, and exact posteriors, against dense linear algebra and integration."""
+"""Exact priors at every noise level, and exact posteriors, against dense linear algebra and integration."""
 
 import math
 

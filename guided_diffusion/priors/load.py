@@ -11,16 +11,19 @@ from util.command import DEFAULT_PRECISION
 from util.config.config import find_file
 from util.config.registry import check_arguments
 from util.errors import UserError
+from util.fetch import command_for
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}      # of --precision; the others are float32
 
 
 def find_checkpoint(model: Mapping[str, object]) -> str:
     """The path of the network's checkpoint; UserError if none is named or there is no such file."""
-    remedy = "models/README.md says where each checkpoint comes from"
-    if not model.get("model_path"):
+    path, remedy = model.get("model_path"), "models/README.md says where each checkpoint comes from"
+    if not path:
         raise UserError(f"model config: model_path is missing; {remedy}")
-    return str(find_file(model["model_path"], "checkpoint", remedy))
+    if fetching := command_for(path):
+        remedy = f"'{fetching}', or --fetch here, gets it; {remedy}"
+    return str(find_file(path, "checkpoint", remedy))
 
 
 def autocast_dtype(model: Mapping[str, object], precision: str) -> torch.dtype | None:

@@ -1,7 +1,9 @@
 """From the configuration to the parts of a run: named things, the source of measurements, the network."""
 
+import importlib.util
 import json
 import os
+import traceback
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +22,13 @@ from guided_diffusion.restoration.catalogue import METHODS
 from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
 from util.command import user_path
-from util.config.config import Choice, Config
+from util.config.config import REPOSITORY, Choice, Config, find_file
 from util.config.registry import Registry, check_arguments, defaults
 from util.errors import UserError
+from util.fetch import fetch, known_weights
 from util.logger import get_logger
 from util.run.measurements import MeasurementFolder
+from util.run.team import Team
 from util.seeding import ImageRandomness
 
 logger = get_logger()
@@ -162,3 +166,37 @@ def require_apart(config: Config, run: Path) -> None:
         if results.is_relative_to(data) or data.is_relative_to(results):
             raise UserError(f"the results would go to {run}, and the images come from {root}: the next run would "
                             "restore results; choose a --save_dir apart from --data")
+
+
+def fetch_weights(config: Config, team: Team) -> None:
+    """Fetch the weights of the network and of the operator, where they are missing and known to models/files.yaml.
+
+    Raises:
+        UserError: they cannot be fetched.
+    """
+    if team.leads:
+        places = {weights.place.resolve(): weights for weights in known_weights().values()}
+        for named in (config.model.get("model_path"), config.operator.params.get("model_path")):
+            path = (REPOSITORY / user_path(named)).resolve() if named else None
+            if path in places and not path.exists():
+                fetch(places[path])
+        team.publish("fetched", "")
+    team.receive("fetched")
+
+
+def load_plugin(file: str) -> None:
+    """Run a Python file of the user's, which registers operators, noises or methods.
+
+    Raises:
+        UserError: there is no such file, or it fails.
+    """
+    path = find_file(file, "--plugin").resolve()
+    spec = importlib.util.spec_from_file_location(f"plugin_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"--plugin {file}: expected a Python file, which ends in .py")
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:                      # whatever the user's code raises
+        where = next((f", line {frame.lineno}" for frame in reversed(traceback.extract_tb(error.__traceback__))
+                      if frame.filename == str(path)), "")
+        raise UserError(f"--plugin {file}{where}: {type(error).__name__}: {error}") from None
