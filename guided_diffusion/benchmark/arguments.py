@@ -3,61 +3,39 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from util.command import Parser
-from util.errors import UserError
+from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive
 
 SETTINGS = ("official-like", "fast")
-TASKS = {
-    "super_resolution": {"scale_factor": 4},
-    "inpainting": {"mask_opt": {"mask_type": "random", "mask_prob_range": [0.7, 0.7]}},
-    "gaussian_blur": {"kernel_size": 61, "intensity": 3.0},
-    "motion_blur": {"kernel_size": 61, "intensity": 0.5},
-}
 METHODS = ("ps", "dpps")
-LIKELIHOODS = ("point", "gaussian")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.benchmark", description="Measure what a sampling step costs.",
+    parser = Parser(prog="python -m guided_diffusion.benchmark", description="Measure what a restoration costs.",
                     allow_abbrev=False)
     add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network; random weights will do")
-    add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
-    add("--image_size", type=numbers, metavar="N", help="side of the images; default: the network's")
-    add("--batch_sizes", type=numbers, default=(1, 2, 4, 8), metavar="N,N", help="of `fast`; default 1,2,4,8")
-    add("--settings", type=names(SETTINGS), default=SETTINGS, metavar="NAME,NAME", help="default: both")
+    add("--model_config", default="configs/demo_model_config.yaml", help="the network; without its checkpoint, random "
+        "weights, which take the same time")
+    add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="the reverse process")
+    add("--task_config", default="configs/demo_gaussian_deblur_config.yaml", help="operator and noise")
     add("--methods", type=names(METHODS), default=METHODS, metavar="NAME,NAME", help="default: ps,dpps")
-    add("--task", choices=TASKS, default="gaussian_blur", help="of the first table; default %(default)s")
-    add("--precision", choices=("fp32", "bf16"), help="of `fast`; default: in which matrix products are faster")
-    add("--steps", type=numbers, default=(4,), metavar="K", help="noise levels at which a step is measured; default 4")
-    add("--repeats", type=numbers, default=(2,), metavar="K", help="repetitions, settings alternating; default 2")
-    add("--sampling_steps", type=numbers, default=(1000,), metavar="N", help="of a restoration, for images per second")
-    add("--sizes", type=numbers, default=(64, 128, 256), metavar="N,N", help="of the growth with pixels; "
-        "default 64,128,256")
-    add("--only_table", action="store_true",
-        help="leave out how cost grows, the comparison of DPPS with DPS, and what keeping an image costs")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
-    add("--likelihood", choices=LIKELIHOODS, default="point", help="of `fast`; default %(default)s")
-    add("--contiguous", action="store_true", help="`fast` without channels_last, to see what that is worth")
-    add("--compile", action="store_true", help="`fast` with the network compiled by torch.compile")
-    add("--processor_time", action="store_true", help="on a CPU that is shared: processor time instead of wall time")
+    add("--settings", type=names(SETTINGS), default=SETTINGS, metavar="NAME,NAME", help="default: both")
+    add("--batch_sizes", type=numbers, default=(1, 8), metavar="N,N", help="of `fast`; default 1,8")
+    add("--image_size", type=positive, metavar="N", help="side of the images; default: the network's")
+    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION, help="of `fast`; default %(default)s")
+    add("--compile", action="store_true", help="`fast` with --compile")
+    add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
+        help="change a configuration value of every run; repeatable")
+    add("--steps", type=positive, default=4, metavar="K", help="of a restoration; default %(default)s")
+    add("--repeats", type=positive, default=2, metavar="K", help="runs of each line, in turns; default %(default)s")
+    add("--gpu", type=natural, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
     add("--out", default="benchmark.json", metavar="FILE", help="all figures as JSON; default %(default)s")
-    args = parser.parse(argv)
-    for option in ("image_size", "steps", "repeats", "sampling_steps"):
-        values = vars(args)[option]
-        if values is not None and len(values) != 1:
-            raise UserError(f"--{option}: {len(values)} numbers are given, expected one")
-        setattr(args, option, values and values[0])
-    return args
+    return parser.parse(argv)
 
 
 def numbers(text: str) -> tuple[int, ...]:
     """Whole numbers of 1 or more, separated by commas, for argparse."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) >= 1 for word in words):
-        raise argparse.ArgumentTypeError(f"'{text}': expected whole numbers of 1 or more, separated by commas")
-    return tuple(map(int, words))
+    return tuple(map(positive, text.split(",")))
 
 
 def names(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

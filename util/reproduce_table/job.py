@@ -149,7 +149,7 @@ class Job:
                             "choose another folder with --save_dir") from None
         self.warnings += [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
         if status:
-            self.error, self.failed = _reason(status, lines), status != 1
+            self.error, self.failed = reason(status, lines), status != 1
 
 
 def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda done, total: None,
@@ -158,7 +158,7 @@ def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda 
     lines: list[str] = []
     # a group of its own: Ctrl-C in a terminal reaches this process only, which passes it on once
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                          errors="replace", start_new_session=True) as process:
+                          errors="replace", start_new_session=True, env=environment()) as process:
         try:
             for line in process.stdout:             # universal newlines: a carriage return ends a line, too
                 if found := PROGRESS.search(line):
@@ -173,7 +173,7 @@ def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda 
     return process.returncode, lines
 
 
-def _reason(status: int, lines: Sequence[str]) -> str:
+def reason(status: int, lines: Sequence[str]) -> str:
     """The line that says why a run ended with `status`."""
     errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
     return (errors or list(lines[-1:]) or [f"exit status {status}"])[0]
@@ -187,12 +187,16 @@ def ask_steps(runs: Sequence[Run], data: str | None) -> list[int | UserError]:
 
 def ask(runs: str) -> str:
     """What the command line's check says of runs, JSON to JSON, asked once: it takes seconds to start."""
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    process = subprocess.run(CHECK, input=runs, capture_output=True, text=True, encoding="utf-8",
-                             env={**os.environ, "PYTHONPATH": path})
+    process = subprocess.run(CHECK, input=runs, capture_output=True, text=True, encoding="utf-8", env=environment())
     if process.returncode:
-        raise UserError(f"{' '.join(CHECK)}: {_reason(process.returncode, process.stderr.splitlines())}")
+        raise UserError(f"{' '.join(CHECK)}: {reason(process.returncode, process.stderr.splitlines())}")
     return process.stdout
+
+
+def environment() -> dict[str, str]:
+    """That of this process, in which programs of this repository are found wherever they are started."""
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def seconds_per_evaluation(job: Job) -> float:
@@ -209,7 +213,7 @@ def seconds_per_evaluation(job: Job) -> float:
         status, lines = launch(trial.command())
         rows = trial.rows() if status in (0, 1) else []
     if not rows:
-        raise UserError(_reason(status, lines))
+        raise UserError(reason(status, lines))
     return min(row.seconds / (row.network_evaluations or job.steps) for row in rows)
 
 
