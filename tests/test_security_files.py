@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from data.dataloader import ImageFolder, get_dataloader
-from guided_diffusion.benchmark.runs import FORGET_PEAK
 from tests.helpers import picture
-from tests.hostile import Within
+from tests.hostile import FORGET_PEAK, Within
 from tests.png_files import chunk, png
 from util import img_utils
 from util.arrays import read_array

@@ -6,7 +6,7 @@ blocks of memory go back to the system. The restorations are the same.
 """
 
 import math
-import sys
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import sample_condition
 from guided_diffusion.condition_methods.dpps import PosteriorProximalSampling
 from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements import Measurement
 from guided_diffusion.unet import UNetModel
-from util.command import run_program
 from util.memory import keep_freed_memory
+from util.reproduce_table.job import PROGRAM
 
 
 @contextmanager
@@ -29,6 +28,7 @@ def as_released() -> Iterator[None]:
     forward, residual = UNetModel.forward, PosteriorProximalSampling.residual
 
     def slow_forward(self: UNetModel, x: Tensor, *more: Tensor) -> Tensor:
+        keep_freed_memory(False)
         self.requires_grad_(True).to(memory_format=torch.contiguous_format)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
@@ -36,7 +36,6 @@ def as_released() -> Iterator[None]:
             return forward(self, x, *more)
 
     UNetModel.forward, PosteriorProximalSampling.residual = slow_forward, _residual
-    keep_freed_memory(False)
     try:
         yield
     finally:
@@ -52,11 +51,6 @@ def _residual(self: PosteriorProximalSampling, mean: Tensor, step: Step, measure
     return lambda z: torch.stack([goal - measurement.operator(centre + step.std * one) for one in z])
 
 
-def main() -> int:
-    """The program itself; its exit status."""
-    with as_released():
-        return sample_condition.main(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    run_program(main)
+    with as_released():
+        runpy.run_path(PROGRAM, run_name="__main__")
