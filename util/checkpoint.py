@@ -1,4 +1,4 @@
-"""Checkpoints: loaded strictly, without executing anything, or not at all."""
+"""Checkpoints: loaded strictly, without executing anything, or not at all; changed ones are told of."""
 
 import hashlib
 import json
@@ -6,20 +6,22 @@ import pickle
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from util.errors import UserError, printable
+from util.errors import StorageError, UserError, printable
+from util.img_utils import write_atomically
+from util.logger import get_logger
 
-FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 65536
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights
 WHERE_TO_GET = "models/README.md says where each checkpoint comes from"
 
 
 def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})") -> object:
-    """Read a file written by `torch.save`, tensors and plain containers only.
+    """Read a file written by `torch.save`, tensors and plain containers only, or by `safetensors`.
 
     Args:
         mend: what to do about a damaged one, for messages.
@@ -33,44 +35,98 @@ def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})
         raise UserError(f"checkpoint {path} not found; {WHERE_TO_GET}")
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty; {mend}")
-    if not _begins_like_one(path):
-        raise UserError(f"checkpoint {path} is no checkpoint, perhaps a web page, and nothing in it was run; {mend}")
     try:
+        kind = _kind(path)
+        if kind is None:
+            raise UserError(f"checkpoint {path} is no checkpoint, perhaps a web page, and nothing in it was run; "
+                            f"{mend}")
+        if kind == "safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")         # on foreign pickle protocols: either the file loads or it does not
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         if "WeightsUnpickler" in str(error) or "Unsupported" in str(error) or "weights_only" in str(error):
             raise UserError(f"checkpoint {path} was refused and nothing in it was run: it holds more than tensors and "
                             f"plain containers; use a file that has only a state dict ({WHERE_TO_GET})") from None
         raise UserError(f"checkpoint {path} is no readable checkpoint; {mend}") from None
     except Exception as error:      # torch raises a dozen types for damaged archives; none of them means success
+        if "TorchScript" in str(error):
+            raise UserError(f"checkpoint {path} is a TorchScript archive, which is a program, and nothing in it was "
+                            "run; where you trust it, save its weights: torch.save(torch.jit.load(...).state_dict(), "
+                            "...)") from None
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: {mend}") from None
 
 
-def _begins_like_one(path: Path) -> bool:
-    """Whether a file begins like an archive or a pickle, or cannot be opened at all."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(2)
-    except OSError:
-        return True
-    return head == b"PK" or head.startswith(b"\x80")
+def _kind(path: Path) -> str | None:
+    """What a file begins like: an archive or pickle of torch, or safetensors."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return "torch"
+    return "safetensors" if head[8:] == b"{" else None
 
 
 def fingerprint(path: Path) -> str:
-    """Sixteen digits that change when a network is trained further: of the size and 64 blocks, evenly spaced.
+    """Sixteen digits that change with the content of a file; OSError if it cannot be read."""
+    known, stamps = _recorded(path)
+    return (known if _stamp(path) in stamps else _digest(path))[:16]
 
-    It costs milliseconds whatever the size, and misses changes that are confined to the bytes between the blocks.
+
+def verify(path: Path) -> None:
+    """Compare a file of weights with the SHA-256 in `<file>.sha256`; where there is none, note it there.
+
+    A record of ours has size, time and inode of the file in its second line: while these are the same, nothing is
+    read. Where a record has the digest alone, as `sha256sum` writes it, it belongs to a published file.
+
+    Raises:
+        UserError: a published file is damaged. Of others that have changed a warning tells.
     """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    known, stamps = _recorded(path)
+    stamp, record = _stamp(path), _record(path)
+    if stamp in stamps:
+        return
+    digest = _digest(path)
+    found = f"SHA-256 {digest[:16]}..., {record.name} says {known[:16]}..."
+    if known and known != digest and not stamps:
+        raise UserError(f"checkpoint {path} is damaged or another file: {found}; download it again ({WHERE_TO_GET})")
+    if known and known != digest:
+        get_logger().warning(f"checkpoint {path} has other contents than at its first use ({found}); if you have "
+                             f"changed it yourself, delete {record}, otherwise download it again")
+    elif stamps or not known:
+        with suppress(StorageError):                # the folder may be read-only
+            write_atomically(record, f"{digest}  {path.name}\n# {stamp}\n".encode())
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for k in range(FINGERPRINT_BLOCKS):
-            file.seek(k * max(0, size - FINGERPRINT_BYTES) // (FINGERPRINT_BLOCKS - 1))
-            digest.update(file.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()[:16]
+        while block := file.read(2 ** 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded(path: Path) -> tuple[str, list[str]]:
+    """The SHA-256 in the record of a file, and the stamp for which it was found; both empty without a record."""
+    try:
+        lines = _record(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return "", []
+    return "".join(lines[:1]).partition(" ")[0], [line.removeprefix("# ") for line in lines[1:]]
 
 
 def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -85,6 +141,7 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
             as it was.
     """
     found = _read_state_dict(path)
+    verify(path)
     own = model.state_dict()
     wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
     _check_kinds(path, {name: found[name] for name in wanted if name in found})
@@ -125,8 +182,10 @@ def _saving(path: Path, expression: str) -> str:
     """The shell command that saves an expression in the `content` of a checkpoint beside it, replacing no file."""
     source, target = (json.dumps(str(file), ensure_ascii=False)
                       for file in (path, path.with_name(f"{path.stem}_weights.pt")))
-    return "python -c " + shlex.quote(f'import torch; content = torch.load({source}, "cpu", weights_only=True); '
-                                      f'torch.save({expression}, open({target}, "xb"))')
+    load = f'content = torch.load({source}, "cpu", weights_only=True)'
+    if _kind(path) == "safetensors":
+        load = f"from safetensors.torch import load_file; content = load_file({source})"
+    return "python -c " + shlex.quote(f'import torch; {load}; torch.save({expression}, open({target}, "xb"))')
 
 
 def _check_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:
