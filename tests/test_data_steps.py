@@ -23,15 +23,16 @@ from util.seeding import ImageRandomness
 
 R2 = 0.7
 NAMES = ["anna", "ben"]
+NOISES = {"gaussian": {"sigma": 0.1}, "poisson_gaussian": {"rate": 0.5, "sigma": 0.05}}    # one V, or one per entry
 NONLINEAR = [name for name in OPERATOR_EXAMPLES if name not in LINEAR]
 
 
-def case(name, params, size):
-    """A measurement of two images with noise that differs between entries, V, the matrices of A (B, m, n), and z."""
+def case(noise, name, params, size):
+    """A measurement of two images, V, the matrices of A (B, m, n), and z."""
     operator: LinearOperator = prepared(name, params, size, NAMES, 3 if name in ("colorization", "composite") else 1)
     batch, *shape = operator.image_shape
     x = normal(batch, *shape).clamp(-1, 1)
-    noiser = get_noise("poisson_gaussian", rate=0.5, sigma=0.05)
+    noiser = get_noise(noise, **NOISES[noise])
     measurement = Measurement(operator, noiser, noiser(operator(x).clamp(-1, 1), ImageRandomness(2, NAMES)))
     basis = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, 1, *shape)
     matrix = torch.stack([operator(column.expand(batch, *shape)).flatten(1) for column in basis], dim=2)
@@ -45,10 +46,11 @@ def minimum(matrix, v, y, z):
     return torch.linalg.solve(hessian, (weighted @ y.flatten(1)[..., None])[..., 0] + z.flatten(1) / R2)
 
 
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize(("name", "params", "size"), ONE_SIZE)
-def test_proximal_map_and_exact_draw_of_every_linear_operator(name, params, size):
+def test_proximal_map_and_exact_draw_of_every_linear_operator(noise, name, params, size):
     """The draw solves the system of perturbed y and z: its covariance is H^-1 (A^T V^-1 A + I / r^2) H^-1, so H^-1."""
-    measurement, v, matrix, z = case(name, params, size)
+    measurement, v, matrix, z = case(noise, name, params, size)
     operator, y = measurement.operator, measurement.y
     torch.testing.assert_close(proximal(measurement, z, R2).flatten(1), minimum(matrix, v, y, z), atol=1e-8, rtol=0)
     of_z, of_y = normal(*z.shape, seed=1), normal(*y.shape, seed=2)
@@ -57,7 +59,7 @@ def test_proximal_map_and_exact_draw_of_every_linear_operator(name, params, size
     torch.testing.assert_close(drawn.flatten(1), expected, atol=1e-8, rtol=0)
     gram = R2 * matrix @ matrix.mT + torch.diag_embed(v)
     move = R2 * (matrix.mT @ torch.linalg.solve(gram, of_y.flatten(1))[..., None])[..., 0]
-    torch.testing.assert_close(correction(operator, of_y, v.view_as(y), R2).flatten(1), move, atol=1e-8, rtol=0)
+    torch.testing.assert_close(correction(measurement, of_y, R2).flatten(1), move, atol=1e-8, rtol=0)
     top = torch.linalg.eigvalsh(matrix.mT / v[:, None] @ matrix)[:, -1]
     assert (curvature(operator, z, v.view_as(y)) / top).sub(0.9).abs().max() <= 0.1 + 1e-9              # from below
 

@@ -21,7 +21,7 @@ class PlugAndPlayRestoration(ConditioningMethod):
         eps'    = (x_t - sqrt(ab) x_0) / sqrt(1 - ab)
         x_{t-1} = sqrt(ab') x_0 + sqrt(1 - ab') (sqrt(1 - zeta) eps' + sqrt(zeta) z)
 
-    The data step by 25 steps of conjugate gradients; if A is not linear, by steps along its gradient. It starts from
+    The data step as in `correction`, at most 25 steps; if A is not linear, along its gradient. It starts from
     the lifted measurement at the first noise level. The sampler's transitions play no part, only its levels do.
 
     The authors' code has images on [0, 1] next to an s that belongs to [-1, 1], so that its lambda is four times ours:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, register_conditioning_method
 from guided_diffusion.gaussian_diffusion import Step
-from guided_diffusion.measurements.data_steps import UNASKED, correction, variance
+from guided_diffusion.measurements.data_steps import UNASKED, correction
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import NonNegative
 
@@ -22,7 +22,7 @@ class NoisePerturbedLikelihood(ConditioningMethod):
         x_{t-1} = x' + scale x0_coef (1 - ab) / sqrt(ab) score,         x' ~ p(x_{t-1} | x_t)
 
     x0_coef is the factor of x0_hat in the mean of x_{t-1}; for ddpm x0_coef / sqrt(ab) (1 - ab) is the paper's
-    (1 - alpha_t) / sqrt(alpha_t). No gradient through the network; the inverse by 25 conjugate gradient steps.
+    (1 - alpha_t) / sqrt(alpha_t). No gradient through the network. The inverse as in `correction`, at most 25 steps.
 
     Args:
         scale: the paper's lambda, 1.75 for all tasks; 1 for Bayes' rule.
@@ -39,5 +39,5 @@ class NoisePerturbedLikelihood(ConditioningMethod):
         u = (step.x_t if self.at == "x_t" else x) / math.sqrt(step.alpha_bar)
         s2 = (1 - step.alpha_bar) / step.alpha_bar
         # (1 - ab) / sqrt(ab) times the score is s^2 A^T (s^2 A A^T + V)^-1 (y - A u)
-        move = correction(operator, measurement.y - operator(u), variance(measurement), s2, UNASKED)
+        move = correction(measurement, measurement.y - operator(u), s2, UNASKED)
         return x + self.scale * step.x0_coef * move, measurement.distance(step.x0_hat)

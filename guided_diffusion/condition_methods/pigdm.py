@@ -8,7 +8,7 @@ from torch import Tensor
 from guided_diffusion.condition_methods.base import ConditioningMethod, grad_and_value, register_conditioning_method
 from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.conjugate_gradients import dot
-from guided_diffusion.measurements.data_steps import UNASKED, correction, variance
+from guided_diffusion.measurements.data_steps import UNASKED, correction
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import NonNegative
 
@@ -21,7 +21,7 @@ class PseudoinverseGuidance(ConditioningMethod):
         g       = (d x0_hat / d x_t)^T w                                r^2 times the score of p(y | x_t)
         x_{t-1} = x' + scale c g,   x' ~ p(x_{t-1} | x_t)
 
-    The paper's steps are those of ddim with eta = 1. The inverse takes 25 steps of conjugate gradients.
+    The paper's steps are those of ddim with eta = 1. The inverse as in `correction`, at most 25 steps.
 
     Args:
         scale: the paper has 1.
@@ -38,8 +38,7 @@ class PseudoinverseGuidance(ConditioningMethod):
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         operator, ab = measurement.operator, step.alpha_bar
-        residual = measurement.y - operator(step.x0_hat.detach())
-        w = correction(operator, residual, variance(measurement), 1 - ab, UNASKED)
+        w = correction(measurement, measurement.y - operator(step.x0_hat.detach()), 1 - ab, UNASKED)
         grad, _ = grad_and_value(step, lambda x0_hat: dot(w, x0_hat))
         weight = {"bayes": step.x0_coef / math.sqrt(ab), "paper": math.sqrt(ab),
                   "release": math.sqrt(ab * step.alpha_bar_prev)}[self.weight]

@@ -33,29 +33,36 @@ def variance(measurement: Measurement) -> Tensor:
 
 def chi_square(measurement: Measurement, residual: Tensor) -> Tensor:
     """||residual||_V^2 / m over the m observed entries of y, (B, ...) -> (B,): 1 or so for what noise makes of them."""
-    observed = measurement.operator.observed(measurement.y)
+    observed = measurement.operator.informative(measurement.y)
     return dot(observed * residual, residual / variance(measurement)) / observed.flatten(1).sum(1).clamp_min(1)
 
 
-def correction(operator: LinearOperator, residual: Tensor, variance: Tensor, r2: float,
-               iterations: int | None = None) -> Tensor:
-    """r^2 A^T (r^2 A A^T + V)^-1 residual, (B, ...) -> (B, C, H, W), by conjugate gradients.
+def correction(measurement: Measurement, residual: Tensor, r2: float, iterations: int | None = None) -> Tensor:
+    """r^2 A^T (r^2 A A^T + V)^-1 residual of a linear A, (B, ...) -> (B, C, H, W).
+
+    With A = U S V^T and white noise of sigma, by r^2 s / (r^2 s^2 + sigma^2); otherwise by conjugate gradients.
 
     Args:
-        residual, variance: y - A z and the diagonal of V, (B, ...).
+        residual: y - A z for the move from z to the proximal map.
         r2: r^2.
         iterations: at most; up to `UNASKED` of them never wait for the device.
     """
-    least = variance.flatten(1).amin(1)             # as the unit of V, so that nothing overflows where noise is weak
-    weight = (column(least, variance) / variance).sqrt()
-    return damped_inverse(lambda x: weight * operator(x), lambda v: operator.transpose(weight * v), weight * residual,
+    operator: LinearOperator = measurement.operator
+    sigma = measurement.noiser.white_sigma
+    if sigma is not None and operator.has_svd:
+        svd = operator.svd()
+        s = svd.singular.to(residual)
+        return svd.v(r2 * s / (r2 * s ** 2 + max(sigma, LEAST_SIGMA) ** 2) * svd.ut(residual))
+    v = variance(measurement)
+    least = v.flatten(1).amin(1)                    # as the unit of V, so that nothing overflows where noise is weak
+    weight = (column(least, v) / v).sqrt()
+    return damped_inverse(lambda x: weight * operator(x), lambda w: operator.transpose(weight * w), weight * residual,
                           (least / r2).sqrt(), iterations or ITERATIONS[residual.dtype])[0]
 
 
 def proximal(measurement: Measurement, z: Tensor, r2: float, iterations: int | None = None) -> Tensor:
     """argmin_x J(x) of a linear A: z (B, C, H, W) -> z + r^2 A^T (r^2 A A^T + V)^-1 (y - A z)."""
-    operator = measurement.operator
-    return z + correction(operator, measurement.y - operator(z), variance(measurement), r2, iterations)
+    return z + correction(measurement, measurement.y - measurement.operator(z), r2, iterations)
 
 
 def conditional_sample(measurement: Measurement, z: Tensor, r2: float, randomness: ImageRandomness) -> Tensor:
@@ -63,10 +70,9 @@ def conditional_sample(measurement: Measurement, z: Tensor, r2: float, randomnes
 
     The proximal map of z + r n and y + V^(1/2) n' (Papandreou & Yuille, 2010, "perturb and optimise").
     """
-    operator, v = measurement.operator, variance(measurement)
     z = z + math.sqrt(r2) * randomness.randn_like(z)
-    y = measurement.y + v.sqrt() * randomness.randn_like(v)
-    return z + correction(operator, y - operator(z), v, r2)
+    y = measurement.y + variance(measurement).sqrt() * randomness.randn_like(measurement.y)
+    return z + correction(measurement, y - measurement.operator(z), r2)
 
 
 def likelihood_gradient(operator: Operator, x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
