@@ -67,7 +67,8 @@ class ExactPosterior(Solver):
             "alphas_cumprod", "posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance")]
         z = step.randomness.randn_like(step.x_t)
         u = step.randomness.rand_like(step.x_t.flatten(1)[:, :1])
-        return torch.cat([distribution.transition(step.x_t[rows], *at, z[rows], u[rows]) for distribution, rows in parts])
+        return torch.cat([distribution.transition(step.x_t[rows], *at, z[rows], u[rows])
+                          for distribution, rows in parts])
 
 
 def posteriors(prior: Distribution, measurement: Measurement,
