@@ -76,7 +76,8 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
             device: torch.device) -> int:
     """Restore what is left of the images, and return the exit status."""
     task.operator.to(device)
-    load = cache(lambda: load_prior(config.model, task.source.image_size, args.tile, args.precision, device))
+    load = cache(lambda: load_prior(config.model, task.source.image_size, args.tile, args.precision, device,
+                                    task.sampler))
     plan = make_plan(args, task, folder, team, load, device)
     announce(task, folder, plan, team, device, args.progress)
     with ending.keeping(folder, plan.names):

@@ -29,7 +29,7 @@ def registry(monkeypatch):
 
 def test_an_operator_in_a_file_of_ones_own_is_restored(registry, run):
     Path("mine.py").write_text(PLUGIN)
-    status, out, err = run("--plugin", "mine.py", *MIRROR)
+    status, _, err = run("--plugin", "mine.py", *MIRROR)
     assert status == 0, err
     assert rows("results/mirror/dpps")[0]["status"] == "ok"
 

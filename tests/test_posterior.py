@@ -1,4 +1,4 @@
-"""Exact priors at every noise level, and exact posteriors, against dense linear algebra and integration."""
+"""Exact priors of every kind at every noise level, and exact posteriors, against matrices and numerical integration."""
 
 import math
 
@@ -155,11 +155,11 @@ def test_weights_of_a_mixture_by_integration_in_one_dimension():
     torch.testing.assert_close(found.weights, torch.stack(shares) / sum(shares))
 
 
-@pytest.mark.parametrize("kind, steps", [("stationary", "5"), ("mixture", "40")])
+@pytest.mark.parametrize("kind, steps", [("stationary", "5"), ("mixture", "20")])
 def test_exact_reaches_the_posterior_at_any_number_of_steps(kind, steps):
     """Covariance within the Monte-Carlo error, 3 % of its trace; shares of a mixture's components; chi-square."""
     prior, measurement = (GAUSSIANS | MIXTURES)[kind](), measured()
-    names, count = ["a"] * 3000, 3000
+    names, count = ["a"] * 2000, 2000
     randomness = ImageRandomness(0, names, range(count))
     batch = Measurement.simulate(measurement.operator, measurement.noiser, torch.zeros(count, *SHAPE).double(),
                                  randomness)
@@ -171,7 +171,7 @@ def test_exact_reaches_the_posterior_at_any_number_of_steps(kind, steps):
     like = torch.zeros(20_000, *SHAPE).double()
     exact = truth.sample(like, ImageRandomness(1, [str(i) for i in range(len(like))]))
     ratio = x.flatten(1).var(0).sum() / exact.flatten(1).var(0).sum()
-    assert ratio.item() == pytest.approx(1, abs=0.04)
+    assert ratio.item() == pytest.approx(1, abs=0.05)
     error = (x.mean(0) - exact.mean(0)).abs() / exact.std(0)
     assert error.max() < 5 / math.sqrt(count)
     assert batch.chi_square(x).mean().item() == pytest.approx(batch.chi_square(exact[:count]).mean().item(), rel=0.05)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.dataloader import ImageFolder
+from data.dataloader import ImageFolder, SkimagePhotographs
 from guided_diffusion.priors.distributions import (
     DiagonalGaussian,
     Distribution,
@@ -24,6 +24,9 @@ from util.errors import UserError
 PRIORS = Registry("prior")                          # name in the model config -> function that makes a `Distribution`
 register_prior = PRIORS.register
 
+PHOTOGRAPH = 256                                    # side of scikit-image's photographs before they are cut
+NOTHING_LEFT = 1e-12                                # variance that is rounding
+
 
 class AnalyticPrior(nn.Module):
     """The exact noise predictor eps = (x_t - sqrt(alpha_bar) E[x_0 | x_t]) / sqrt(1 - alpha_bar) of a distribution.
@@ -33,11 +36,14 @@ class AnalyticPrior(nn.Module):
         distribution: of the images.
         learn_sigma: append variance channels for model_var_type "learned_range": the exact variance of each value of
             x_{t-1} given x_t, beta_tilde + c1^2 Var(x_0 | x_t) with c1 the factor of x_0 in its mean.
+        image_size: side of the images that it is for; None where it does not matter.
     """
 
-    def __init__(self, schedule: Schedule, distribution: Distribution, learn_sigma: bool = False):
+    def __init__(self, schedule: Schedule, distribution: Distribution, learn_sigma: bool = False,
+                 image_size: int | None = None):
         super().__init__()
         self.schedule, self.distribution, self.learn_sigma = schedule, distribution, learn_sigma
+        self.image_size = image_size
         self.register_buffer("model_timesteps", torch.from_numpy(schedule.model_timesteps).float())
 
     def index(self, t: Tensor) -> Tensor:
@@ -45,7 +51,10 @@ class AnalyticPrior(nn.Module):
         return torch.searchsorted(self.model_timesteps, t.float() - 1e-3)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(B, C, H, W), (B,) -> (B, C, H, W), or (B, 2C, H, W) with variance channels."""
+        """(B, C, H, W), (B,) -> (B, C, H, W), or (B, 2C, H, W) with variance channels; UserError for another size."""
+        if self.image_size is not None and x_t.shape[2:] != (self.image_size, self.image_size):
+            raise UserError(f"the images are {x_t.shape[2]}x{x_t.shape[3]}, but the exact prior is for "
+                            f"{self.image_size}x{self.image_size}; change data.image_size or model.image_size")
         index = self.index(t)
         alpha_bar = self.schedule.at("alphas_cumprod", index, x_t)
         eps = -(1 - alpha_bar).sqrt() * self.distribution.score(x_t, alpha_bar)
@@ -61,7 +70,7 @@ class AnalyticPrior(nn.Module):
 
 
 @register_prior("gaussian")
-def gaussian(image_size: Count = 32, spectrum: str = "1/f", std: Positive = 0.3, falloff: NonNegative = 2.0,
+def gaussian(image_size: Count, spectrum: str = "1/f", std: Positive = 0.3, falloff: NonNegative = 2.0,
              mean: float = 0.0, folder: str | None = None) -> StationaryGaussian:
     """A stationary Gaussian, the channels independent.
 
@@ -93,13 +102,13 @@ def gaussian(image_size: Count = 32, spectrum: str = "1/f", std: Positive = 0.3,
 
 
 @register_prior("gaussian_lowrank")
-def gaussian_lowrank(folder: str, image_size: Count = 32, components: Count = 20,
+def gaussian_lowrank(image_size: Count, folder: str, components: Count = 20,
                      residual: Positive | None = None) -> LowRankGaussian:
     """The mean and the principal components of a folder's images, and white noise.
 
     Args:
-        folder: of images.
-        image_size: side that they are brought to.
+        image_size: side of the images.
+        folder: of images that are brought to that size, or skimage, see `folder_of`.
         components: how many.
         residual: standard deviation in every other direction; null for what the components leave of the images.
 
@@ -111,18 +120,21 @@ def gaussian_lowrank(folder: str, image_size: Count = 32, components: Count = 20
     _, s, vt = torch.linalg.svd((images - mean).flatten(1), full_matrices=False)
     variances = s ** 2 / (len(images) - 1)
     left = variances[components:].sum().item() / max(n - components, 1) if residual is None else residual ** 2
+    if left < NOTHING_LEFT:
+        raise UserError(f"prior gaussian_lowrank: {components} components leave nothing of {len(images)} images, so it "
+                        "is not positive definite; ask for fewer components, or set residual")
     return LowRankGaussian(mean, vt[:components].view(-1, *mean.shape), variances[:components], left)
 
 
 @register_prior("gaussian_mixture")
-def gaussian_mixture(folder: str, image_size: Count = 32, components: Count = 3,
+def gaussian_mixture(image_size: Count, folder: str, components: Count = 3,
                      covariance: Literal["diagonal", "full"] = "diagonal", std: Positive = 0.1,
                      weights: Sequence[float] | None = None) -> GaussianMixture:
     """A Gaussian for each of the groups that k-means finds among a folder's images.
 
     Args:
-        folder: of images.
-        image_size: side that they are brought to.
+        image_size: side of the images.
+        folder: of images that are brought to that size, or skimage, see `folder_of`.
         components: how many groups.
         covariance: "diagonal", or "full" for images of up to 4096 values (36 x 36 in colour).
         std: added to each group's own deviations, as the square root of the sum of squares.
@@ -148,12 +160,19 @@ def gaussian_mixture(folder: str, image_size: Count = 32, components: Count = 3,
 
 
 def folder_of(root: str, image_size: int, least: int) -> Tensor:
-    """All images of a folder, (N, 3, S, S) float64; UserError if there are fewer than `least`."""
-    dataset = ImageFolder(root, image_size)
-    if len(dataset) < least:
-        raise UserError(f"the folder '{root}' holds {len(dataset)} images, expected {least} or more for such a prior; "
+    """All images of a folder, or the squares that scikit-image's photographs of 256 x 256 are cut into, for "skimage".
+
+    (N, 3, S, S) float64; UserError if there are fewer than `least`.
+    """
+    if root == "skimage":
+        squares = torch.stack(list(SkimagePhotographs(image_size=PHOTOGRAPH))).unfold(2, image_size, image_size)
+        images = squares.unfold(3, image_size, image_size).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    else:
+        images = torch.stack(list(ImageFolder(root, image_size)))
+    if len(images) < least:
+        raise UserError(f"the folder '{root}' holds {len(images)} images, expected {least} or more for such a prior; "
                         "give more images, or ask for fewer components")
-    return torch.stack(list(dataset)).double()
+    return images.double()
 
 
 def k_means(images: Tensor, count: int, rounds: int = 20) -> list[Tensor]:

@@ -17,9 +17,8 @@ from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
 from guided_diffusion.method import Method
-from guided_diffusion.priors.load import find_checkpoint
+from guided_diffusion.priors.load import check_model, find_checkpoint
 from guided_diffusion.restoration.catalogue import METHODS
-from guided_diffusion.unet import create_model
 from util.checkpoint import fingerprint
 from util.command import user_path
 from util.config.config import REPOSITORY, Choice, Config, find_file
@@ -64,6 +63,9 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
     sampler, noiser, method = build_parts(config, overrides)
     operator = build_named(OPERATORS, config.operator, "measurement.operator.name", overrides)
     method.check(operator, noiser)
+    if method.needs_exact_prior and "prior" not in config.model:
+        raise UserError(f"conditioning method '{method.name}' needs a prior that is known in closed form, found a "
+                        "network; give one, such as --model_config configs/exact_gaussian_model_config.yaml")
     if method.needs_prior:
         find_checkpoint(config.model)
         if config.model.get("class_cond", False) and config.model.get("class_label") is None:
@@ -83,10 +85,11 @@ def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Nois
     Raises:
         UserError: a name or a parameter is wrong.
     """
-    check_arguments(create_model, config.model, "model config")
+    check_model(config.model)
     check_arguments(create_sampler, config.diffusion, "diffusion config")
     sampler = create_sampler(**config.diffusion)
-    sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
+    if "prior" not in config.model:                 # exact ones have the channels that the sampler asks for
+        sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
     noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
     return sampler, noiser, build_named(METHODS, config.conditioning, "conditioning.method", overrides)
 
@@ -151,8 +154,9 @@ def build_source(config: Config, folder: MeasurementFolder | None, overrides: Se
 
 def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, object]:
     """All that decides the results of a run, as plain YAML values; files by their fingerprints."""
+    checkpoint = find_checkpoint(config.model) if task.method.needs_prior else None
     given = {"tile": args.tile, "load_measurements": args.load_measurements,
-             "checkpoint": fingerprint(Path(find_checkpoint(config.model))) if task.method.needs_prior else None,
+             "checkpoint": checkpoint and fingerprint(Path(checkpoint)),
              "files": {name: fingerprint(path) for name, path in task.operator.files_read().items()} or None}
     return {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
             **{key: value for key, value in given.items() if value is not None}}
