@@ -20,7 +20,7 @@ class RandomCrops(Dataset):
     Files that cannot be read are named once and passed over.
 
     Args:
-        folder: of photographs.
+        folder: of photographs; "skimage" for those of scikit-image.
         crop: side of the crops, in pixels.
         scales: a crop shows a square of crop / scale pixels, scale uniform in this range, (low, high) with low > 0;
             of a smaller photograph as much as there is.
@@ -38,7 +38,7 @@ class RandomCrops(Dataset):
 
     def __init__(self, folder: str, crop: int, scales: tuple[float, float], seed: int, cached: dict | None,
                  zooms: tuple[float, float] | None = None, colour_jitter: float = 0.0):
-        self.photographs = get_dataset("folder", root=folder)
+        self.photographs = get_dataset("skimage") if folder == "skimage" else get_dataset("folder", root=folder)
         self.crop, self.scales, self.seed, self.cached = crop, scales, seed, cached
         self.zooms, self.colour_jitter = zooms, colour_jitter
         self.unreadable: set[int] = set()

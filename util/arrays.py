@@ -10,6 +10,7 @@ from util.errors import UserError
 from util.img_utils import FORMATS
 
 LARGEST_PICTURE = 2 ** 26                           # pixels
+MAGIC = b"\x93NUMPY"
 
 
 def read_array(file: str, what: str) -> np.ndarray:
@@ -26,6 +27,9 @@ def read_array(file: str, what: str) -> np.ndarray:
         raise UserError(f"{what} '{file}' not found; give the path of an image or a .npy file")
     try:
         if path.suffix.lower() == ".npy":
+            with open(path, "rb") as content:
+                if content.read(len(MAGIC)) != MAGIC:       # numpy.load takes others for archives or pickles
+                    raise ValueError("it does not begin as .npy files do")
             array = np.load(path, allow_pickle=False)
             if array.dtype.kind not in "bufi":
                 pairs = "; stack real and imaginary parts along a last axis" if array.dtype.kind == "c" else ""
