@@ -140,7 +140,7 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
             tensor is not dense, not of DTYPES or has no values, or one holds NaN or infinity. The model is then left
             as it was.
     """
-    found = _read_state_dict(path)
+    found = read_state_dict(path)
     verify(path)
     own = model.state_dict()
     wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
@@ -155,7 +155,7 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
     model.load_state_dict({name: found[name] for name in own}, strict=True)
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in `path`; UserError, with the command that saves it alone, where it is inside something else."""
     found = read_checkpoint(path)
     expected = "expected a state dict (name -> tensor) and nothing else"

@@ -1,6 +1,7 @@
 """Methods with a loop of their own; the classical baselines need no prior."""
 
 from guided_diffusion.method import Method
+from guided_diffusion.solvers.admm_tv import TotalVariationADMM
 from guided_diffusion.solvers.base import ClassicalRestorer, Solver
 from guided_diffusion.solvers.classical import (
     Biharmonic,
@@ -15,6 +16,7 @@ from guided_diffusion.solvers.classical import (
 from guided_diffusion.solvers.ddnm import NullSpaceModel
 from guided_diffusion.solvers.ddrm import DenoisingDiffusionRestoration
 from guided_diffusion.solvers.exact import ExactPosterior
+from guided_diffusion.solvers.pnp_admm import PlugAndPlayADMM
 
 __all__ = [
     "Biharmonic",
@@ -25,10 +27,12 @@ __all__ = [
     "Method",
     "NonLocalMeans",
     "NullSpaceModel",
+    "PlugAndPlayADMM",
     "PseudoInverse",
     "RichardsonLucy",
     "Solver",
     "Tikhonov",
     "TotalVariation",
+    "TotalVariationADMM",
     "Wiener",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler, Step
+from guided_diffusion.measurements.base import LinearOperator
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import Method
 from util.seeding import ImageRandomness
@@ -74,3 +75,8 @@ class ClassicalRestorer(Method):
 def to_arrays(x: Tensor) -> np.ndarray:
     """Images (B, C, H, W) on the scale [-1, 1] -> (B, H, W, C) float64 on [0, 1], not clipped."""
     return x.detach().cpu().double().permute(0, 2, 3, 1).numpy() / 2 + 0.5
+
+
+def unit_measurement(operator: LinearOperator, y: Tensor) -> Tensor:
+    """What `operator` measures of (x + 1)/2, on [0, 1], where it measures `y` of x on [-1, 1]: (B, ...) -> the same."""
+    return (y + operator(y.new_ones(operator.image_shape))) / 2
