@@ -8,7 +8,6 @@ import torch
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import GaussianPrior
 from guided_diffusion.solvers.admm_tv import differences, divergence
 from tests.classical_golden import TASKS, as_images, golden_measurement
 from tests.conftest import golden_path
@@ -85,7 +84,11 @@ def test_the_golden_runs_with_dncnn(golden, tmp_path, task):
 def test_the_diffusion_network_takes_the_denoisers_place():
     """With a white Gaussian prior N(m, s^2) the network denoises exactly, and the fixed point is known."""
     sampler = create_sampler(model_var_type="fixed_small", clip_denoised=False)
-    prior = GaussianPrior(sampler.schedule, 0.25, mean=0.1)
+
+    def prior(x_t, t):
+        ab = float(sampler.schedule.alphas_cumprod[t[0]])
+        return (1 - ab) ** 0.5 / (0.25 * ab + 1 - ab) * (x_t - ab ** 0.5 * 0.1)
+
     measurement, _ = measure("noise", NAMES[:2])
     measurement = Measurement(measurement.operator, measurement.noiser, 0.3 * measurement.y.float())
     level = (1 / sampler.schedule.alphas_cumprod - 1) ** 0.5
