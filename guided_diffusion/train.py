@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from guided_diffusion.training.arguments import parse_arguments
+from guided_diffusion.training.arguments import parse_training as parse_arguments
 from util.command import check_command_line, output_folder, run_command, run_program, undivided
 
 if __name__ == "__main__":                          # before the imports that take seconds

@@ -4,19 +4,24 @@ import csv
 import io
 import json
 import math
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from util.command import Parser, choose_device, run_command, run_program, user_path
-from util.errors import UserError, did_you_mean
+from util.command import check_command_line, choose_device, run_command, run_program, user_path
+from util.metrics.arguments import TITLES, parse_arguments
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
+from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.metrics.comparison import Comparison, compare, fixed, log_distances
 from util.metrics.pairs import Pair, pair_folders, shorten
-from util.metrics.scores import PER_IMAGE, TITLES, Metrics, Scores
+from util.metrics.scores import PER_IMAGE, Metrics, Scores
 from util.run.layout import TABLE, file_of
 from util.run.table import Row, read_table
 
@@ -44,30 +49,6 @@ def pair_results(run: Path, rows: Sequence[Row]) -> tuple[list[Pair], list[str]]
     there = [pair for pair in pairs if pair.restored.is_file() and pair.label.is_file()]
     gone = {str(file.relative_to(run)) for pair in pairs for file in (pair.restored, pair.label) if not file.is_file()}
     return there, [f"{run} has no {shorten(gone)}, which {TABLE} tells of"] if gone else []
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in TITLES:
-            raise ArgumentTypeError(f"unknown metric '{name}'; {did_you_mean(name, TITLES)}")
-    return names
-
-
-def parse_arguments(argv: Sequence[str] | None) -> Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m util.compute_metric", allow_abbrev=False, description=(
-        "Score restored images against true ones, paired by file name; exit status 1 if some could not be scored."))
-    add = parser.add_argument
-    add("restored", metavar="A", help="folder of restored images; or, alone, a results folder (recon/ against label/)")
-    add("labels", metavar="B", nargs="?", help="folder of true images")
-    add("--from_png", action="store_true", help="of a results folder, score the saved files, "
-        "in place of what metrics.csv says of the images before they were rounded to 8 bits")
-    add("--metrics", type=_names, default=list(TITLES), metavar="NAME,...", help=f"default: {','.join(TITLES)}")
-    add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; nothing is fetched then")
-    add("--save_dir", metavar="FOLDER", help="where scores.json and scores.csv go; default: the results folder, if one")
-    add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
-    return parser.parse(argv)
 
 
 def score(args: Namespace) -> int:
