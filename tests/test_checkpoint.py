@@ -3,9 +3,6 @@
 import hashlib
 import os
 import pickle
-import shlex
-import subprocess
-import sys
 import warnings
 import zipfile
 
@@ -191,41 +188,32 @@ def test_additional_tensors_are_an_error(tmp_path, trained):
 
 
 def test_something_else_than_a_state_dict(tmp_path):
-    for content in ([torch.ones(2)], {"model": {"w": torch.ones(2)}}, torch.ones(3), {}):
+    for content in ([torch.ones(2)], {"model": {}, "w": torch.ones(2)}, torch.ones(3), {}):
         path = tmp_path / "other.pt"
         torch.save(content, path)
         with pytest.raises(UserError, match="expected a state dict"):
             create_model(**TINY, model_path=str(path))
 
 
-def follow_the_advice(error):
-    """Run the command at the end of a message."""
-    command = shlex.split(str(error).partition(": python ")[2])
-    return subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("wrap, words", [
-    (lambda state: {"module." + name: w for name, w in state.items()}, "has 'module.' before every name"),
-    (lambda state: {"epoch": 3, "state_dict": state}, "the weights are under 'state_dict'; save that alone: python"),
-    (lambda state: {"model": {}, "step": 3, "weights": state, "ema": state}, "(model, step, weights, ema), expected a "
-     "state dict (name -> tensor) and nothing else; the weights are under 'ema' or 'weights'; save that alone: python"),
-])
-def test_the_advice_saves_the_weights_alone(tmp_path, trained, wrap, words):
-    path = tmp_path / "Bob's prior.pt"
-    torch.save(wrap(trained.state_dict()), path)
-    with pytest.raises(UserError) as caught:
-        create_model(**TINY, model_path=str(path))
-    assert words in str(caught.value)
-    assert follow_the_advice(caught.value).returncode == 0
-    loaded = create_model(**TINY, model_path=str(tmp_path / "Bob's prior_weights.pt"))
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"module." + name: w for name, w in state.items()}, lambda state: {"epoch": 3, "state_dict": state},
+    lambda state: {"state_dict": {"module." + name: w for name, w in state.items()}, "args": {"lr": 1e-4}}])
+def test_weights_are_found_inside_something_else(tmp_path, trained, wrap):
+    torch.save(wrap(trained.state_dict()), tmp_path / "prior.pt")
+    loaded = create_model(**TINY, model_path=str(tmp_path / "prior.pt"))
     assert torch.equal(loaded.out[2].weight, trained.out[2].weight)
-    assert "FileExistsError" in follow_the_advice(caught.value).stderr
+
+
+def test_of_several_sets_of_weights_one_is_to_be_chosen(tmp_path, trained):
+    torch.save({"step": 3, "weights": trained.state_dict(), "ema": trained.state_dict()}, tmp_path / "prior.pt")
+    with pytest.raises(UserError, match=r"\(step, weights, ema\).*; choose one of weights, ema and save it alone"):
+        create_model(**TINY, model_path=str(tmp_path / "prior.pt"))
 
 
 def test_something_beside_the_tensors_is_named(tmp_path, trained):
     path = tmp_path / "more.pt"
     torch.save({**trained.state_dict(), "epoch": 3}, path)
-    with pytest.raises(UserError, match=r"holds more than tensors \(epoch\), expected a state dict .* nothing else$"):
+    with pytest.raises(UserError, match=r"holds more than tensors \(epoch\), expected a state dict"):
         create_model(**TINY, model_path=str(path))
 
 

@@ -1,9 +1,7 @@
 """Checkpoints: loaded strictly, without executing anything, or not at all; changed ones are told of."""
 
 import hashlib
-import json
 import pickle
-import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -156,36 +154,24 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in `path`; UserError, with the command that saves it alone, where it is inside something else."""
+    """The state dict in `path`, also where it is the only one inside something else; DataParallel's "module." is dropped.
+    """
     found = read_checkpoint(path)
-    expected = "expected a state dict (name -> tensor) and nothing else"
+    expected = "expected a state dict (name -> tensor)"
     if not isinstance(found, dict) or not found:
         raise UserError(f"checkpoint {path} holds a {type(found).__name__}, {expected}")
     if others := [key for key, value in found.items() if not isinstance(value, Tensor)]:
-        inner = [key for key in others if isinstance(key, str) and _is_state_dict(found[key])]
-        inner.sort(key=lambda key: "ema" not in key)                # averaged weights first: they are the ones to use
-        advice = (f"; the weights are under {' or '.join(map(repr, inner))}; save that alone: "
-                  + _saving(path, f"content[{json.dumps(inner[0])}]") if inner else "")
-        raise UserError(f"checkpoint {path} holds more than tensors ({_first(others, 6)}), {expected}{advice}")
-    if all(str(name).startswith("module.") for name in found):
-        bare = '{name.removeprefix("module."): tensor for name, tensor in content.items()}'
-        raise UserError(f"checkpoint {path} has 'module.' before every name, as DataParallel saves it; save it "
-                        f"without: {_saving(path, bare)}")
-    return found
+        inner = [key for key in others if _is_state_dict(found[key])]
+        if len(inner) != 1:
+            several = f"; choose one of {_first(inner, 6)} and save it alone, by torch.save" if inner else ""
+            raise UserError(f"checkpoint {path} holds more than tensors ({_first(others, 6)}), {expected}{several}")
+        found = found[inner[0]]
+    prefix = "module." if all(str(name).startswith("module.") for name in found) else ""
+    return {str(name).removeprefix(prefix): tensor for name, tensor in found.items()}
 
 
 def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
-
-
-def _saving(path: Path, expression: str) -> str:
-    """The shell command that saves an expression in the `content` of a checkpoint beside it, replacing no file."""
-    source, target = (json.dumps(str(file), ensure_ascii=False)
-                      for file in (path, path.with_name(f"{path.stem}_weights.pt")))
-    load = f'content = torch.load({source}, "cpu", weights_only=True)'
-    if _kind(path) == "safetensors":
-        load = f"from safetensors.torch import load_file; content = load_file({source})"
-    return "python -c " + shlex.quote(f'import torch; {load}; torch.save({expression}, open({target}, "xb"))')
 
 
 def _check_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,6 @@ from typing import Annotated
 from util.errors import UserError, did_you_mean
 
 LARGEST_INTEGER, LARGEST_NUMBER = 2 ** 31 - 1, 1e150     # of a parameter; a float holds the square of the second
-LARGEST_FACTOR = 10 ** 6                            # the squares of larger whole numbers may not be an int64
 REQUIRED = inspect.Parameter.empty                  # stands for the default of a parameter that has none
 
 
@@ -39,13 +38,11 @@ class Bounds:
 
     def __str__(self) -> str:
         """Words for the range: "0 or more", "more than 0 and at most 1"."""
-        lower = f"{self.least:g} or more" if self.least is not None else (
-            f"more than {self.above:g}" if self.above is not None else "")
-        upper = f"at most {self.most:g}" if self.most is not None else (
-            f"less than {self.below:g}" if self.below is not None else "")
         if self.least is not None and self.most is not None:
             return f"{self.least:g} to {self.most:g}"
-        return " and ".join(filter(None, (lower, upper)))
+        words = {"{:g} or more": self.least, "more than {:g}": self.above, "at most {:g}": self.most,
+                 "less than {:g}": self.below}
+        return " and ".join(form.format(bound) for form, bound in words.items() if bound is not None)
 
 
 Positive = Annotated[float, Bounds(above=0)]
@@ -208,11 +205,10 @@ def _most(value: object) -> str:
 
 
 def as_float(value: object, hint: object) -> object:
-    """A large whole number as the float that `hint` asks for: squares of floats are numbers that tensors know."""
+    """A whole number as the float that `hint` asks for: the squares of large ones are no int64, which tensors want."""
     kinds = {typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
              for kind in (hint, *typing.get_args(hint))}
-    floats = float in kinds and int not in kinds
-    return float(value) if floats and type(value) is int and abs(value) > LARGEST_FACTOR else value
+    return float(value) if type(value) is int and float in kinds and int not in kinds else value
 
 
 def fits(value: object, hint: object) -> bool:
