@@ -155,8 +155,9 @@ class Kernels:
 
     def mmd(self, rows: Tensor) -> float:
         """MMD^2 of the samples of these rows (repeated ones are not compared with themselves)."""
-        block, apart = self.xx[rows][:, rows], rows[:, None] != rows
-        return ((block * apart).sum() / apart.sum() + self.yy - 2 * self.xy[rows].mean()).item()
+        count = torch.bincount(rows, minlength=len(self.xx)).to(self.xx)
+        among = (count @ self.xx @ count - count ** 2 @ self.xx.diagonal()) / (len(rows) ** 2 - (count ** 2).sum())
+        return (among + self.yy - 2 * (count @ self.xy).sum() / (len(rows) * self.xy.shape[1])).item()
 
 
 def half_interval(values: Sequence[float]) -> float:
