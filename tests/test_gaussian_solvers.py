@@ -14,7 +14,8 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import GaussianPrior
+from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.distributions import StationaryGaussian
 from guided_diffusion.restoration.catalogue import METHODS
 from util.seeding import ImageRandomness
 
@@ -103,7 +104,7 @@ def task(size=24, names=NAMES):
 
 
 def restore(name, reverse, measurement, **params):
-    prior = GaussianPrior(reverse.schedule, S, learn_sigma=reverse.learned_variance).double()
+    prior = AnalyticPrior(reverse.schedule, StationaryGaussian(S), learn_sigma=reverse.learned_variance)
     randomness = ImageRandomness(4, [str(i) for i in range(len(measurement.y))])
     return METHODS.build(name, **params).restore(prior, reverse, measurement, randomness)
 

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = [                                           # the floors, from the top; rooms of one floor do not see each other
     ["sample_condition.py"],
-    ["guided_diffusion/benchmark/", "guided_diffusion/tune/", "guided_diffusion/validate.py",
-     "guided_diffusion/notebook.py"],
+    ["guided_diffusion/benchmark/", "guided_diffusion/tune/", "guided_diffusion/posterior_benchmark/",
+     "guided_diffusion/validate.py", "guided_diffusion/notebook.py"],
     ["guided_diffusion/train.py"],
     ["guided_diffusion/restoration/", "guided_diffusion/training/"],
     ["guided_diffusion/solvers/"],
