@@ -37,7 +37,7 @@ class TrainConfig:
         learning_rate: peak of the rate, which rises over `warmup_steps` and falls to 0 along a half cosine.
         ema_decay: decay of the averaged weights, which are the ones to use.
         vlb_weight: share of the variational bound (bits per dimension, summed over timesteps) in the loss.
-        loss_weight: weight of the timesteps in the squared error of eps, see `losses.loss_weights`.
+        loss_weight: weight of the timesteps in the squared error of eps: "none", "min_snr" or "p2".
         gradient_clip: largest norm of the gradient.
         micro_batch: crops that go through the network at once, in each process; the gradients of a batch are summed
             over its parts, which is the step of the whole batch in less memory. 0 = the whole batch.

@@ -11,7 +11,7 @@ from guided_diffusion.posterior_mean_variance import EpsilonXMeanProcessor, Lear
 from guided_diffusion.schedule import Schedule
 from util.img_utils import PIXEL_STEP
 
-LossWeight = Literal["none", "min_snr", "p2", "debias"]
+LossWeight = Literal["none", "min_snr", "p2"]
 SNR_LIMIT = 5.0                                     # gamma of min-SNR
 
 
@@ -20,13 +20,10 @@ def loss_weights(schedule: Schedule, kind: LossWeight) -> Tensor:
 
     "none": 1, as Ho et al. (2020). "min_snr": min(SNR, 5) / SNR, Hang et al. (2023), "Efficient Diffusion Training via
     Min-SNR Weighting Strategy". "p2": 1 / (1 + SNR), Choi et al. (2022), "Perception Prioritized Training of Diffusion
-    Models". "debias": 1 / sqrt(SNR), Yu et al. (2023), "Debias the Training of Diffusion Models". All take weight from
-    the least noise, whose details matter less to what an image shows, and "debias" gives it to the most, where colours
-    are decided; its mean is that of the last timesteps, so a `vlb_weight` of 1e-4 or less belongs to it.
+    Models". Both take weight from the least noise, whose details matter less to what an image shows.
     """
     snr = torch.from_numpy(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod))
-    weights = {"none": torch.ones_like(snr), "min_snr": snr.clamp(max=SNR_LIMIT) / snr, "p2": 1 / (1 + snr),
-               "debias": snr ** -0.5}[kind]
+    weights = {"none": torch.ones_like(snr), "min_snr": snr.clamp(max=SNR_LIMIT) / snr, "p2": 1 / (1 + snr)}[kind]
     return (weights / weights.mean()).float()
 
 
