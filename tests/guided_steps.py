@@ -91,9 +91,11 @@ class Loop(ConditioningMethod):
 class Wrapped(Operator):
     """Another operator, not known to be linear."""
 
+    name = "wrapped"
+
     def __init__(self, operator):
         super().__init__()
-        self.operator = operator
+        self.operator, self.image_shape = operator, operator.image_shape
 
     def forward(self, x):
         return self.operator(x)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion.measurements import Measurement
+from guided_diffusion.restoration.build import Task
 from tests.command_line import launch, rows
 from tests.helpers import picture
 
@@ -128,7 +128,7 @@ def test_running_out_of_gpu_memory_is_explained(run, monkeypatch):
     def exhausted(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Measurement, "simulate", exhausted)
+    monkeypatch.setattr(Task, "measure", exhausted)
     status, _, err = run()
     assert status == 2 and "--batch_size" in err and "Traceback" not in err
 

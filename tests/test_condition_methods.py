@@ -109,15 +109,15 @@ def test_what_serves_the_noise_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("method, params, message", [
-    ("ps", {"scale": -1}, "scale is -1, expected 0 or more"),
+    ("ps", {"scale": -1}, "scale is -1, expected a finite number, 0 or more"),
     ("mcg", {"scale": -0.5}, "scale is -0.5"),
     ("ps+", {"scale": -0.5}, "scale is -0.5"),
     ("dpps", {"scale": -0.5}, "scale is -0.5"),
     ("ps", {"scael": 9}, "did you mean 'scale'"),
     ("ps", {"scale": "0.3"}, "scale is '0.3', expected a finite number"),
-    ("ps+", {"num_sampling": 0}, "num_sampling is 0, expected 1 or more"),
+    ("ps+", {"num_sampling": 0}, "num_sampling is 0, expected an integer, 1 or more"),
     ("ps+", {"perturbation": -0.1}, "perturbation is -0.1"),
-    ("dpps", {"max_candidates": 0}, "max_candidates is 0, expected 1 or more"),
+    ("dpps", {"max_candidates": 0}, "max_candidates is 0, expected an integer, 1 or more"),
     ("dpps", {"chunk": 0}, "chunk is 0"),
     ("dpps", {"target": "y"}, "target is 'y', expected one of 'eps', 'mean'"),
     ("vanilla", {"scale": 1.0}, "takes no parameters"),

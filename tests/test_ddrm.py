@@ -211,7 +211,7 @@ def test_ilvr_is_the_low_pass_projection():
     """A = I: x' - phi(x') + phi(y_t); factor 1: `projection`; the last fifth is left alone."""
     x = measure("noise", NAMES[:1])[0].y
     phi = low_pass(16, 4) @ x @ low_pass(16, 4).mT
-    torch.testing.assert_close(phi, resize(resize(x, scale=1 / 4), size=(16, 16)))
+    torch.testing.assert_close(phi, resize(resize(x, scale=1 / 4), scale=4))
     _, step, measurement = single_step("noise")
     drawn = fresh(step)
     sample = step.mean + step.std * drawn.randn_like(step.mean)

@@ -55,12 +55,15 @@ def test_dpps_evaluates_candidates_without_a_graph():
     graphs = []
 
     class Watching(LinearOperator):
+        name = "watching"
+
         def forward(self, x):
             graphs.append(torch.is_grad_enabled())
             return x[..., ::2, ::2]
 
     _, step, measurement = single_step("noise")
-    watched = Measurement(Watching(), measurement.noiser, measurement.y[..., ::2, ::2])
+    watching = Watching().prepare(measurement.image_shape, ImageRandomness(0, NAMES[:len(step.x_t)]))
+    watched = Measurement(watching, measurement.noiser, measurement.y[..., ::2, ::2])
     get_conditioning_method("dpps", adaptive=False, max_candidates=4).conditioning(step, watched)
     assert graphs == [True] + [False] * 5                        # distance; centre; four candidates
 

@@ -119,10 +119,11 @@ def test_settings_of_the_paper(case):
         params = config.conditioning.params
         assert (config.conditioning.name, config.data.name) == ("ps", case.partition("_")[0])
         if case.endswith("gaussian"):
-            assert params["scale"] == 2 * zeta and params.get("power", 1) == 1
+            assert params["scale"] == 2 * zeta and params.get("likelihood", {}).get("power", 1) == 1
             assert get_noise(config.noise.name, **config.noise.params).sigma == 0.1           # 0.05 on [0, 1]
         else:
-            assert params == {"scale": pytest.approx(2 * zeta / 255 ** 0.5, rel=1e-3), "power": 0.5}
+            assert params == {"scale": pytest.approx(2 * zeta / 255 ** 0.5, rel=1e-3),
+                              "likelihood": {"name": "point", "power": 0.5}}
             assert config.noise.params == {"rate": 1.0, "likelihood": "shot"}
     if case.endswith("gaussian"):
         random, box = (setting(f"paper_{case}", task).operator.params for task in ("inpainting", "box_inpainting"))

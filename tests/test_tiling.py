@@ -111,7 +111,7 @@ def restored_ramp(tile: int, overlap: int | None) -> torch.Tensor:
     truth = (x + 0.3 * y).expand(8, 3, 32, 128)
     randomness = ImageRandomness(0, [f"image {i}" for i in range(8)])
     measurement = Measurement.simulate(get_operator("noise"), get_noise("gaussian", sigma=0.05), truth, randomness)
-    method = CONDITIONING_METHODS.build("ps", scale=3.0, rescale=False)
+    method = CONDITIONING_METHODS.build("ps", scale=3.0, likelihood={"name": "point", "rescale": False})
     return method.restore(model, sampler, measurement, randomness) - truth
 
 

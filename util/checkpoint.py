@@ -154,8 +154,7 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in `path`, also where it is the only one inside something else; DataParallel's "module." is dropped.
-    """
+    """The state dict in `path`, also where it is the only one inside something else, without a prefix "module."."""
     found = read_checkpoint(path)
     expected = "expected a state dict (name -> tensor)"
     if not isinstance(found, dict) or not found:

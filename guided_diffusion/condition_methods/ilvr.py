@@ -11,6 +11,7 @@ from guided_diffusion.condition_methods.base import (
 )
 from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.measurement import Measurement
+from guided_diffusion.measurements.svd import on
 from util.config.registry import Count, Fraction
 from util.resizer import apply_matrices, resize_matrix
 
@@ -43,7 +44,7 @@ class IterativeLatentVariableRefinement(ConditioningMethod):
             return x, distance
         operator = measurement.operator
         correction = operator.pinv(diffused_measurement(step, measurement.y) - operator(x))
-        return x + apply_matrices(correction, *(low_pass(side, self.factor) for side in x.shape[-2:])), distance
+        return x + apply_matrices(correction, *(on(low_pass(side, self.factor), x) for side in x.shape[-2:])), distance
 
 
 @lru_cache(maxsize=8)

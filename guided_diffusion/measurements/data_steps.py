@@ -14,6 +14,7 @@ from torch import Tensor
 from guided_diffusion.measurements.base import LinearOperator, Operator
 from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot, largest_eigenvalue
 from guided_diffusion.measurements.measurement import Measurement
+from guided_diffusion.measurements.svd import on
 from util.seeding import ImageRandomness
 
 LEAST_SIGMA = 1e-3                                  # an eighth of a grey level of 255
@@ -51,7 +52,7 @@ def correction(measurement: Measurement, residual: Tensor, r2: float, iterations
     sigma = measurement.noiser.white_sigma
     if sigma is not None and operator.has_svd:
         svd = operator.svd()
-        s = svd.singular.to(residual)
+        s = on(svd.singular, residual)
         return svd.v(r2 * s / (r2 * s ** 2 + max(sigma, LEAST_SIGMA) ** 2) * svd.ut(residual))
     v = variance(measurement)
     least = v.flatten(1).amin(1)                    # as the unit of V, so that nothing overflows where noise is weak

@@ -53,7 +53,7 @@ def test_mistakes_in_a_table_are_named(run, tree, in_process, keys, value, words
     (["--data", "nowhere"], ["'nowhere' not found"]),
     (["--set", "measurment.noise.sigma=1"], ["'measurment'", "did you mean 'measurement'"]),
     (["--set", "conditioning.params.scal=1"], ["SR, DPS", "unknown key 'scal'", "did you mean 'scale'"]),
-    (["--set", "conditioning.params.scale=-1"], ["SR, DPS", "scale is -1, expected 0 or more"]),
+    (["--set", "conditioning.params.scale=-1"], ["SR, DPS", "scale is -1, expected a finite number, 0 or more"]),
     (["--set", "measurement.operator.scale_facto=2"], ["SR, DPS", "'scale_facto'", "did you mean 'scale_factor'"]),
     (["--set", "diffusion.eta=x"], ["SR, DPS", "eta is 'x'"]),
     (["--save_dir", "file"], ["cannot write", "--save_dir"]),
