@@ -56,7 +56,7 @@ class Lasting:
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
         if error.errno != errno.EPIPE:
-            get_logger().warning(f"{self.stream.name} cannot be written: {error.strerror}")
+            get_logger().warning(f"{str(self.stream.name).strip('<>')} cannot be written: {error.strerror}")
 
 
 def outlive_readers() -> None:
