@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 
 from util.arrays import read_array
 from util.command import user_path
-from util.config.registry import Registry
+from util.config.registry import Bounds, Registry
 from util.errors import UserError, did_you_mean
 from util.img_utils import IMAGE_SUFFIXES, load_alpha, load_image
 from util.logger import get_logger
@@ -24,6 +25,7 @@ register_dataset = DATASETS.register
 ARRAY_SUFFIX = ".npy"
 OTHER_PICTURES = (".arw", ".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".raw")
 LARGEST_SIDE = 2 ** 13                              # pixels
+Side = Annotated[int, Bounds(least=1, most=LARGEST_SIDE)]
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 
 
@@ -39,8 +41,6 @@ class ImageDataset(Dataset):
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str], image_size: int | None = None,
                  observed: bool = False):
-        if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
-            raise UserError(f"data: image_size is {image_size}, expected 1 to {LARGEST_SIDE}")
         if observed and image_size is not None:
             raise UserError(f"data: image_size is {image_size}, but observed measurements keep their own size; "
                             "leave image_size out")
@@ -97,7 +97,7 @@ class ImageFolder(ImageDataset):
         observed: the files are measurements, .npy files among them; `measurement.observed` sets it.
     """
 
-    def __init__(self, root: str, image_size: int | None = None, observed: bool = False):
+    def __init__(self, root: str, image_size: Side | None = None, observed: bool = False):
         folder = user_path(root)
         suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX) if observed else IMAGE_SUFFIXES
         advice = (f"expected a folder with images ({', '.join(suffix[1:] for suffix in suffixes)}); give one with "
@@ -138,7 +138,7 @@ class SkimagePhotographs(ImageDataset):
         observed: the photographs are measurements; `measurement.observed` sets it.
     """
 
-    def __init__(self, images: Sequence[str] = PHOTOGRAPHS, image_size: int | None = None, observed: bool = False):
+    def __init__(self, images: Sequence[str] = PHOTOGRAPHS, image_size: Side | None = None, observed: bool = False):
         import skimage
 
         folder = Path(skimage.__file__).parent / "data"
@@ -158,21 +158,14 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     Files that would share a name keep their suffix (cat.png, cat.jpg -> cat_png, cat_jpg), and whatever still collides,
     or is too long for a file name, gets a hash of its path.
     """
-    short = [_safe(path.with_suffix("")) for path in paths]
-    count = Counter(name.casefold() for name in short)
-    names = [s if count[s.casefold()] == 1 else _safe(p.with_suffix("")) + "_" + p.suffix[1:].lower()
-             for s, p in zip(short, paths, strict=True)]
-    count = Counter(name.casefold() for name in names)
-    return [n if count[n.casefold()] == 1 and len(n.encode()) <= 180 else f"{n[:40]}_{_digest(p)}"
-            for n, p in zip(names, paths, strict=True)]
-
-
-def _safe(path: Path) -> str:
-    return re.sub(r"[^\w.+ -]", "_", "__".join(path.parts))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.as_posix().encode(errors="surrogateescape")).hexdigest()[:12]
+    short = [re.sub(r"[^\w.+ -]", "_", "__".join(path.with_suffix("").parts)) for path in paths]
+    count = Counter(map(str.casefold, short))
+    names = [name if count[name.casefold()] == 1 else f"{name}_{path.suffix[1:].lower()}"
+             for name, path in zip(short, paths, strict=True)]
+    count = Counter(map(str.casefold, names))
+    digests = (hashlib.sha256(path.as_posix().encode(errors="surrogateescape")).hexdigest()[:12] for path in paths)
+    return [name if count[name.casefold()] == 1 and len(name.encode()) <= 180 else f"{name[:40]}_{digest}"
+            for name, digest in zip(names, digests, strict=True)]
 
 
 def get_dataset(name: str, /, **params) -> ImageDataset:
@@ -234,15 +227,13 @@ def make_batches(images: Iterable[tuple[str, Tensor]], batch_size: int, num_samp
     """
     entries: list[tuple[str, int, Tensor]] = []
     for name, image in images:
-        room = batch_size - len(entries)
-        if entries and (image.shape != entries[-1][2].shape or room < num_samples <= batch_size):
-            yield _collate(entries)
-            entries = []
         for sample in range(num_samples):
-            entries.append((name, sample, image))
-            if len(entries) == batch_size:
+            room = batch_size - len(entries)
+            needed = num_samples if sample == 0 and num_samples <= batch_size else 1
+            if entries and (image.shape != entries[-1][2].shape or room < needed):
                 yield _collate(entries)
                 entries = []
+            entries.append((name, sample, image))
     if entries:
         yield _collate(entries)
 

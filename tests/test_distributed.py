@@ -151,6 +151,13 @@ def test_the_log_of_other_processes_keeps_to_warnings_and_names_the_rank(capsys)
     assert said[1].err == "warning: rank 1: only 1\n"
 
 
+def test_an_error_of_another_process_begins_a_line_of_its_own(capsys, monkeypatch):
+    """The first process's progress bar may stand on the line."""
+    monkeypatch.setenv("RANK", "1")
+    get_logger().error("disk full")
+    assert capsys.readouterr().err == "\nerror: disk full\n"
+
+
 @pytest.mark.parametrize("option", ["--help", "--list", "--print_config"])
 def test_what_is_printed_is_printed_by_one_process(capsys, option):
     first, second = Team(), Team()

@@ -85,11 +85,8 @@ def save_image(path: Path, x: Tensor, alpha: Tensor | None = None) -> None:
     """
     image = Image.fromarray(to_uint8(x))
     if alpha is not None:
-        opacity = alpha[None, None]
-        if alpha.shape != x.shape[1:]:
-            opacity = F.interpolate(opacity, size=x.shape[1:], mode="bicubic", antialias=True, align_corners=False)
-        levels = opacity[0, 0].clamp(0, 1).mul(255).round().to(torch.uint8)
-        image.putalpha(Image.fromarray(levels.cpu().numpy()))
+        opacity = _resized(alpha[None], x.shape[1:])[0].clamp(0, 1)
+        image.putalpha(Image.fromarray(opacity.mul(255).round().to(torch.uint8).cpu().numpy()))
     _save(path, image)
 
 
@@ -242,10 +239,14 @@ def _upright(levels: np.ndarray, orientation: int) -> np.ndarray:
 
 def resize(x: Tensor, size: int) -> Tensor:
     """A square image (3, S, S) in [-1, 1] -> (3, size, size), antialiased bicubic; untouched when S is `size`."""
-    if x.shape[1:] == (size, size):
+    return x if x.shape[1:] == (size, size) else _resized(x, (size, size)).clamp(-1, 1)
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) -> (C, *size), antialiased bicubic."""
+    if x.shape[1:] == size:
         return x
-    resized = F.interpolate(x[None], size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return resized[0].clamp(-1, 1)
+    return F.interpolate(x[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
 
 
 def save_grid(path: Path, rows: list[list[Tensor]], captions: list[list[str]], header: list[str]) -> None:

@@ -20,7 +20,8 @@ class _ConsoleHandler(logging.Handler):
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
         else:
-            tqdm.write(f"{record.levelname.lower()}: {text}", file=sys.stderr)
+            beside_bar = os.environ.get("RANK", "0") != "0"         # of the process that leads, under torchrun
+            tqdm.write(f"{chr(10) if beside_bar else ''}{record.levelname.lower()}: {text}", file=sys.stderr)
 
 
 class Lasting:

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import ge, gt, le, lt
 from typing import Annotated
 
 from util.errors import UserError, did_you_mean
@@ -33,8 +34,8 @@ class Bounds:
 
     def __contains__(self, value: object) -> bool:
         """Whether a number lies within the range."""
-        return ((self.least is None or value >= self.least) and (self.most is None or value <= self.most)
-                and (self.above is None or value > self.above) and (self.below is None or value < self.below))
+        limits = ((self.least, ge), (self.most, le), (self.above, gt), (self.below, lt))
+        return all(limit is None or holds(value, limit) for limit, holds in limits)
 
     def __str__(self) -> str:
         """Words for the range: "0 or more", "more than 0 and at most 1"."""
@@ -176,13 +177,16 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
     for key, value in params.items():
         if key in hints and not fits(value, hints[key]):
             raise UserError(f"{where}: {key} is {value!r:.60}, expected {describe(hints[key])}"
-                            f"{_remedy(hints[key])}{_most(value)}")
+                            f"{_remedy(hints[key], value)}")
 
 
-def _remedy(hint: object) -> str:
-    kinds = (hint, *typing.get_args(hint))
-    return "".join(f"; {bounds.remedy}" for kind in kinds for bounds in getattr(kind, "__metadata__", ())
-                   if isinstance(bounds, Bounds) and bounds.remedy)
+def _remedy(hint: object, value: object) -> str:
+    """What a message adds about numbers that are too large, and what `Bounds` says to do."""
+    remedies = [bounds.remedy for kind in (hint, *typing.get_args(hint)) for bounds in getattr(kind, "__metadata__", ())
+                if isinstance(bounds, Bounds) and bounds.remedy]
+    if isinstance(value, (int, float)) and LARGEST_INTEGER < abs(value) < math.inf:
+        remedies.append(f"at most {LARGEST_INTEGER} where it is whole, {LARGEST_NUMBER:g} otherwise")
+    return "".join(f"; {remedy}" for remedy in remedies)
 
 
 def place_within(function: Callable, key: str) -> str | None:
@@ -196,12 +200,6 @@ def place_within(function: Callable, key: str) -> str | None:
                 if inner:
                     return f"{parameter}: {{name: {name}, {inner}}}"
     return None
-
-
-def _most(value: object) -> str:
-    if not isinstance(value, (int, float)) or not LARGEST_INTEGER < abs(value) < math.inf:
-        return ""
-    return f"; at most {LARGEST_INTEGER} where it is whole, {LARGEST_NUMBER:g} otherwise"
 
 
 def as_float(value: object, hint: object) -> object:
@@ -221,18 +219,14 @@ def fits(value: object, hint: object) -> bool:
     if origin is typing.Literal:
         return any(value == a and type(value) is type(a) for a in arguments)
     if origin in (list, tuple, Sequence):
-        items = [a for a in arguments if a is not Ellipsis]
         fixed = origin is tuple and Ellipsis not in arguments
-        return (isinstance(value, (list, tuple))
-                and (not fixed or len(value) == len(items))
-                and all(fits(v, items[i if fixed else 0]) for i, v in enumerate(value)))
-    if origin is dict:
-        return isinstance(value, dict)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER
-    return not isinstance(hint, type) or isinstance(value, hint)
+        items = arguments if fixed else arguments[:1] * len(value) if isinstance(value, (list, tuple)) else ()
+        return isinstance(value, (list, tuple)) and len(value) == len(items) and all(map(fits, value, items))
+    if hint in (int, float):
+        kinds, most = (int, LARGEST_INTEGER) if hint is int else ((int, float), LARGEST_NUMBER)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= most
+    kind = origin or hint
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 def describe(hint: object) -> str:
@@ -247,8 +241,7 @@ def describe(hint: object) -> str:
         return "one of " + ", ".join(repr(a) for a in arguments)
     if origin in (list, tuple, Sequence):
         fixed = origin is tuple and Ellipsis not in arguments
-        return f"a list of {len(arguments)}, each {describe(arguments[0])}" if fixed else (
-            f"a list, each entry {describe(arguments[0])}")
+        return f"a list{f' of {len(arguments)}, each' if fixed else ', each entry'} {describe(arguments[0])}"
     names = {type(None): "null", float: "a finite number", int: "an integer", bool: "true or false",
              str: "a string", dict: "a mapping"}
     return names.get(origin or hint, getattr(hint, "__name__", str(hint)))

@@ -15,31 +15,13 @@ from torch import Tensor
 
 from util.errors import StorageError, UserError
 from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, to_unit, write_atomically
+from util.metrics.pairs import MEAN
 from util.metrics.scores import Metrics
 from util.run.config_file import RunConfig
-from util.run.layout import (
-    ALWAYS,
-    CONFIG,
-    GRID,
-    SUMMARY,
-    delete_results,
-    file_of,
-    make_folders,
-    run_path,
-    sample_names,
-)
+from util.run.layout import ALWAYS, CONFIG, GRID, SUMMARY, delete_results, file_of, make_folders, run_path, sample_names
 from util.run.measurements import StoredMeasurement, read_measurement, write_measurement
 from util.run.rows import RowStore, begun_images
-from util.run.table import (
-    MEAN,
-    Outcome,
-    Row,
-    make_rows,
-    read_summary,
-    standard_deviation,
-    summarise,
-    trajectories_to_csv,
-)
+from util.run.table import Outcome, Row, make_rows, read_summary, standard_deviation, summarise, trajectories_to_csv
 
 GRID_ROWS = 8
 
@@ -88,16 +70,13 @@ class RunDirectory:
         try:
             make_folders(self.path)
             if overwrite:
-                delete_results(self.path, self._recorded_images())
+                images = set(begun_images(self.path))
+                with suppress(UserError):           # the table is to be replaced, whatever it is
+                    images |= set(RowStore(self.path).by_image)
+                delete_results(self.path, images)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror or error}; "
                             "choose another folder with --save_dir") from None
-
-    def _recorded_images(self) -> set[str]:
-        images = set(begun_images(self.path))
-        with suppress(UserError):                   # the table is to be replaced, whatever it is
-            images |= set(RowStore(self.path).by_image)
-        return images
 
     def _check_there(self) -> None:
         for name in (CONFIG, *ALWAYS):
@@ -124,8 +103,13 @@ class RunDirectory:
             pictures.append(self.path_of("label", image))
         if sum(row.sample != MEAN for row in ok) > 1:
             pictures.append(self.path_of("std", image))
-        return (all(map(is_whole_png, pictures)) and _ends_with_a_line(self.path_of("trajectories", image))
-                and (not self.keeps_measurements or _is_measurement(self.path_of("measurements", image))))
+        try:
+            if self.keeps_measurements:
+                read_measurement(self.path_of("measurements", image))
+            trajectories = self.path_of("trajectories", image).read_bytes()
+        except (OSError, UserError):
+            return False
+        return trajectories.endswith(b"\n") and all(map(is_whole_png, pictures))
 
     def collect(self) -> set[str]:
         """The images whose rows are in, those of other processes included; metrics.csv is brought up to date."""
@@ -145,13 +129,8 @@ class RunDirectory:
         """Score and save one image with all its samples; it is finished when this returns.
 
         Args:
-            image: its name.
-            label: the truth, (3, H, W) in [-1, 1]; None where nobody knows it.
-            lifted: the measurement in image space, same shape.
-            outcomes: its samples and, if there are several, their mean.
-            metrics: what scores them; needed with a truth.
+            image, label, lifted, outcomes, metrics, source: as `make_rows` takes them.
             alpha: the opacity (h, w) in [0, 1] that restorations are saved with; opaque when None.
-            source: fingerprint of the files that it was read from.
         """
         rows = make_rows(image, label, lifted, outcomes, metrics, source)
         self._check_there()
@@ -203,27 +182,26 @@ class RunDirectory:
 
     def write_grid(self) -> None:
         """Write grid.png: truth (if known), measurement, restoration of up to 8 images; of several samples the one of
-        lowest distance, and their mean."""
+        lowest distance, and their mean. StorageError if one is gone since it was written."""
         images = list(dict.fromkeys(row.image for row in self.rows if row.ok))[:GRID_ROWS]
-        table = {image: self.rows_of(image) for image in images}
-        truths = all(own[0].has_truth for own in table.values())
+        truths = all(self.rows_of(image)[0].has_truth for image in images)
         rows, captions, restored = [], [], ["Restoration"]
-        for image, own in table.items():
+        for image in images:
+            own = self.rows_of(image)
             shown = ([row for row in own if row.best == 1] or [row for row in own if row.ok])[:1]
             if len(own) > 1:
                 shown.append(own[-1])
                 restored = [f"Best fit of {len(own) - 1}", f"Mean of {len(own) - 1}"]
             files = [self.path_of("label", image), self.path_of("input", image)][not truths:]
             files += [self.path_of("recon", image, row.sample if len(own) > 1 else None) for row in shown]
-            rows.append([load_image(file) for file in files])
-            scored = f"PSNR {own[0].psnr_input:.2f} dB"
-            captions.append([*([image, scored] if truths else [image]), *map(_caption, shown)])
+            try:
+                rows.append([load_image(file) for file in files])
+            except UserError as error:
+                raise StorageError(f"{error}; the same command restores that image anew") from None
+            names = [image, f"PSNR {own[0].psnr_input:.2f} dB"] if truths else [image]
+            captions.append([*names, *map(_caption, shown)])
         if rows:
             save_grid(self.path / GRID, rows, captions, ["Ground truth", "Measurement", *restored][not truths:])
-
-
-def _ends_with_a_line(path: Path) -> bool:
-    return path.is_file() and path.read_bytes().endswith(b"\n")
 
 
 def _save_array(path: Path, x: Tensor) -> None:
@@ -233,16 +211,8 @@ def _save_array(path: Path, x: Tensor) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _is_measurement(path: Path) -> bool:
-    try:
-        return bool(read_measurement(path))
-    except UserError:
-        return False
-
-
 def _caption(row: Row) -> str:
     if not row.has_truth:
         return f"distance {row.distance:.3g}" if math.isnan(row.chi_square) else f"chi-square {row.chi_square:.2f}"
-    if math.isnan(row.psnr_aligned):
-        return f"PSNR {row.psnr:.2f} dB"
-    return f"PSNR {row.psnr:.2f} dB, aligned {row.psnr_aligned:.2f}"
+    aligned = "" if math.isnan(row.psnr_aligned) else f", aligned {row.psnr_aligned:.2f}"
+    return f"PSNR {row.psnr:.2f} dB{aligned}"

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -118,19 +118,20 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
         metrics: what scores them; needed with a truth.
         source: see `Row`.
     """
-    psnr_input, ssim_input, *_ = astuple(NO_SCORES if label is None else metrics(lifted, label))
-    best, (std, error_to_std) = _best_sample(outcomes), spread(outcomes, label)
+    of_input = NO_SCORES if label is None else metrics(lifted, label)
+    finite = [outcome for outcome in finite_samples(outcomes) if math.isfinite(outcome.distance)]
+    best = min(finite, key=lambda outcome: outcome.distance, default=None)      # the truth plays no part
     rows = []
     for outcome in outcomes:
         scores, aligned = _score(outcome, label, metrics)
-        is_mean, ok = outcome.sample == MEAN, outcome.status == OK
+        is_mean, nothing = outcome.sample == MEAN, outcome.status != OK
+        std, error_to_std = spread(outcomes, label) if is_mean else (math.nan, math.nan)
         rows.append(Row(
-            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, psnr_input, ssim_input,
-            outcome.distance if ok else math.nan, outcome.seconds, outcome.chi_square if ok else math.nan,
+            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, of_input.psnr, of_input.ssim,
+            math.nan if nothing else outcome.distance, outcome.seconds, math.nan if nothing else outcome.chi_square,
             outcome.network_evaluations, aligned.psnr, aligned.ssim, aligned.lpips_vgg,
-            best=math.nan if is_mean else float(outcome.sample == best), std=std if is_mean else math.nan,
-            error_to_std=error_to_std if is_mean else math.nan, lpips_alex=scores.lpips_alex, source=source,
-            status=outcome.status))
+            math.nan if is_mean else float(outcome is best), std, error_to_std, scores.lpips_alex, source,
+            outcome.status))
     return rows
 
 
@@ -154,40 +155,42 @@ def spread(outcomes: Sequence[Outcome], label: Tensor | None) -> tuple[float, fl
     std = standard_deviation(outcomes)
     if std is None:
         return math.nan, math.nan
-    samples = torch.stack([to_unit(outcome.restored) for outcome in finite_samples(outcomes)])
     s = float(std.square().mean().sqrt())
     if label is None or s == 0:
         return s, math.nan
+    samples = torch.stack([to_unit(outcome.restored) for outcome in finite_samples(outcomes)])
     error = float((samples.mean(dim=0) - to_unit(label)).square().mean().sqrt())
     return s, error / (s * math.sqrt(1 + 1 / len(samples)))
-
-
-def _best_sample(outcomes: Sequence[Outcome]) -> str | None:
-    """The sample that agrees best with the measurement; the truth plays no part. None if all diverged."""
-    finite = [outcome for outcome in finite_samples(outcomes) if math.isfinite(outcome.distance)]
-    return min(finite, key=lambda outcome: outcome.distance).sample if finite else None
 
 
 def _score(outcome: Outcome, label: Tensor | None, metrics: Metrics | None) -> tuple[Scores, Scores]:
     """Scores as restored, and of the equivalent image closest to the truth (NaN where there is no other)."""
     if label is None or outcome.status != OK:
         return NO_SCORES, NO_SCORES
-    scores = metrics(outcome.restored, label)
-    if not outcome.equivalents:
-        return scores, NO_SCORES
-    return scores, max([scores, *(metrics(image, label) for image in outcome.equivalents)], key=lambda s: s.psnr)
+    scores = [metrics(image, label) for image in (outcome.restored, *outcome.equivalents)]
+    return scores[0], max(scores, key=lambda s: s.psnr) if outcome.equivalents else NO_SCORES
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The content of metrics.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow("" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
+                        for v in asdict(row).values())
+    return text.getvalue()
 
 
 def parse_rows(text: str) -> list[Row]:
     """The rows of a metrics.csv; a ValueError names the line that is not one of ours."""
-    table, rows = csv.DictReader(io.StringIO(text, newline="")), []
+    table = csv.DictReader(io.StringIO(text, newline=""))
     try:
         if table.fieldnames != COLUMNS:
             raise ValueError(f"its columns are {', '.join(table.fieldnames or ['none'])[:200]}")
-        rows += map(Row.parse, table)
+        return list(map(Row.parse, table))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"line {table.line_num}: {error}") from None
-    return rows
 
 
 def read_table(run: str | Path) -> list[Row]:
@@ -210,40 +213,19 @@ def read_table(run: str | Path) -> list[Row]:
                         "choose another folder with --save_dir, or replace its run with --overwrite") from None
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """The content of metrics.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow("" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
-                        for v in asdict(row).values())
-    return text.getvalue()
-
-
 def trajectories_to_csv(outcomes: Sequence[Outcome]) -> str:
     """A line per reverse step, in order: its index, and the measurement distance of every sample."""
-    samples = [outcome for outcome in outcomes if outcome.sample != MEAN]
-    distances = [dict(outcome.trajectory) for outcome in samples]
-    lines = [",".join(["step", *(outcome.sample for outcome in samples)])]
-    for index in sorted(set().union(*distances), reverse=True):
-        lines.append(",".join([str(index), *(f"{own.get(index, math.nan):.6g}" for own in distances)]))
-    return "\n".join(lines) + "\n"
+    distances = {outcome.sample: dict(outcome.trajectory) for outcome in outcomes if outcome.sample != MEAN}
+    lines = [["step", *distances]]
+    for index in sorted(set().union(*distances.values()), reverse=True):
+        lines.append([str(index), *(f"{own.get(index, math.nan):.6g}" for own in distances.values())])
+    return "".join(f"{','.join(line)}\n" for line in lines)
 
 
 def read_trajectories(run: Path, image: str) -> dict[int, list[float]]:
     """Step index -> the measurement distance of every sample of an image; ValueError or OSError for another file."""
     lines = file_of(run, "trajectories", image).read_text(encoding="utf-8").splitlines()[1:]
     return {int(step): list(map(float, distances)) for step, *distances in (line.split(",") for line in lines)}
-
-
-def read_summary(run: Path) -> dict[str, object] | None:
-    """What summary.json says; None where it is missing or damaged."""
-    try:
-        content = json.loads((run / SUMMARY).read_text(encoding="utf-8"), parse_constant=lambda nan: None)
-        return content if isinstance(content, dict) else None
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, object]:
@@ -264,6 +246,15 @@ def summarise(rows: Sequence[Row]) -> dict[str, object]:
 
 
 def _statistics(rows: Sequence[Row]) -> dict[str, Summary]:
-    columns = [column for column in NUMBERS if column not in ("seconds", "network_evaluations", "best")]
     rows = [row for row in rows if row.ok]
-    return {column: describe([getattr(row, column) for row in rows], [row.image for row in rows]) for column in columns}
+    return {column: describe([getattr(row, column) for row in rows], [row.image for row in rows])
+            for column in NUMBERS if column not in ("seconds", "network_evaluations", "best")}
+
+
+def read_summary(run: Path) -> dict[str, object] | None:
+    """What summary.json says; None where it is missing or damaged."""
+    try:
+        content = json.loads((run / SUMMARY).read_text(encoding="utf-8"), parse_constant=lambda nan: None)
+        return content if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None

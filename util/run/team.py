@@ -129,13 +129,12 @@ class Team:
         if record.levelno < logging.WARNING:
             return self.leads
         message = record.getMessage()
-        try:
-            new = self.first(hashlib.sha256(message.encode(errors="replace")).hexdigest())
-        except dist.DistError:                      # the process that keeps the store is gone
-            new = True
         if not self.leads:
             record.msg, record.args = f"rank {self.rank}: {message}", ()
-        return new
+        try:
+            return self.first(hashlib.sha256(message.encode(errors="replace")).hexdigest())
+        except dist.DistError:                      # the process that keeps the store is gone
+            return True
 
 
 def device_of(local_rank: int) -> torch.device:
