@@ -76,7 +76,7 @@ def test_a_run_without_a_configuration_is_refused(tmp_path, report):
 def test_an_empty_table_is_shown(tmp_path, report):
     (make_run(tmp_path) / "metrics.csv").write_text("")
     status, page, out = report()
-    assert status == 0 and "0 images, seed 0." in page.texts and "1 run of 1 task" in out
+    assert status == 0 and "0 images, seed 0." in page.text and "1 run of 1 task" in out
 
 
 @pytest.mark.parametrize("text", ["", "step,0\n", "step,0\n1,nan\n0,inf\n", "step,0\n1,0\n0,-1\n", "step,0\n1,x\n",
@@ -121,5 +121,5 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, report):
     table = next(tmp_path.rglob("metrics.csv"))
     content = table.read_bytes()
     status, _, out = report("--out", str(table))
-    assert status == 2 and "metrics.csv is there already and is no report of ours" in out
+    assert status == 2 and "metrics.csv: expected a file that ends in .html" in out
     assert table.read_bytes() == content and (tmp_path / "report.html").read_bytes() == before

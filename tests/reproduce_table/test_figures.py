@@ -76,7 +76,7 @@ def test_fid_is_of_the_saved_images(run, tree, in_process, tiny_inception):
     assert run("--methods", "free")[0] == 0
     row, = [r for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "free"]
     assert float(row["ours"]) > 0 and row["images"] == "3" and row["ci95_low"] == ""
-    job, = reproduce_table.plan(load_table("tiny.yaml").select(["free"]), reproduce_table.parse_arguments(
+    job, = reproduce_table.plan(load_table("tiny.yaml", ["free"]), reproduce_table.parse_arguments(
         ["tiny.yaml"]), Path("results/tables/tiny"))
     for name in job.names:
         shutil.copy(job.path / "label" / f"{name}.png", job.path / "recon" / f"{name}.png")

@@ -116,7 +116,7 @@ def test_the_command_as_a_user_starts_it(tree):
     del tree["tasks"]["noise"]
     steps = []
     Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    table = load_table("tiny.yaml").select(["free"])
+    table = load_table("tiny.yaml", ["free"])
     args = reproduce_table.parse_arguments(["tiny.yaml", "--limit", "1"])
     job, = reproduce_table.plan(table, args, Path("results"))
     assert job.missing() == 1
@@ -156,3 +156,5 @@ def test_torchrun_inside_where_asked_for():
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
     arguments = sample_condition.parse_arguments(command[6:])
     assert (arguments.data, arguments.num_samples, arguments.save_dir) == ("photos", 4, "place")
+    command = job_of(Options("photos", 0, None, 1, nproc=8, launcher=("srun", "torchrun", "--nnodes=2"))).command()
+    assert command[:4] == ["srun", "torchrun", "--nnodes=2", job.PROGRAM]

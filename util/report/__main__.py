@@ -17,12 +17,12 @@ if __name__ == "__main__":                          # before the imports that ta
 
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.logger import get_logger
-from util.report.page import PAGE, View, is_report, page
+from util.logger import count, get_logger
+from util.report.page import View, page
 from util.report.pictures import Pictures
 from util.report.runs import find_runs, group
 
-logger = get_logger()
+PAGE = "report.html"
 
 
 def write_report(args: argparse.Namespace) -> int:
@@ -30,12 +30,11 @@ def write_report(args: argparse.Namespace) -> int:
     runs = find_runs(args.results, args.labels)
     tasks = group(runs)
     out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results[0]) / PAGE
-    if out.exists() and not is_report(out):
-        raise UserError(f"{out} is there already and is no report of ours; choose another file with --out")
+    if out.suffix != ".html":
+        raise UserError(f"--out {out}: expected a file that ends in .html, such as {PAGE}")
     pictures = Pictures(out)
     write_atomically(out, page(args.title, tasks, pictures, View(args.images, args.crop)).encode())
-    several_runs, several_tasks = "s" if len(runs) > 1 else "", "s" if len(tasks) > 1 else ""
-    logger.info(f"{len(runs)} run{several_runs} of {len(tasks)} task{several_tasks}: {out}")
+    get_logger().info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
     return 1 if pictures.unreadable else 0
 
 

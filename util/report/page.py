@@ -27,9 +27,6 @@ from util.report.tables import image_table, score_table
 from util.run.layout import file_of
 from util.run.table import Row
 
-PAGE = "report.html"
-MARK = b'name="generator" content="python -m util.report"'  # in the page, by which one of ours is recognised
-MARKED = 4096                                               # bytes at its head that hold the mark
 CAPTIONS = (("psnr", "{:.2f} dB"), ("chi_square", "chi-square {:.2f}"), ("distance", "distance {:.3g}"))
 
 Figure = dict[str, object]                          # of the template: title, text, and src, alt, width, height if any
@@ -43,20 +40,14 @@ class View:
     crop: tuple[int, int, int] | None               # left, top and side in pixels; None for where methods differ most
 
 
-def is_report(page: Path) -> bool:
-    """Whether there is a page of ours that can be read."""
-    try:
-        with open(page, "rb") as file:
-            return MARK in file.read(MARKED)
-    except OSError:
-        return False
-
-
 def page(title: str, tasks: Sequence[Task], pictures: Pictures, view: View) -> str:
     """The whole HTML file; nothing in it is fetched from anywhere."""
     folder = Path(__file__).parent
     templates = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
                             trim_blocks=True, lstrip_blocks=True)
+    templates.filters |= {"words": in_words, "yaml": lambda config: dump_yaml(config, width=100),
+                          "facts": lambda facts: json.dumps({key: value for key, value in facts.items() if not
+                                                             key.startswith("metrics")}, indent=2, ensure_ascii=False)}
     style, script = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return templates.get_template("report.html").render(
         title=title, tasks=[section(task, pictures, view) for task in tasks], style=style, script=script,
@@ -69,34 +60,13 @@ def section(task: Task, pictures: Pictures, view: View) -> dict[str, object]:
     shown = images[:view.images]
     curves = {number: curve for number, run in enumerate(task.runs) if (curve := read_curve(run)) is not None}
     return {
-        "title": task.title, "notes": notes(task.runs, len(images), len(shown)), "warnings": warnings(task.runs),
-        "several": any(len(run.of(image)) > 1 for run in task.runs for image in run.images[:1]),
+        "title": task.title, "runs": task.runs, "images": images, "shown": shown,
+        "samples": max((len(run.of(image)) - 1 for run in task.runs for image in run.images[:1]), default=0),
+        "differences": told_differences(task.runs), "same_images": len({frozenset(r.images) for r in task.runs}) == 1,
         "strips": [strip(image, task.runs, pictures, view) for image in shown],
-        "scores": score_table(task.runs), "images": image_table(task.runs),
-        "plot": plot(curves) if curves else "",
+        "tables": [score_table(task.runs), image_table(task.runs)], "plot": plot(curves) if curves else "",
         "curves": [(task.runs[n].label, n % len(COLOURS), *curve[1, [0, -1]]) for n, curve in curves.items()],
-        "maps": [found for image in shown if (found := maps(image, task.runs, pictures))],
-        "configurations": [(run.label, run.path, dump_yaml(run.config, width=100), circumstances(run))
-                           for run in task.runs]}
-
-
-def circumstances(run: Run) -> str:
-    """What summary.json says besides scores."""
-    facts = {name: value for name, value in run.facts.items() if not name.startswith("metrics")}
-    return json.dumps(facts, indent=2, ensure_ascii=False) if facts else ""
-
-
-def notes(runs: Sequence[Run], images: int, shown: int) -> list[str]:
-    """What was measured, and of how much the task is."""
-    measured, lines = runs[0].config.get("measurement"), []
-    if isinstance(measured, dict):
-        lines.append("; ".join(f"{kind}: {in_words(measured[kind])}" for kind in ("operator", "noise")
-                               if kind in measured))
-    counts = {run.config.get("num_samples", 1) for run in runs}
-    samples = f", {counts.pop()} posterior samples each" if len(counts) == 1 and counts != {1} else ""
-    some = f"; the first {shown} are shown" if shown < images else ""
-    lines.append(f"{images} image{'' if images == 1 else 's'}{samples}, seed {runs[0].config.get('seed')}{some}.")
-    return lines
+        "maps": [found for image in shown if (found := maps(image, task.runs, pictures))]}
 
 
 def in_words(setting: object) -> str:
@@ -104,30 +74,18 @@ def in_words(setting: object) -> str:
     if not isinstance(setting, dict):
         return json.dumps(setting, ensure_ascii=False).replace('"', "")
     rest = ", ".join(f"{name} {in_words(value)}" for name, value in setting.items() if name != "name")
-    if "name" not in setting:
-        return f"({rest})"
-    return f"{setting['name']} ({rest})" if rest else f"{setting['name']}"
+    return " ".join([*([str(setting["name"])] if "name" in setting else []), *([f"({rest})"] if rest else [])])
 
 
-def warnings(runs: Sequence[Run]) -> list[str]:
-    """What a reader has to know before comparing."""
-    lines = []
+def told_differences(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
+    """Setting -> (label, value) of the runs that have it, where they differ; a method's own stand in the labels."""
+    told = {}
     for key, values in differences(runs).items():
-        told = [(run.label, value) for run, value in zip(runs, values, strict=True)
-                if key[0] not in NETWORK or any(own[0] == key[0] for own in run.settings)]
-        if key[0] != "conditioning" and len({value for _, value in told}) > 1:
-            lines.append(f"The runs differ in {'.'.join(key)}: "
-                         + ", ".join(f"{value} ({label})" for label, value in told) + ".")
-    if len({frozenset(run.images) for run in runs}) > 1:
-        lines.append("The methods have restored different images so far: " + ", ".join(
-            f"{len(run.images)} ({run.label})" for run in runs) + ". Their means are not comparable.")
-    for run in runs:
-        if not run.facts:
-            lines.append(f"{run.label} has not come to its end: it has no summary.json.")
-        if lost := sum(not row.ok for row in run.rows):
-            many, counted = ("s", "count") if lost > 1 else ("", "counts")
-            lines.append(f"{lost} restoration{many} by {run.label} diverged and {counted} nowhere.")
-    return lines
+        known = [(run.label, value) for run, value in zip(runs, values, strict=True)
+                 if key[0] not in NETWORK or "checkpoint" in run.config]
+        if key[0] != "conditioning" and len({value for _, value in known}) > 1:
+            told[".".join(key)] = known
+    return told
 
 
 def strip(image: str, runs: Sequence[Run], pictures: Pictures, view: View) -> dict[str, object]:

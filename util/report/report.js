@@ -38,7 +38,7 @@ class Strip {
       image.parentElement.after(zoom);
       image.draggable = false;
       image.addEventListener("pointerdown", (event) => this.begin(event, image));
-      image.addEventListener("click", (event) => this.tapped && this.centre(event, image));
+      image.addEventListener("click", (event) => this.dragged || this.centre(event, image));
       image.addEventListener("load", () => this.draw());
     }
     element.addEventListener("keydown", (event) => this.key(event));
@@ -71,23 +71,20 @@ class Strip {
 
   // A click or a tap moves the square; dragging with a mouse or pen draws a new one.
   begin(event, image) {
-    this.tapped = event.pointerType === "touch";
-    if (this.tapped || event.button !== 0) return;
-    event.preventDefault();
+    this.dragged = false;
+    if (event.pointerType === "touch" || event.button !== 0) return;
     this.element.focus({ preventScroll: true });
-    const box = image.getBoundingClientRect(), shorter = Math.min(box.width, box.height);
-    const far = (e) => Math.max(Math.abs(e.clientX - event.clientX), Math.abs(e.clientY - event.clientY));
+    const box = image.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
     const drag = (e) => {
-      if (far(e) < 5) return;
-      const left = event.clientX - box.left - (e.clientX < event.clientX ? far(e) : 0);
-      const top = event.clientY - box.top - (e.clientY < event.clientY ? far(e) : 0);
-      this.place(left / box.width, top / box.height, far(e) / shorter, image);
+      const right = e.clientX - event.clientX, down = e.clientY - event.clientY;
+      const side = Math.max(Math.abs(right), Math.abs(down));
+      if (side < 5) return;
+      this.dragged = true;
+      this.place((right < 0 ? x - side : x) / box.width, (down < 0 ? y - side : y) / box.height,
+                 side / Math.min(box.width, box.height), image);
     };
     window.addEventListener("pointermove", drag);
-    window.addEventListener("pointerup", (e) => {
-      window.removeEventListener("pointermove", drag);
-      if (far(e) < 5) this.centre(event, image);
-    }, { once: true });
+    window.addEventListener("pointerup", () => window.removeEventListener("pointermove", drag), { once: true });
   }
 
   centre(event, image) {

@@ -103,8 +103,7 @@ def estimate(job: Job, measured: dict[tuple[object, ...], float | UserError]) ->
 
 def reproduce(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
-    table = load_table(args.table)
-    table = table.select(args.methods.split(",") if args.methods is not None else None).extend(args.overrides)
+    table = load_table(args.table, None if args.methods is None else args.methods.split(","), args.overrides)
     folder = user_path(args.save_dir or f"./results/tables/{table.name}")
     jobs = plan(table, args, folder)
     if args.dry_run:

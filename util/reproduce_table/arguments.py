@@ -1,6 +1,8 @@
 """The command line of `util.reproduce_table`, without what takes seconds to import; parts of it are `tune`'s, too."""
 
 import argparse
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
 
 from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive
@@ -28,8 +30,18 @@ def add_options(add: Callable[..., object], overwrite: str) -> None:
     add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
         help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
     add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
+    add("--launcher", type=launcher, default=(), metavar="COMMAND", help="starts the program of every run in place of "
+        "python, such as 'srun torchrun --nnodes 4 ...' on a cluster; --nproc is then what the forecast counts on")
     add("--gpu", type=natural, metavar="N", help="index of the GPU")
     add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; nothing is fetched then")
     add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
         help="change a configuration value of every run; repeatable")
     add("--overwrite", action="store_true", help=overwrite)
+
+
+def launcher(text: str) -> tuple[str, ...]:
+    """The words of a command whose program is found here, for argparse."""
+    words = tuple(shlex.split(text))
+    if not words or shutil.which(words[0]) is None:
+        raise argparse.ArgumentTypeError(f"'{text}': there is no such program")
+    return words

@@ -46,6 +46,7 @@ class Options:
     overwrite: bool = False
     weights_dir: str | None = None
     precision: str = DEFAULT_PRECISION
+    launcher: Sequence[str] = ()
 
     @classmethod
     def of(cls, args: argparse.Namespace, **more) -> "Options":
@@ -134,9 +135,11 @@ class Job:
 
     def command(self) -> list[str]:
         """The command line, as a user would type it."""
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.options.nproc}"]
-        return [sys.executable, *(torchrun if self.options.nproc > 1 else ()), PROGRAM, *self.run.options(),
-                *self.options.arguments(), "--save_dir", str(self.save_dir)]
+        start = [sys.executable]
+        if self.options.nproc > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.options.nproc}"]
+        return [*(self.options.launcher or start), PROGRAM, *self.run.options(), *self.options.arguments(),
+                "--save_dir", str(self.save_dir)]
 
     def execute(self, advance: Callable[[int, int], None]) -> None:
         """Run what is missing; `advance(done, total)` hears of its steps. What it says goes to log.txt."""
@@ -206,7 +209,8 @@ def seconds_per_evaluation(job: Job) -> float:
         UserError: the run ends with an error, which is the message.
     """
     batch = job.options.batch_size or 1
-    options = replace(job.options, limit=2 * batch, num_samples=1, batch_size=batch, nproc=1, overwrite=False)
+    options = replace(job.options, limit=2 * batch, num_samples=1, batch_size=batch, nproc=1, overwrite=False,
+                      launcher=())
     with TemporaryDirectory() as folder:
         few = replace(job.run, overrides=(*job.run.overrides, "diffusion.timestep_respacing=2"))
         trial = replace(job, run=few, save_dir=Path(folder), options=options)
