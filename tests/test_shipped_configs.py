@@ -35,11 +35,13 @@ def needs_absent_weights(config: Config) -> bool:
 
 
 def smaller(config: Config) -> list[str]:
-    """Overrides for what does not fit into 32 pixels."""
+    """Overrides for what does not fit into 32 pixels, or takes long."""
     options = config.operator.params.get("mask_opt", {})
+    fewer = ["--set", "conditioning.params.iterations=20"] * ("iterations" in config.conditioning.params)
     if "mask_len_range" not in options:
-        return []
-    return ["--set", "measurement.mask_opt.mask_len_range=[8, 12]", "--set", "measurement.mask_opt.margin=[2, 2]"]
+        return fewer
+    return ["--set", "measurement.mask_opt.mask_len_range=[8, 12]", "--set", "measurement.mask_opt.margin=[2, 2]",
+            *fewer]
 
 
 @every_task

@@ -16,17 +16,21 @@ from guided_diffusion.solvers.classical import (
 from guided_diffusion.solvers.ddnm import NullSpaceModel
 from guided_diffusion.solvers.ddrm import DenoisingDiffusionRestoration
 from guided_diffusion.solvers.exact import ExactPosterior
+from guided_diffusion.solvers.phase_retrieval import ErrorReduction, HybridInputOutput, OversamplingSmoothness
 from guided_diffusion.solvers.pnp_admm import PlugAndPlayADMM
 
 __all__ = [
     "Biharmonic",
     "ClassicalRestorer",
     "DenoisingDiffusionRestoration",
+    "ErrorReduction",
     "ExactPosterior",
+    "HybridInputOutput",
     "Lift",
     "Method",
     "NonLocalMeans",
     "NullSpaceModel",
+    "OversamplingSmoothness",
     "PlugAndPlayADMM",
     "PseudoInverse",
     "RichardsonLucy",
