@@ -78,18 +78,33 @@ def conditional_sample(measurement: Measurement, z: Tensor, r2: float, randomnes
 
 def likelihood_gradient(operator: Operator, x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
     """J_A(x)^T V^-1 (y - A x), the gradient of log N(y; A x, V), (B, C, H, W)."""
+    if isinstance(operator, LinearOperator):
+        return operator.transpose((y - operator(x)) / variance)
     with torch.enable_grad():
-        prediction, pull_back = torch.func.vjp(operator, x)
-        return pull_back((y - prediction) / variance)[0]
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(-((y - operator(x)) ** 2 / (2 * variance)).sum(), x)[0]
 
 
 def push_forward(operator: Operator, x: Tensor, direction: Tensor) -> Tensor:
-    """J_A(x) direction, (B, C, H, W) -> (B, ...): A direction if A is linear, else by the adjoint of the adjoint."""
+    """J_A(x) direction, (B, C, H, W) -> (B, ...); J_A w is the gradient of <J_A^T v, w> with respect to v."""
     if isinstance(operator, LinearOperator):
         return operator(direction)
     with torch.enable_grad():
-        prediction, pull_back = torch.func.vjp(operator, x)
-        return torch.func.vjp(lambda w: pull_back(w)[0], prediction)[1](direction)[0]
+        x = x.detach().requires_grad_()
+        prediction = operator(x)
+        v = torch.zeros_like(prediction, requires_grad=True)
+        pulled, = torch.autograd.grad(prediction, x, v, create_graph=True)
+        return torch.autograd.grad(pulled, v, direction)[0]
+
+
+def curvature(operator: Operator, x: Tensor, variance: Tensor) -> Tensor:
+    """The largest eigenvalue of J_A^T V^-1 J_A at x (B, C, H, W) for each image, (B,), from below."""
+    def apply(direction: Tensor) -> Tensor:
+        image = push_forward(operator, x, direction)
+        # minus the gradient of log N(y; A x, V) where y - A x is -J_A direction
+        return -likelihood_gradient(operator, x, operator(x) - image, variance)
+
+    return largest_eigenvalue(apply, x.shape, x)
 
 
 def descend(operator: Operator, x: Tensor, y: Tensor, variance: Tensor, z: Tensor, r2: float, steps: int) -> Tensor:
@@ -121,15 +136,6 @@ def descend(operator: Operator, x: Tensor, y: Tensor, variance: Tensor, z: Tenso
     return x
 
 
-def curvature(operator: Operator, x: Tensor, variance: Tensor) -> Tensor:
-    """The largest eigenvalue of J_A^T V^-1 J_A at x (B, C, H, W) for each image, (B,), from below."""
-    def apply(v: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return torch.func.vjp(operator, x)[1](push_forward(operator, x, v) / variance)[0]
-
-    return largest_eigenvalue(apply, x.shape, x)
-
-
 def conditional_langevin(measurement: Measurement, z: Tensor, r2: float, steps: int, step: float,
                          randomness: ImageRandomness, tau: float | None = None, lr: float | None = None) -> Tensor:
     """`steps` of Langevin dynamics on exp(-J(x)) from x = z (B, C, H, W), any A: x <- x - h grad J(x) + sqrt(2 h) n.
@@ -148,3 +154,11 @@ def conditional_langevin(measurement: Measurement, z: Tensor, r2: float, steps: 
         drift = likelihood_gradient(operator, x, y, v) + (z - x) / r2
         x = x + h * drift + (2 * h).sqrt() * randomness.randn_like(x)
     return x
+
+
+def conditional_draw(measurement: Measurement, z: Tensor, r2: float, steps: int, step: float,
+                     randomness: ImageRandomness) -> Tensor:
+    """Draw x ~ N(z, r^2 I) given y, (B, C, H, W): `conditional_sample` if A is linear, else `conditional_langevin`."""
+    if isinstance(measurement.operator, LinearOperator):
+        return conditional_sample(measurement, z, r2, randomness)
+    return conditional_langevin(measurement, z, r2, steps, step, randomness)

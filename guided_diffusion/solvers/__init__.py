@@ -13,16 +13,23 @@ from guided_diffusion.solvers.classical import (
     TotalVariation,
     Wiener,
 )
+from guided_diffusion.solvers.daps import DecoupledAnnealing
+from guided_diffusion.solvers.dcps import DivideAndConquer
 from guided_diffusion.solvers.ddnm import NullSpaceModel
 from guided_diffusion.solvers.ddrm import DenoisingDiffusionRestoration
 from guided_diffusion.solvers.exact import ExactPosterior
 from guided_diffusion.solvers.phase_retrieval import ErrorReduction, HybridInputOutput, OversamplingSmoothness
 from guided_diffusion.solvers.pnp_admm import PlugAndPlayADMM
+from guided_diffusion.solvers.pnp_dm import SplitGibbs
+from guided_diffusion.solvers.red_diff import RegularisedByDenoising
+from guided_diffusion.solvers.sitcom import StepwiseTripleConsistency
 
 __all__ = [
     "Biharmonic",
     "ClassicalRestorer",
+    "DecoupledAnnealing",
     "DenoisingDiffusionRestoration",
+    "DivideAndConquer",
     "ErrorReduction",
     "ExactPosterior",
     "HybridInputOutput",
@@ -33,8 +40,11 @@ __all__ = [
     "OversamplingSmoothness",
     "PlugAndPlayADMM",
     "PseudoInverse",
+    "RegularisedByDenoising",
     "RichardsonLucy",
     "Solver",
+    "SplitGibbs",
+    "StepwiseTripleConsistency",
     "Tikhonov",
     "TotalVariation",
     "TotalVariationADMM",
