@@ -16,6 +16,8 @@ from guided_diffusion.solvers.classical import (
 from guided_diffusion.solvers.ddnm import NullSpaceModel
 from guided_diffusion.solvers.ddrm import DenoisingDiffusionRestoration
 from guided_diffusion.solvers.exact import ExactPosterior
+from guided_diffusion.solvers.fps_smc import FilteringPosteriorSampling
+from guided_diffusion.solvers.mcgdiff import MonteCarloGuidedDiffusion
 from guided_diffusion.solvers.pnp_admm import PlugAndPlayADMM
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "ClassicalRestorer",
     "DenoisingDiffusionRestoration",
     "ExactPosterior",
+    "FilteringPosteriorSampling",
     "Lift",
     "Method",
+    "MonteCarloGuidedDiffusion",
     "NonLocalMeans",
     "NullSpaceModel",
     "PlugAndPlayADMM",
