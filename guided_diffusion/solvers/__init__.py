@@ -18,6 +18,8 @@ from guided_diffusion.solvers.dcps import DivideAndConquer
 from guided_diffusion.solvers.ddnm import NullSpaceModel
 from guided_diffusion.solvers.ddrm import DenoisingDiffusionRestoration
 from guided_diffusion.solvers.exact import ExactPosterior
+from guided_diffusion.solvers.fps_smc import FilteringPosteriorSampling
+from guided_diffusion.solvers.mcgdiff import MonteCarloGuidedDiffusion
 from guided_diffusion.solvers.phase_retrieval import ErrorReduction, HybridInputOutput, OversamplingSmoothness
 from guided_diffusion.solvers.pnp_admm import PlugAndPlayADMM
 from guided_diffusion.solvers.pnp_dm import SplitGibbs
@@ -32,9 +34,11 @@ __all__ = [
     "DivideAndConquer",
     "ErrorReduction",
     "ExactPosterior",
+    "FilteringPosteriorSampling",
     "HybridInputOutput",
     "Lift",
     "Method",
+    "MonteCarloGuidedDiffusion",
     "NonLocalMeans",
     "NullSpaceModel",
     "OversamplingSmoothness",
