@@ -95,7 +95,8 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
                         randomness = ImageRandomness(args.seed, batch.names, batch.samples, device=device)
                         measurement = task.measure(batch, device, randomness)
                         with monitor.follow(batch, measurement) as course:
-                            course.restored = task.method.restore(prior, task.sampler, measurement, randomness, course)
+                            x = task.method.restore(prior, task.sampler, measurement, randomness, course)
+                            course.restored = measurement.finish(x)
                         gatherer.add(batch, measurement, course)
             report = bring_together(folder, team, monitor, batches.unreadable, device)
         set_scores = score_sets(folder, metrics, team, plan.names, args.num_samples) if args.fid and metrics else {}

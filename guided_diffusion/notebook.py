@@ -213,7 +213,7 @@ def restore(degraded: Degraded, prior: Callable | None, method: Named | Method =
     with tqdm(total=method.num_steps(sampler), desc="Restoring", unit=" steps", disable=not progress) as bar:
         samples = method.restore(prior if method.needs_prior else None, sampler, measurement, randomness,
                                  lambda step, x, distance: bar.update())
-    samples = samples.cpu()
+    samples = measurement.finish(samples).cpu()
     with torch.no_grad():
         misfit = {"distances": measurement.distance(samples.to(device)).cpu(),
                   "chi_squares": measurement.chi_square(samples.to(device)).cpu()}

@@ -263,6 +263,33 @@ def test_grey_and_alpha_of_16_bits_keep_their_depth(tmp_path):
     torch.testing.assert_close(load_image(tmp_path / "a.png"), expected.expand(3, 4, 6), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("keep_known", [True, False])
+def test_known_pixels_are_kept_to_the_last_digit_if_asked(run, keep_known):
+    picture(Path("photos/a.png"), 1, (20, 26))
+    mask = np.full((20, 26), 255, np.uint8)
+    mask[3:9, 5:12] = 0
+    Image.fromarray(mask).save("mask.png")
+    task = observed(f"{{name: inpainting, keep_known: {str(keep_known).lower()}}}",
+                    "measurement.mask_opt={mask_type: file, file: mask.png}")
+    status, _, err = run(*task, "--num_samples", "2")
+    assert status == 0 and "invert" not in err
+    with Image.open("photos/a.png") as photograph:
+        before = np.asarray(photograph)
+    for name in ("a_0", "a_mean"):
+        with Image.open(f"results/inpainting/dpps/recon/{name}.png") as image:
+            restored = np.asarray(image)
+        assert (restored[mask > 0] == before[mask > 0]).all() == keep_known
+        assert (restored[mask == 0] != before[mask == 0]).mean() > 0.5
+
+
+@pytest.mark.parametrize("top", [255, 1.5])
+def test_grey_levels_in_arrays_are_warned_of(run, top):
+    Path("photos").mkdir()
+    np.save("photos/a.npy", np.linspace(0, top, 3 * 12 * 12).reshape(3, 12, 12))
+    status, _, err = run(*observed("{name: noise}"))
+    assert status == 0 and ("values up to 255, but" in err and "divide them by 127.5" in err) == (top == 255)
+
+
 def test_random_operators_are_warned_of(run):
     picture(Path("photos/a.png"), 1, (12, 12))
     status, _, err = run(*observed("{name: motion_blur, kernel_size: 5, intensity: 0.5}"))

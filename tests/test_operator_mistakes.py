@@ -53,6 +53,9 @@ BAD = {
     "mask needs": ("inpainting", {"mask_opt": {"mask_type": "box"}}, (16, 16), "mask_len_range"),
     "mask range": (*inpainting("box", mask_len_range=[9, 4]), (16, 16), "lower end first"),
     "mask probability": (*inpainting("random", mask_prob_range=[0.3, 1.7]), (16, 16), "each a finite number, 0 to 1"),
+    "mask of nothing": (*inpainting("random", mask_prob_range=[1, 1]), (16, 16), "leaves no pixel; it is the share"),
+    "link keep_known": ("composite", {"operators": [{"name": "noise"}, {
+        "name": "inpainting", "mask_opt": {}, "keep_known": True}]}, (16, 16), "keep_known is for an operator alone"),
     "mask margin": (*inpainting("box", margin=[-1, 0]), (16, 16), "margin"),
     "mask fit": (*inpainting("box", margin=[16, 16]), (32, 32), "lower mask_len_range or margin"),
     "mask too long": ("inpainting", {"mask_opt": {"mask_type": "box", "mask_len_range": [8, 18]}}, (32, 16),
@@ -89,8 +92,9 @@ def test_kernels_that_cannot_be_read(tmp_path):
         get_operator("blur", kernel="nowhere.npy")
     for name in ("kernel.npy", "kernel.png"):
         (tmp_path / name).write_bytes(b"no kernel")
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="cannot be read") as error:
             get_operator("blur", kernel=str(tmp_path / name))
+        assert "pickle" not in str(error.value) and "unsafe" not in str(error.value)
 
 
 def test_a_kernel_is_normalised_with_a_warning(tmp_path, monkeypatch):

@@ -195,7 +195,7 @@ def test_biharmonic_keeps_observed_pixels_and_fills_a_gradient_exactly():
 
 
 def test_biharmonic_without_any_pixel_is_a_mistake():
-    operator = get_operator("inpainting", mask_opt={"mask_type": "random", "mask_prob_range": [1.0, 1.0]})
+    operator = get_operator("inpainting", mask_opt={"mask_type": "box", "mask_len_range": [16, 16]})
     grey, randomness = torch.zeros(1, 3, 16, 16), ImageRandomness(0, ["a"])
     measurement = Measurement.simulate(operator, get_noise("clean"), grey, randomness)
     with pytest.raises(UserError, match="an image has none; lower mask_prob_range"):

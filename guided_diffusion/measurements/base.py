@@ -67,14 +67,27 @@ class Operator(nn.Module, ABC):
         """Take `values`, as `drawn` gives them, in place of what was drawn.
 
         Raises:
-            UserError: one is missing, or has another shape than what was drawn.
+            UserError: one is missing, has another shape than what was drawn, or values that nothing draws.
         """
         for name, tensor in self.drawn().items():
             found = f"shape {list(values[name].shape[1:])}" if name in values else "none"
             if name not in values or values[name].shape != tensor.shape:
                 raise UserError(f"operator '{self.name}' needs {name} of shape {list(tensor.shape[1:])}, found {found}")
             path, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(path), leaf, values[name].to(tensor))
+            part = self.get_submodule(path)
+            expected = part.refuse_drawn(leaf, values[name])
+            if expected is not None:
+                low, high = (value.item() for value in values[name].aminmax())
+                raise UserError(f"operator '{self.name}': {name} has values from {low:g} to {high:g}, expected "
+                                f"{expected}; was it made by another program?")
+            setattr(part, leaf, values[name].to(tensor))
+
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """What should be in place of the `values` (B, ...) of the drawn `name`, in words; None if they may be there.
+
+        Unless overridden, finite numbers may.
+        """
+        return None if values.isfinite().all() else "finite numbers"
 
     def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
         """(H, W) of the images whose measurements have `shape`, two axes or more; None where that does not tell.
@@ -158,6 +171,10 @@ class Operator(nn.Module, ABC):
     def keep(self, y: Tensor) -> Tensor:
         """What is kept of a noisy measurement: all of it, unless the operator says otherwise."""
         return y
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is kept of restored images `x` (B, C, H, W): all of them, unless the operator knows something from y."""
+        return x
 
 
 class LinearOperator(Operator):

@@ -84,6 +84,11 @@ class Blur(LinearOperator):
         kernels = [self.draw_kernel(rng) for rng in randomness.numpy_generators]
         self.kernel = torch.from_numpy(np.stack(kernels))[:, None].to(self.kernel)
 
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """A kernel is not negative, and not nothing."""
+        fits = values.isfinite().all() and (values >= 0).all() and (values.flatten(1).sum(1) > 0).all()
+        return None if fits else "finite ones that are not negative and not all zero"
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return self.forward_many(x[None])[0]

@@ -118,6 +118,8 @@ class CompositeOperator(Operator):
         try:
             if "name" not in params:
                 raise UserError(f"'name' is missing; found {', '.join(map(str, params)) or 'nothing'}")
+            if params.get("keep_known"):
+                raise UserError("keep_known is for an operator alone, whose known pixels are those of the image")
             return OPERATORS.build(params["name"], **{key: value for key, value in params.items() if key != "name"})
         except UserError as error:
             raise UserError(f"composite: operators[{i}]: {error}") from None

@@ -81,6 +81,11 @@ class CompressedSensingOperator(LinearOperator):
         """A^+ y: (B, C, m) -> (B, C, H, W)."""
         return self.transpose(y)
 
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """The coefficients of an image are numbered from 0."""
+        last = self.image_shape[2] * self.image_shape[3] - 1
+        return None if (values == values.clamp(0, last).round()).all() else f"whole numbers from 0 to {last}"
+
     def svd(self) -> SVD:
         """V^T is the transform, S marks the measured coefficients, and U is the choice of them."""
         measured = self._placed(torch.ones_like(self.index, dtype=torch.float64)[:, None])

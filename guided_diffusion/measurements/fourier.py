@@ -99,6 +99,10 @@ class FourierOperator(LinearOperator):
         """What was sampled."""
         return self.informative(y) * y
 
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """A mask holds zeros and ones."""
+        return None if ((values == 0) | (values == 1)).all() else "1 for sampled coefficients and 0 for others"
+
     def svd(self) -> SVD:
         """V is the Hartley transform, Re F - Im F, which is orthogonal, symmetric and its own inverse; S = sqrt(w).
 

@@ -76,6 +76,10 @@ class GoproBlurOperator(Operator):
         lit = mean > 0
         return 2 * torch.where(lit, torch.where(lit, mean, 1) ** (1 / GAMMA), 0) - 1
 
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """Frames lie within the radius."""
+        return None if (values.abs() <= self.radius).all() else f"pixels, {-self.radius} to {self.radius}"
+
     def _shift_values(self) -> list[list[list[float]]]:
         """The shifts as numbers, kept until others are drawn."""
         shifts, values = self._paths

@@ -12,7 +12,10 @@ from util.arrays import read_array
 from util.command import user_path
 from util.config.registry import Bounds, Count, Fraction, check_arguments
 from util.errors import UserError, did_you_mean
+from util.logger import get_logger
 from util.seeding import ImageRandomness
+
+logger = get_logger()
 
 NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
          "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}
@@ -56,6 +59,9 @@ class MaskGenerator:
             low, high = given[key] or (0, 0)
             if low > high:
                 raise UserError(f"mask_opt: {key} is [{low}, {high}], expected the lower end first")
+        if mask_prob_range is not None and mask_prob_range[0] == 1:
+            raise UserError("mask_opt: mask_prob_range is [1, 1], which leaves no pixel; it is the share of missing "
+                            "ones, such as [0.92, 0.92]")
         self.file, self.file_mask = file, read_mask(file) if file is not None else None
 
     def check_size(self, height: int, width: int) -> None:
@@ -132,6 +138,9 @@ def read_mask(file: str) -> np.ndarray:
     mask = (pixels.reshape(*pixels.shape[:2], -1) != 0).any(axis=2)
     if not mask.any():
         raise UserError(f"mask_opt: the mask in '{file}' is black everywhere; make the kept pixels white")
+    if (kept := mask.mean()) < 0.5:
+        logger.warning(f"mask_opt: the mask in '{file}' keeps {kept:.1%} of the pixels, the white ones, and the others "
+                       "are filled in; if white is what is missing, invert it")
     return mask.astype(np.float32)
 
 
@@ -145,15 +154,16 @@ class InpaintingOperator(LinearOperator):
         mask_opt: the keys of `MaskGenerator`.
         observed_only: drop the noise of missing pixels, as in DPS, Eq. 52. Off by default: the official code keeps
             that noise in y, where it adds a constant to every distance.
+        keep_known: put the known pixels of y, with their noise, into the restored images.
     """
 
     has_svd = True
 
-    def __init__(self, mask_opt: dict, observed_only: bool = False):
+    def __init__(self, mask_opt: dict, observed_only: bool = False, keep_known: bool = False):
         super().__init__()
         check_arguments(MaskGenerator, mask_opt, where="operator 'inpainting': mask_opt")
         self.masks = MaskGenerator(**mask_opt)
-        self.observed_only = observed_only
+        self.observed_only, self.keep_known = observed_only, keep_known
         if self.masks.file is not None:
             self.files = {self.masks.file: user_path(self.masks.file)}
         self.register_drawn("mask")                                             # (B, 1, H, W) once prepared
@@ -192,6 +202,14 @@ class InpaintingOperator(LinearOperator):
     def keep(self, y: Tensor) -> Tensor:
         """All of y, or its observed pixels if `observed_only`."""
         return self(y) if self.observed_only else y
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, or y where it is known if `keep_known`: (B, C, H, W) -> the same."""
+        return torch.where(self.mask > 0, y, x) if self.keep_known else x
+
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """A mask holds zeros and ones."""
+        return None if ((values == 0) | (values == 1)).all() else "0 for missing and 1 for kept pixels"
 
     def svd(self) -> SVD:
         """S = diag(m), V = I and U = diag(m)."""

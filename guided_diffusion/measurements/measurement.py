@@ -90,6 +90,10 @@ class Measurement:
         found = informative * (self.y - prediction) ** 2
         return found.flatten(1).sum(1) / (informative * expected).flatten(1).sum(1)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """Restored images (B, C, H, W) as they are given out: as they are, unless the operator says otherwise."""
+        return self.operator.finish(x, self.y)
+
     def initial_guess(self) -> Tensor:
         """The measurement in image space, (B, C, H, W): where DPPS starts."""
         return self.operator.initial_guess(self.y)

@@ -24,7 +24,7 @@ from util.img_utils import write_atomically
 
 SUFFIX = ".npz"
 LARGEST_CONTENT = 2 ** 31                           # bytes of a file, unpacked
-LARGEST_SIDE = 2 ** 13                              # pixels
+CHANNELS, LARGEST_SIDE = 3, 2 ** 13                 # of images
 LONGEST_NAME = 180                                  # bytes, as results have names that are longer
 FIELDS = ("y", "operator", "noise", "image_shape", "seed", "observed")
 
@@ -71,9 +71,10 @@ def read_measurement(path: Path) -> StoredMeasurement:
         y, shape = arrays["y"], arrays["image_shape"]
         if y.dtype.kind not in "fiu" or not np.isfinite(y).all() or not y.size:
             raise ValueError("y holds no finite real numbers")
-        if shape.shape != (3,) or shape.dtype.kind not in "iu" or shape.min() < 1 or shape.max() > LARGEST_SIDE:
-            raise ValueError(f"image_shape is {shape.tolist()!r:.60}, expected [channels, height, width], each at most "
-                             f"{LARGEST_SIDE}")
+        if (shape.shape != (3,) or shape.dtype.kind not in "iu" or shape[0] != CHANNELS
+                or not 1 <= shape.min() <= shape.max() <= LARGEST_SIDE):
+            raise ValueError(f"image_shape is {shape.tolist()}, expected [{CHANNELS}, height, width] of 1 to "
+                             f"{LARGEST_SIDE} pixels")
         drawn = {name: values for name, values in arrays.items() if name not in FIELDS}
         for name, values in drawn.items():
             if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
