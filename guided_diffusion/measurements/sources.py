@@ -149,8 +149,8 @@ class Observed(Source):
             return
         batch, _ = trial
         if operator.pictures and (largest := batch.images.abs().max().item()) > LARGEST_VALUE:
-            logger.warning(f"{batch.names[0]}: values up to {largest:g}, but photographs are on [-1, 1]; if these are grey "
-                           "levels from 0 to 255, divide them by 127.5 and subtract 1")
+            logger.warning(f"{batch.names[0]}: values up to {largest:g}, but photographs are on [-1, 1]; if these are "
+                           "grey levels from 0 to 255, divide them by 127.5 and subtract 1")
         first, second = (self.measure(operator, noiser, batch, torch.device("cpu"), ImageRandomness(seed, batch.names))
                          for seed in (0, 1))
         drawn = [name for name, values in second.operator.drawn().items()

@@ -50,6 +50,8 @@ METRICS = {
     "ssim_aligned": Metric("SSIM, ambiguities resolved", "ssim_aligned", 3, 1),
     "psnr_input": Metric("PSNR of the lifted measurement in dB", "psnr_input", 2),
     "ssim_input": Metric("SSIM of the lifted measurement", "ssim_input", 3),
+    "chi_square": Metric("residual chi-square", "chi_square", 2),
+    "network_evaluations": Metric("network evaluations", "network_evaluations", 0, -1),
     "seconds": Metric("seconds per image", "seconds", 2, -1),
 }
 
