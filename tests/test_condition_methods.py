@@ -54,10 +54,9 @@ def test_batch_equals_single_runs_in_any_order(method, operator, network):
     assert (batch[0] - batch[1]).abs().max() > 0.1
     shuffled, _ = restore(method, operator, [NAMES[2], NAMES[0]], network=network)
     torch.testing.assert_close(shuffled, batch[[2, 0]], atol=1e-6, rtol=0)
-    for i, name in [(0, NAMES[0]), (1, NAMES[1])]:
-        alone, distance = restore(method, operator, [name], network=network)
-        torch.testing.assert_close(alone, batch[i:i + 1], atol=1e-6, rtol=0)
-        torch.testing.assert_close(distance[:, 0], distances[:, i], atol=1e-6, rtol=0)
+    alone, distance = restore(method, operator, [NAMES[1]], network=network)
+    torch.testing.assert_close(alone, batch[1:2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(distance[:, 0], distances[:, 1], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("method", "noise"), [

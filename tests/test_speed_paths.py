@@ -71,8 +71,10 @@ def restore_on_meta(prior, method, operator_name: str, noise_name: str, sampler_
         return method.restore(prior, sampler, measurement, NoValues())
 
 
-@pytest.mark.parametrize("operator", sorted(OPERATOR_EXAMPLES.keys() - {"gopro_blur"}))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, operator", [
+    *(("dpps", operator) for operator in sorted(OPERATOR_EXAMPLES.keys() - {"gopro_blur"})),
+    *((method, operator) for method in METHODS for operator in ("gaussian_blur", "inpainting", "hdr")
+      if method != "dpps")])
 def test_no_step_waits_for_the_device(prior, method, operator):
     if method in PROJECTING and operator not in CLOSED_FORMS:
         pytest.skip("the pseudo-inverse is iterative, or none exists")
