@@ -214,7 +214,9 @@ def good(path: Path) -> dict[str, np.ndarray]:
     ({"image_shape": np.array([3, 30, 32])}, ["scale_factor 4 does not divide the image size 30x32"]),
     ({"image_shape": np.array([3, 32])}, ["image_shape is [3, 32]"]),
     ({"image_shape": np.array([3.5, 32, 32])}, ["image_shape"]),
-    ({"mask": np.array(["text"])}, ["something else than real numbers"]),
+    ({"mask": np.array(["text"])}, ["mask holds something else than finite real numbers"]),
+    ({"mask": np.array([np.nan])}, ["mask holds something else than finite real numbers"]),
+    ({"image_shape": np.array([3, 10 ** 5, 10 ** 5])}, ["expected [channels, height, width], each at most 8192"]),
     ({"y": np.array([{}], dtype=object)}, ["cannot be read"]),
 ])
 def test_files_that_are_wrong_end_with_a_sentence(run, change, words):
