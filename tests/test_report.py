@@ -156,16 +156,17 @@ def headings(page: Page) -> list[list[str]]:
 
 def test_runs_of_the_same_measurements_stand_side_by_side_wherever_they_lie(tmp_path, report):
     """As the folders of tables and of tuning: one per method or point."""
-    for scale in (0.3, 1.0):
-        make_run(tmp_path, task=f"tune/scale={scale}/inpainting",
-                 conditioning={"method": "ps", "params": {"scale": scale}})
+    for scale, likelihood in ((0.3, "point"), (1.0, "tweedie")):
+        make_run(tmp_path, task=f"tune/scale={scale}/inpainting", conditioning={"method": "ps", "params": {
+            "scale": scale, "likelihood": {"name": likelihood}}})
     make_run(tmp_path, task="table/inpainting/dpps/inpainting", method="dpps", conditioning={"method": "dpps"})
     page = report()[1]
-    assert headings(page) == [["DPPS", "DPS (scale 0.3)", "DPS (scale 1.0)"]]
+    labels = ["DPPS", "DPS (likelihood point, scale 0.3)", "DPS (likelihood tweedie, scale 1.0)"]
+    assert headings(page) == [labels]
     assert "differ" not in page.text
     make_run(tmp_path, task="z/inpainting", seed=7)
     page = report()[1]
-    assert headings(page) == [["DPPS", "DPS (scale 0.3)", "DPS (scale 1.0)"], ["DPS"]]
+    assert headings(page) == [labels, ["DPS"]]
     assert page.texts.count("Inpainting (seed 0)") == page.texts.count("Inpainting (seed 7)") == 2
 
 

@@ -16,8 +16,11 @@ from util.run.config_file import read_settings
 from util.run.layout import SUMMARY, file_of, is_run
 from util.run.table import Row, read_summary, read_table, read_trajectories
 
-TITLES = {"ps": "DPS", "ps+": "DPS+", "dpps": "DPPS", "mcg": "MCG", "projection": "Score-SDE", "lift": "Lifted",
-          "pinv": "Pseudo-inverse", "vanilla": "Prior alone"}           # others by their names
+ACRONYMS = ("dpps", "mcg", "ddrm", "ddnm", "ilvr", "daps", "dcps", "sitcom", "tmpd", "dsg", "dmps", "hio", "oss", "er")
+TITLES = {**{name: name.upper() for name in ACRONYMS}, "ps": "DPS", "ps+": "DPS+", "projection": "Score-SDE",
+          "vanilla": "Prior alone", "lift": "Lifted", "pinv": "Pseudo-inverse", "diffpir": "DiffPIR", "pigdm": "PiGDM",
+          "red_diff": "RED-diff", "fast_dips": "FAST-DIPS", "mcgdiff": "MCGdiff", "fps_smc": "FPS-SMC",
+          "pnp_dm": "PnP-DM", "pnp_admm": "PnP-ADMM", "admm_tv": "ADMM-TV"}     # of methods; others by their names
 MEASURED = ("data", "measurement", "seed")          # the settings that make a task
 NETWORK = ("model", "diffusion", "precision", "tile", "checkpoint")     # those that only methods with a network have
 BAND = (10, 90)                                     # percentiles between which a trajectory's band lies
@@ -157,7 +160,7 @@ def _distinct(names: Sequence[str], runs: Sequence[Run], counts) -> list[str]:
         values = [(key, found) for key, found in differences([runs[i] for i in own]).items() if counts(key)]
         values.sort(key=lambda item: item[0][0] != "conditioning")          # what the method itself is told comes first
         for position, i in enumerate(own):
-            words = [f"{key[-1]} {found[position]}" for key, found in values[:FEW]]
+            words = [f"{key[-2 if key[-1] == 'name' else -1]} {found[position]}" for key, found in values[:FEW]]
             words = [word for word in words if not word.endswith(" unset")] or words or [str(runs[i].path)]
             told[i] = f"{name} ({', '.join(words)})"
     return [name if told.count(name) == 1 else f"{name} ({run.path})" for name, run in zip(told, runs, strict=True)]

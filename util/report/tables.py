@@ -8,6 +8,7 @@ from util.metrics.pairs import MEAN
 from util.metrics.statistics import Summary, describe
 from util.report.runs import Run
 
+COSTS = ("network_evaluations", "seconds")          # without intervals
 DASH = "\N{EN DASH}"
 
 Cell = tuple[str, object, str, str]                 # text, what it is sorted by, small text below, class
@@ -84,8 +85,9 @@ def _line(label: str, values: dict[str, list[float]], images: Sequence[str]
 def _mean(column: Column, summary: Summary | None, best: float | None) -> Cell:
     if summary is None:
         return DASH, "", "", ""
-    return (column.digits(summary["mean"]), repr(summary["mean"]),
-            DASH.join(map(column.digits, summary["ci95"] or ())), "best" if summary["mean"] == best else "")
+    interval = () if column.name in COSTS else summary["ci95"] or ()
+    return (column.digits(summary["mean"]), repr(summary["mean"]), DASH.join(map(column.digits, interval)),
+            "best" if summary["mean"] == best else "")
 
 
 def image_table(runs: Sequence[Run]) -> Table:
