@@ -29,7 +29,7 @@ NONLINEAR = [name for name in OPERATOR_EXAMPLES if name not in LINEAR]
 
 def case(noise, name, params, size):
     """A measurement of two images, V, the matrices of A (B, m, n), and z."""
-    operator: LinearOperator = prepared(name, params, size, NAMES, 3 if name in ("colorization", "composite") else 1)
+    operator: LinearOperator = prepared(name, params, size, NAMES, 3 if "colorization" in str((name, params)) else 1)
     batch, *shape = operator.image_shape
     x = normal(batch, *shape).clamp(-1, 1)
     noiser = get_noise(noise, **NOISES[noise])
