@@ -79,6 +79,15 @@ def tmpd(t, a):
     return t.prior() + t.x0_coef * a * t.g / c * np.array([-t.g, 1, 0])
 
 
+def gaussian_likelihood(t, a):
+    variance = t.g * t.s2 * math.sqrt(t.ab)                                 # of x_0 given x_t: the exact move
+    return t.prior() + t.x0_coef * a * variance / (variance + V) * np.array([-t.g, 1, 0])
+
+
+def projection(t, a):
+    return np.array([0, math.sqrt(t.ab), math.sqrt(1 - t.ab)]) if a else t.prior()
+
+
 ANCESTRAL = {
     "diffpir": ({}, diffpir),
     "diffpir_other": ({"lam": 4.0, "zeta": 0.8}, lambda t, a: diffpir(t, a, 4.0, 0.8)),
@@ -88,6 +97,9 @@ ANCESTRAL = {
     "pigdm_paper": ({"weight": "paper"}, lambda t, a: pigdm(t, a, lambda t: math.sqrt(t.ab))),
     "pigdm_release": ({"weight": "release"}, lambda t, a: pigdm(t, a, lambda t: math.sqrt(t.ab * t.ab_prev))),
     "tmpd": ({}, tmpd),
+    "ps_gaussian": ({"likelihood": "gaussian"}, gaussian_likelihood),
+    "projection": ({}, projection),
+    "ilvr": ({"factor": 1}, projection),
 }
 
 

@@ -44,7 +44,7 @@ GAUSSIANS = {
     "low_rank": lambda: LowRankGaussian(normal(*SHAPE), torch.linalg.qr(normal(N, 5))[0].mT.reshape(5, *SHAPE),
                                         torch.tensor([2.0, 1.0, 0.5, 0.3, 0.2]), 0.01),
     "diagonal": lambda: DiagonalGaussian(normal(*SHAPE), normal(*SHAPE, seed=1).square() + 0.01),
-    "full": lambda: FullGaussian(normal(*SHAPE), matrix(2)),
+    "full": lambda: FullGaussian.of(normal(*SHAPE), matrix(2)),
 }
 MIXTURES = {"mixture": lambda: GaussianMixture([GAUSSIANS[kind]() for kind in ("diagonal", "full", "low_rank")],
                                                [0.2, 0.5, 0.3])}
@@ -125,7 +125,7 @@ def measured(operator="inpainting", sigma=0.1, **params):
                                 ImageRandomness(0, ["a"]))
 
 
-@pytest.mark.parametrize("operator", ["inpainting", "noise", "colorization"])
+@pytest.mark.parametrize("operator", ["inpainting", "noise", "colorization", "fourier"])
 @pytest.mark.parametrize("kind", [*GAUSSIANS, *MIXTURES])
 def test_posteriors_satisfy_bayes(kind, operator):
     """log p(x | y) - log p(x) - log p(y | x) is the same for every x: densities that integrate to one."""

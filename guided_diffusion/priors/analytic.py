@@ -153,7 +153,7 @@ def gaussian_mixture(image_size: Count, folder: str, components: Count = 3,
         mean, offsets = group.mean(dim=0), (group - group.mean(dim=0)).flatten(1)
         if covariance == "full":
             matrix = offsets.mT @ offsets / len(group)
-            parts.append(FullGaussian(mean, matrix + std ** 2 * torch.eye(len(matrix)).to(matrix)))
+            parts.append(FullGaussian.of(mean, matrix + std ** 2 * torch.eye(len(matrix)).to(matrix)))
         else:
             parts.append(DiagonalGaussian(mean, offsets.square().mean(dim=0).view_as(mean) + std ** 2))
     return GaussianMixture(parts, [len(group) / len(images) for group in groups] if weights is None else weights)

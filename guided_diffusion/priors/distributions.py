@@ -74,6 +74,10 @@ class Gaussian(Distribution):
     def trace(self, f: Spectral, like: Tensor) -> Tensor:
         """The sum of f over all eigenvalues, (1,) or (B,), for images like `like` (B, C, H, W)."""
 
+    @abstractmethod
+    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> "Gaussian":
+        """The Gaussian of the same eigenvectors, the eigenvalues f(eigenvalues) and another mean (C, H, W)."""
+
     def covariance(self, shape: tuple[int, int, int]) -> Tensor:
         """C as a matrix (n, n) for images of `shape` (C, H, W), float64; UserError where it is too large."""
         n = require_dense(shape)
@@ -141,6 +145,9 @@ class StationaryGaussian(Gaussian):
     def trace(self, f: Spectral, like: Tensor) -> Tensor:
         return self._values(f, like).flatten(1).sum(1)
 
+    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> Gaussian:
+        return StationaryGaussian(f(self.spectrum), mean)
+
     def _values(self, f: Spectral, like: Tensor) -> Tensor:
         return f(self.spectrum.to(like).expand(like.shape[1:])[None])
 
@@ -176,6 +183,10 @@ class LowRankGaussian(Gaussian):
         others = like[0].numel() - self.directions.shape[0]
         return f(self.variances.to(like)).flatten(1).sum(1) + others * f(self.residual.to(like)).flatten(1).sum(1)
 
+    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> Gaussian:
+        directions = self.directions.view(-1, *self.mean.shape)
+        return LowRankGaussian(mean, directions, f(self.variances).flatten(), f(self.residual).item())
+
 
 class DiagonalGaussian(Gaussian):
     """Independent values.
@@ -199,21 +210,29 @@ class DiagonalGaussian(Gaussian):
     def trace(self, f: Spectral, like: Tensor) -> Tensor:
         return self.diagonal(f, like).flatten(1).sum(1)
 
+    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> Gaussian:
+        return DiagonalGaussian(mean, f(self.variance))
+
 
 class FullGaussian(Gaussian):
     """Any covariance, for images of a few thousand values.
 
     Args:
         mean: (C, H, W).
-        covariance: (n, n), n = C H W, symmetric and positive; what rounding makes negative counts as 0.
+        eigenvalues, q: of the covariance, (n,) and (n, n) with n = C H W.
     """
 
-    def __init__(self, mean: Tensor, covariance: Tensor):
+    def __init__(self, mean: Tensor, eigenvalues: Tensor, q: Tensor):
         super().__init__(mean)
+        self.register_buffer("eigenvalues", eigenvalues.view(1, -1, 1, 1))
+        self.register_buffer("q", q)
+
+    @classmethod
+    def of(cls, mean: Tensor, covariance: Tensor) -> "FullGaussian":
+        """From the covariance (n, n), symmetric and positive; what rounding makes negative counts as 0."""
         eigenvalues, q = torch.linalg.eigh(covariance.double())
         require_positive(eigenvalues[0], "covariance", -1e-9 * eigenvalues[-1].item())
-        self.register_buffer("eigenvalues", eigenvalues.clamp_min(0).view(1, -1, 1, 1))
-        self.register_buffer("q", q)
+        return cls(mean, eigenvalues.clamp_min(0), q)
 
     def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
         q = self.q.to(x)
@@ -224,6 +243,9 @@ class FullGaussian(Gaussian):
 
     def trace(self, f: Spectral, like: Tensor) -> Tensor:
         return f(self.eigenvalues.to(like)).flatten(1).sum(1)
+
+    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> Gaussian:
+        return FullGaussian(mean, f(self.eigenvalues).flatten(), self.q)
 
 
 class GaussianMixture(Distribution):
