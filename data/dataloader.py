@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -14,15 +14,18 @@ from torch.utils.data import Dataset
 
 from util.arrays import read_array
 from util.command import user_path
-from util.config.registry import Registry
+from util.config.registry import Bounds, Registry
 from util.errors import UserError, did_you_mean
 from util.img_utils import IMAGE_SUFFIXES, load_alpha, load_image
+from util.logger import get_logger
 
 DATASETS = Registry("dataset")
 register_dataset = DATASETS.register
 
 ARRAY_SUFFIX = ".npy"
+OTHER_PICTURES = (".arw", ".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".raw")
 LARGEST_SIDE = 2 ** 13                              # pixels
+Side = Annotated[int, Bounds(least=1, most=LARGEST_SIDE)]
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 
 
@@ -38,8 +41,6 @@ class ImageDataset(Dataset):
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str], image_size: int | None = None,
                  observed: bool = False):
-        if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
-            raise UserError(f"data: image_size is {image_size}, expected 1 to {LARGEST_SIDE}")
         if observed and image_size is not None:
             raise UserError(f"data: image_size is {image_size}, but observed measurements keep their own size; "
                             "leave image_size out")
@@ -87,7 +88,8 @@ def load_array(path: Path) -> Tensor:
 class ImageFolder(ImageDataset):
     """Every image file below a folder, in sorted order, or one image file.
 
-    Hidden files and files that do not end in an image suffix are passed over.
+    Hidden files and files that do not end in an image suffix are passed over; pictures of formats that are not read are
+    named. A link that leads nowhere counts as a file that cannot be read.
 
     Args:
         root: the folder, relative to the working directory.
@@ -95,27 +97,35 @@ class ImageFolder(ImageDataset):
         observed: the files are measurements, .npy files among them; `measurement.observed` sets it.
     """
 
-    def __init__(self, root: str, image_size: int | None = None, observed: bool = False):
+    def __init__(self, root: str, image_size: Side | None = None, observed: bool = False):
         folder = user_path(root)
-        suffixes = IMAGE_SUFFIXES + (ARRAY_SUFFIX,) * observed
-        wanted = f"expected a folder with images ({', '.join(s[1:] for s in suffixes)})"
-        remedy = "give one with --data FOLDER, or take scikit-image's photographs with --data skimage"
-        try:
-            if folder.is_file() and _is_image(Path(folder.name), suffixes):
-                folder, paths = folder.parent, [folder]
-            elif folder.is_file():
-                raise UserError(f"{root} is no image file; {wanted}; {remedy}")
-            elif root and folder.is_dir():
-                paths = sorted(path for path in folder.rglob("*")
-                               if _is_image(path.relative_to(folder), suffixes) and path.is_file())
-            else:
-                raise UserError(f"image folder '{root}' not found; {wanted}; {remedy}")
-        except OSError as error:
-            raise UserError(f"image folder {root} cannot be read: {error.strerror or error}; {remedy}") from None
-        if not paths:
-            raise UserError(f"image folder {root} holds no images; {wanted}; {remedy}")
-        super().__init__(paths, unique_names([p.relative_to(folder) for p in paths]), image_size,
-                         observed)
+        suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX) if observed else IMAGE_SUFFIXES
+        advice = (f"expected a folder with images ({', '.join(suffix[1:] for suffix in suffixes)}); give one with "
+                  "--data FOLDER, or take scikit-image's photographs with --data skimage")
+        if root and folder.is_file():
+            folder, files = folder.parent, [Path(folder.name)]
+        elif root and folder.is_dir():
+            files = _files_below(folder, root, advice)
+        else:
+            raise UserError(f"image folder '{root}' not found; {advice}")
+        images = [file for file in files if file.suffix.lower() in suffixes]
+        if not images:
+            what = f"image folder {root} holds no images" if folder == user_path(root) else f"{root} is no image file"
+            raise UserError(f"{what}; {advice}")
+        if others := [file for file in files if file.suffix.lower() in OTHER_PICTURES]:
+            get_logger().warning(f"passed over in {root}: {len(others)} pictures in formats that are not read "
+                                 f"({others[0]}{', ...' if others[1:] else ''}); save them as PNG")
+        super().__init__([folder / image for image in images], unique_names(images), image_size, observed)
+
+
+def _files_below(folder: Path, root: str, advice: str) -> list[Path]:
+    """Files, hidden ones aside, and links that lead nowhere, relative to the folder, in order."""
+    try:
+        found = [path.relative_to(folder) for path in folder.rglob("*")
+                 if path.is_file() or (path.is_symlink() and not path.exists())]
+    except OSError as error:
+        raise UserError(f"image folder {root} cannot be read: {error.strerror or error}; {advice}") from None
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
 
 
 @register_dataset("skimage")
@@ -128,11 +138,11 @@ class SkimagePhotographs(ImageDataset):
         observed: the photographs are measurements; `measurement.observed` sets it.
     """
 
-    def __init__(self, images: Sequence[str] = PHOTOGRAPHS, image_size: int | None = None, observed: bool = False):
+    def __init__(self, images: Sequence[str] = PHOTOGRAPHS, image_size: Side | None = None, observed: bool = False):
         import skimage
 
         folder = Path(skimage.__file__).parent / "data"
-        files = {path.stem: path for path in sorted(folder.iterdir()) if _is_image(Path(path.name))}
+        files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in IMAGE_SUFFIXES}
         if not images:
             raise UserError(f"data: images is empty; choose from {', '.join(sorted(files))}")
         for name in images:
@@ -142,47 +152,25 @@ class SkimagePhotographs(ImageDataset):
         super().__init__([files[name] for name in chosen], chosen, image_size, observed)
 
 
-def _is_image(relative: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
-    hidden = any(part.startswith(".") for part in relative.parts)
-    return relative.suffix.lower() in suffixes and not hidden
-
-
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """Name images after their paths: sub/cat.png -> sub__cat.
 
     Files that would share a name keep their suffix (cat.png, cat.jpg -> cat_png, cat_jpg), and whatever still collides,
     or is too long for a file name, gets a hash of its path.
     """
-    short = [_safe(path.with_suffix("")) for path in paths]
-    count = Counter(name.casefold() for name in short)
-    names = [s if count[s.casefold()] == 1 else _safe(p.with_suffix("")) + "_" + p.suffix[1:].lower()
-             for s, p in zip(short, paths, strict=True)]
-    count = Counter(name.casefold() for name in names)
-    return [n if count[n.casefold()] == 1 and len(n.encode()) <= 180 else f"{n[:40]}_{_digest(p)}"
-            for n, p in zip(names, paths, strict=True)]
-
-
-def _safe(path: Path) -> str:
-    return re.sub(r"[^\w.+ -]", "_", "__".join(path.parts))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.as_posix().encode(errors="surrogateescape")).hexdigest()[:12]
+    short = [re.sub(r"[^\w.+ -]", "_", "__".join(path.with_suffix("").parts)) for path in paths]
+    count = Counter(map(str.casefold, short))
+    names = [name if count[name.casefold()] == 1 else f"{name}_{path.suffix[1:].lower()}"
+             for name, path in zip(short, paths, strict=True)]
+    count = Counter(map(str.casefold, names))
+    digests = (hashlib.sha256(path.as_posix().encode(errors="surrogateescape")).hexdigest()[:12] for path in paths)
+    return [name if count[name.casefold()] == 1 and len(name.encode()) <= 180 else f"{name[:40]}_{digest}"
+            for name, digest in zip(names, digests, strict=True)]
 
 
 def get_dataset(name: str, /, **params) -> ImageDataset:
     """Build a registered dataset; UserError on an unknown name or parameter, or without images."""
     return DATASETS.build(name, **params)
-
-
-class Measurements(Protocol):
-    """What a data loader reads: an `ImageDataset`, or measurements that were saved."""
-
-    names: Sequence[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -207,11 +195,12 @@ def group_images(count: int, batch_size: int, num_samples: int = 1) -> list[rang
     return [range(first, min(first + images, count)) for first in range(0, count, images)]
 
 
-def read_images(dataset: Measurements, indices: Sequence[int],
+def read_images(dataset: Dataset, indices: Sequence[int],
                 unreadable: Callable[[UserError], None] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Name and image (...) of each index.
+    """Name and image, or measurement, of each index.
 
     Args:
+        dataset: has `names` and, by index, tensors (...).
         unreadable: called with the error for a file that cannot be read, which is then passed over; without it the
             error is raised.
     """
@@ -238,24 +227,15 @@ def make_batches(images: Iterable[tuple[str, Tensor]], batch_size: int, num_samp
     """
     entries: list[tuple[str, int, Tensor]] = []
     for name, image in images:
-        room = batch_size - len(entries)
-        if entries and (image.shape != entries[-1][2].shape or room < num_samples <= batch_size):
-            yield _collate(entries)
-            entries = []
         for sample in range(num_samples):
-            entries.append((name, sample, image))
-            if len(entries) == batch_size:
+            room = batch_size - len(entries)
+            needed = num_samples if sample == 0 and num_samples <= batch_size else 1
+            if entries and (image.shape != entries[-1][2].shape or room < needed):
                 yield _collate(entries)
                 entries = []
+            entries.append((name, sample, image))
     if entries:
         yield _collate(entries)
-
-
-def get_dataloader(dataset: Measurements, batch_size: int, num_samples: int = 1, indices: Sequence[int] | None = None,
-                   unreadable: Callable[[UserError], None] | None = None) -> Iterator[Batch]:
-    """Yield the images `indices` (all by default) in batches; see `read_images` and `make_batches`."""
-    return make_batches(read_images(dataset, range(len(dataset)) if indices is None else indices, unreadable),
-                        batch_size, num_samples)
 
 
 def _collate(entries: Sequence[tuple[str, int, Tensor]]) -> Batch:

@@ -1,4 +1,4 @@
-"""The reverse process: one step as a distribution, DDPM and DDIM, and the ancestral loop that methods plug into."""
+"""The reverse process: one step as a distribution, DDPM and DDIM."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,14 +15,12 @@ from guided_diffusion.posterior_mean_variance import (
     VarianceProcessor,
 )
 from guided_diffusion.schedule import Schedule
-from util.config.registry import Registry, check_arguments
+from util.config.registry import Fraction, Registry, check_arguments
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
 SAMPLERS = Registry("sampler")
 register_sampler = SAMPLERS.register
-
-Conditioning = Callable[["Step"], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -127,27 +125,6 @@ class Sampler(ABC):
                     x0_coef, x_t_coef, int(self.schedule.timesteps[index]), self.schedule.num_train_steps,
                     self.schedule.stride(index), randomness)
 
-    def p_sample_loop(self, model: Callable, x_start: Tensor, conditioning: Conditioning, randomness: ImageRandomness,
-                      needs_grad: bool = False, callback: Callable | None = None) -> Tensor:
-        """Run the reverse process from x_start (B, C, H, W) and return the images (B, C, H, W).
-
-        Args:
-            model: model(x_t, t (B,)) -> (B, C or 2C, H, W).
-            conditioning: conditioning(step) -> x_{t-1} (B, C, H, W) and the measurement distance (B,).
-            needs_grad: build the network's graph, so that `conditioning` may differentiate x0_hat by x_t.
-            callback: callback(step, x_{t-1}, distance) after every step, with tensors on the device of x_start.
-        """
-        x_t = x_start
-        for index in reversed(range(self.num_steps)):
-            x_t = x_t.detach()
-            with torch.set_grad_enabled(needs_grad):
-                step = self.step(model, x_t.requires_grad_(needs_grad), index, randomness)
-            with torch.no_grad():
-                x_t, distance = conditioning(step)
-                if callback is not None:
-                    callback(step, x_t, distance)
-        return x_t.detach()
-
 
 @register_sampler("ddpm")
 class DDPM(Sampler):
@@ -220,7 +197,7 @@ def create_sampler(
     clip_denoised: bool = True,
     rescale_timesteps: bool = False,
     timestep_respacing: int | str | list[int] | None = "",
-    eta: float = 0.0,
+    eta: Fraction = 0.0,
 ) -> Sampler:
     """Build a sampler from a diffusion config (DPS's keys, plus `eta` for ddim).
 
@@ -240,11 +217,9 @@ def create_sampler(
     """
     check_arguments(create_sampler, dict(locals()), "diffusion config")
     cls = SAMPLERS[sampler]
-    if not 0 <= eta <= 1:
-        raise UserError(f"diffusion config: eta is {eta}, expected a number between 0 and 1")
     if eta and not (cls is DDIM or cls is DDPM and eta == 1):
         raise UserError(f"diffusion config: eta is {eta}, but sampler '{sampler}' takes no eta"
-                        f"{' but 1' * (cls is DDPM)}; set sampler: ddim, or leave eta out")
+                        f"{' but 1' if cls is DDPM else ''}; set sampler: ddim, or leave eta out")
     schedule = Schedule.create(noise_schedule, steps, timestep_respacing, rescale_timesteps)
     mean_processor = MEAN_PROCESSORS[model_mean_type](schedule, dynamic_threshold, clip_denoised)
     return cls(schedule, mean_processor, VAR_PROCESSORS[model_var_type](schedule), eta)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler
-from guided_diffusion.measurements.base import Noise, Operator, require_linear
+from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import Registry
 from util.errors import UserError
@@ -21,17 +21,25 @@ class Method(ABC):
 
     name: str                                       # set by the registry
     needs_prior = True                              # a network; without it, `restore` is called with prior None
+    needs_exact_prior = False                       # one whose distribution is known, `prior` of the model config
     needs_linear = False                            # transpose / pinv / project of the operator
+    needs = "a linear operator"                     # what `serves` asks for, in words
+
+    @classmethod
+    def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
+        """Whether methods of this class can work with `operator` and, where one is given, `noiser`."""
+        return isinstance(operator, LinearOperator) or not cls.needs_linear
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
-        """Raise UserError, before anything is restored, if this method cannot work with `operator` or `noiser`."""
-        if self.needs_linear:
-            require_linear(operator, f"conditioning method '{self.name}'")
+        """Raise UserError, before anything is restored, if this method cannot work with `operator` or `noiser`.
 
-    def require(self, condition: bool, key: str, expected: str) -> None:
-        """Raise UserError about the parameter `key` (an attribute of this method) unless `condition` holds."""
-        if not condition:
-            raise UserError(f"conditioning method '{self.name}': {key} is {getattr(self, key)}, expected {expected}")
+        The message names the methods that can.
+        """
+        if not self.serves(operator, noiser):
+            task = f"noise '{noiser.name}'" if noiser and self.serves(operator) else f"'{operator.name}'"
+            serving = [name for name in CONDITIONING_METHODS if CONDITIONING_METHODS[name].serves(operator, noiser)]
+            raise UserError(f"conditioning method '{self.name}' needs {self.needs}, found {task}; methods that serve "
+                            f"{task}: {', '.join(serving)}")
 
     def num_steps(self, sampler: Sampler) -> int:
         """How often `restore` calls back for each image."""

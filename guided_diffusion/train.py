@@ -12,7 +12,14 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+
+from guided_diffusion.training.arguments import parse_training as parse_arguments
+from util.command import check_command_line, output_folder, run_command, run_program, undivided
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
 
 import numpy as np
 import torch
@@ -25,15 +32,18 @@ from data.random_crops import RandomCrops
 from guided_diffusion.schedule import Schedule
 from guided_diffusion.training.config import Phase, TrainConfig, build_model, resumable
 from guided_diffusion.training.losses import HybridLoss
-from util.checkpoint import read_checkpoint
-from util.command import Parser, output_folder, run_command, run_program, undivided
+from util.checkpoint import load_state_dict, read_checkpoint
+from util.config.config import find_file
+from util.config.registry import defaults
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.logger import get_logger
+from util.logger import duration, get_logger
+from util.run.lock import FolderLock
 from util.run.team import device_of
 
 STATE = {"config": dict, "step": int, "model": dict, "ema": dict, "optimiser": dict, "history": list}     # of state.pt
 RESULTS = ("ema.pt", "loss.csv", "loss.png")        # beside state.pt, which a run continues from
+TIMED_STEPS = 3                                     # that the forecast of the time left rests on, after a first one
 
 logger = get_logger()
 
@@ -45,21 +55,22 @@ class Trainer:
         folder: receives state.pt (to resume), ema.pt (the prior: averaged weights in half precision), loss.csv and
             loss.png.
         rank, world: this process and the number of processes; process 0 alone writes files.
+        init: weights to begin with, a checkpoint of the config's network; None for random ones.
 
     Raises:
-        UserError: nothing to train on, a network or a batch that does not fit, a state.pt that does not, or results
-            of a training whose state.pt is gone.
+        UserError: nothing to train on, a network, weights or a batch that does not fit.
     """
 
     def __init__(self, config: TrainConfig, phases: list[Phase], data: str, folder: Path, device: torch.device,
-                 rank: int, world: int):
+                 rank: int, world: int, init: str | None = None):
         self.config, self.phases, self.data, self.folder = config, phases, data, folder
         self.device, self.rank, self.world = device, rank, world
         self.step, self.history, self.cached = 0, [], {} if config.cache else None
-        self._refuse_results_without_state()
         self._crops(phases[0])[0]                   # there is something to train on
         torch.manual_seed(config.seed)
         self.model = build_model(config).to(device)
+        if init is not None:
+            load_state_dict(self.model, find_file(init, "checkpoint"))
         for phase in phases:
             self.model.check_image_size(phase.crop, phase.crop)
             if phase.batch_size % world:
@@ -68,8 +79,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         schedule = Schedule.create(config.noise_schedule, config.diffusion_steps)
-        self.loss = HybridLoss(schedule, config.vlb_weight)
-        self._resume()
+        self.loss = HybridLoss(schedule, config.vlb_weight, config.loss_weight).to(device)
 
     @property
     def total_steps(self) -> int:
@@ -85,10 +95,15 @@ class Trainer:
         """Train to the last step; state is saved every `save_every` steps, at the end and on an interrupt."""
         model = DistributedDataParallel(self.model) if self.world > 1 else self.model
         self.model.train()
+        first, started = self.step + 1, time.perf_counter()
         with tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.rank > 0) as bar:
             try:
                 for x0 in self._batches():
                     self._train_step(model, x0, bar)
+                    if self.step == first:          # it warms up: its time foretells nothing
+                        started = time.perf_counter()
+                    elif self.step == first + TIMED_STEPS and self.rank == 0:
+                        self._forecast(len(x0) * self.world * x0[0, 0].numel(), time.perf_counter() - started)
                     if self.step % self.config.save_every == 0:
                         self.save()
             except UserError:                       # a gradient that is not finite: what was saved before is sound
@@ -97,6 +112,15 @@ class Trainer:
                 self.save()
                 raise
         self.save()
+
+    def _forecast(self, pixels: int, seconds: float) -> None:
+        """Say how long the rest will take, from the time of TIMED_STEPS steps of as many pixels."""
+        left, first = 0, 0
+        for phase in self.phases:
+            steps = min(phase.steps, max(0, first + phase.steps - self.step))
+            left, first = left + steps * phase.batch_size * phase.crop ** 2, first + phase.steps
+        logger.info(f"step {self.step} of {self.total_steps}: {seconds / TIMED_STEPS:.2g} s a step, about "
+                    f"{duration(seconds / TIMED_STEPS * left / pixels)} to go")
 
     def _draw(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps (B,) and noise like x0 of this process's crops: its share of what one process draws for all."""
@@ -116,11 +140,15 @@ class Trainer:
         rate = self.learning_rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, simple = self.loss(model, x0, index, noise)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        sums = torch.zeros(2, device=x0.device)                             # of loss and error, over the parts
+        for part in zip(*(x.split(self.config.micro_batch or len(x0)) for x in (x0, index, noise)), strict=True):
+            loss, simple = self.loss(model, *part)
+            share = len(part[0]) / len(x0)
+            (share * loss).backward()
+            sums += share * torch.stack((loss.detach(), simple))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        means = torch.stack((norm, loss.detach(), simple)) / self.world     # over the processes, and read at once
+        means = torch.stack((norm, *sums)) / self.world                     # over the processes, and read at once
         if self.world > 1:
             distributed.all_reduce(means)
         norm, *losses = means.tolist()
@@ -150,7 +178,8 @@ class Trainer:
             first_step, first_crop = first_step + phase.steps, stop
 
     def _crops(self, phase: Phase) -> RandomCrops:
-        return RandomCrops(self.data, phase.crop, self.config.scales, self.config.seed, self.cached)
+        return RandomCrops(self.data, phase.crop, self.config.scales, self.config.seed, self.cached,
+                           self.config.zooms, self.config.colour_jitter)
 
     def save(self) -> None:
         """Write state, averaged weights, the losses and their curve, each whole or not at all."""
@@ -165,21 +194,23 @@ class Trainer:
         write_atomically(self.folder / "loss.csv", ("\n".join(rows) + "\n").encode())
         write_atomically(self.folder / "loss.png", plot_losses(self.history))
 
-    def _refuse_results_without_state(self) -> None:
-        found = [name for name in RESULTS if (self.folder / name).exists()]
-        if found and not (self.folder / "state.pt").exists():
-            raise UserError(f"{self.folder} holds {', '.join(found)} but no state.pt to continue from; choose another "
-                            "--out, or move those files away")
+    def resume(self) -> None:
+        """Continue from the folder's state.pt, if there is one.
 
-    def _resume(self) -> None:
+        Raises:
+            UserError: it is damaged, or of another training; or there are results whose state.pt is gone.
+        """
         path = self.folder / "state.pt"
         if not path.exists():
+            if found := [name for name in RESULTS if (self.folder / name).exists()]:
+                raise UserError(f"{self.folder} holds {', '.join(found)} but no state.pt to continue from; choose "
+                                "another --out, or move those files away")
             return
         mend = "move its folder away to begin anew, or use another --out"
         state = read_checkpoint(path, mend)
         if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in STATE.items()):
             raise UserError(f"{path} is not the state of a training; {mend}")
-        found, wanted = state["config"], resumable(self.config)
+        found, wanted = {**defaults(TrainConfig), **state["config"]}, resumable(self.config)
         changed = [f"{key}: {found.get(key)} -> {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
         if changed:
             raise UserError(f"{path} was trained with other settings ({'; '.join(changed)}); use another --out or put "
@@ -222,16 +253,6 @@ def plot_losses(history: list[tuple]) -> bytes:
     return buffer.getvalue()
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.train", description=__doc__.splitlines()[0], allow_abbrev=False)
-    add = parser.add_argument
-    add("--data", required=True, metavar="FOLDER", help="of photographs")
-    add("--config", default="configs/train_demo.yaml", metavar="FILE", help="training file; default %(default)s")
-    add("--out", default="runs/train_demo", metavar="FOLDER", help="for checkpoints and curves; default %(default)s")
-    return parser.parse(argv)
-
-
 def train(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -242,9 +263,12 @@ def train(args: argparse.Namespace) -> int:
         if world > 1:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         config, phases = TrainConfig.read(args.config)
-        trainer = Trainer(config, phases, args.data, output_folder(args.out), device, rank, world)
-        started, first = time.perf_counter(), trainer.step
-        trainer.run()
+        folder = output_folder(args.out)
+        trainer = Trainer(config, phases, args.data, folder, device, rank, world, args.init)
+        with FolderLock(folder, "--out") if rank == 0 else nullcontext():
+            trainer.resume()
+            started, first = time.perf_counter(), trainer.step
+            trainer.run()
     except KeyboardInterrupt:
         logger.error(f"interrupted; the same command continues from {args.out}/state.pt")
         return 130

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from guided_diffusion.nn import Conv2d, normalization, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import AttentionBlock, Downsample, ResBlock, TimestepSequential, Upsample
@@ -16,7 +17,7 @@ from util.errors import UserError
 
 NUM_CLASSES = 1000
 LARGEST = 2 ** 13
-MOST = {"image_size": LARGEST, "num_channels": LARGEST, "num_res_blocks": 100, "num_heads": LARGEST}
+MOST = {"image_size": LARGEST, "num_channels": LARGEST, "num_res_blocks": 100, "num_heads": LARGEST, "patch_size": 64}
 DEFAULT_CHANNEL_MULT = {                            # image size -> width of each level over num_channels
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -37,6 +38,8 @@ class UNetModel(nn.Module):
         channel_mult: width of each level over `model_channels`.
         class_cond: embed a class label (0..999).
         class_label: the label used when the call gives none.
+        patch_size: side p of the patches whose pixels are the channels of one place (Luhman & Luhman, 2022, "Improving
+            Diffusion Model Efficiency Through Patching"): the first level works at 1/p of the resolution.
         autocast_dtype: run the network, and it alone, in this precision; the output is float32 all the same.
         Others: see `create_model`.
     """
@@ -46,8 +49,10 @@ class UNetModel(nn.Module):
                  class_cond: bool = False, class_label: int | None = None, use_checkpoint: bool = False,
                  num_heads: int = 1, num_head_channels: int = -1, num_heads_upsample: int = -1,
                  use_scale_shift_norm: bool = False, resblock_updown: bool = False,
-                 use_new_attention_order: bool = False, autocast_dtype: torch.dtype | None = None):
+                 use_new_attention_order: bool = False, patch_size: int = 1,
+                 autocast_dtype: torch.dtype | None = None):
         super().__init__()
+        self.patch_size = patch_size
         self.image_size, self.model_channels, self.out_channels = image_size, model_channels, out_channels
         self.class_cond, self.class_label, self.autocast_dtype = class_cond, class_label, autocast_dtype
         self.levels = len(channel_mult)
@@ -70,13 +75,13 @@ class UNetModel(nn.Module):
             self.label_emb = nn.Embedding(NUM_CLASSES, emb_channels)
 
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([TimestepSequential(Conv2d(3, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([TimestepSequential(Conv2d(3 * patch_size ** 2, channels, 3, padding=1))])
         skips = [channels]
         for level, width in enumerate(widths):
             for _ in range(num_res_blocks):
                 layers = [block(channels, width)]
                 channels = width
-                if 2 ** level in attention_levels:
+                if patch_size * 2 ** level in attention_levels:
                     layers.append(attend(channels))
                 self.input_blocks.append(TimestepSequential(*layers))
                 skips.append(channels)
@@ -91,19 +96,20 @@ class UNetModel(nn.Module):
             for i in range(num_res_blocks + 1):
                 layers = [block(channels + skips.pop(), width)]
                 channels = width
-                if 2 ** level in attention_levels:
+                if patch_size * 2 ** level in attention_levels:
                     layers.append(attend_up(channels))
                 if level > 0 and i == num_res_blocks:
                     layers.append(resample(channels, "up"))
                 self.output_blocks.append(TimestepSequential(*layers))
 
         self.out = nn.Sequential(
-            normalization(channels), nn.SiLU(), zero_module(Conv2d(channels, out_channels, 3, padding=1)))
+            normalization(channels), nn.SiLU(), zero_module(
+                Conv2d(channels, out_channels * patch_size ** 2, 3, padding=1)))
 
     @property
     def multiple(self) -> int:
-        """What the sides of images are multiples of, so that they survive all the halvings."""
-        return 2 ** (self.levels - 1)
+        """What the sides of images are multiples of, so that they survive the patches and all the halvings."""
+        return self.patch_size * 2 ** (self.levels - 1)
 
     def check_image_size(self, height: int, width: int) -> None:
         """Raise UserError unless images of `height` x `width` survive all the halvings."""
@@ -124,7 +130,8 @@ class UNetModel(nn.Module):
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         if self.class_cond:
             emb = emb + self.label_emb(self._labels(y, x))
-        h, skips = x, []
+        h = F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x
+        skips = []
         for module in self.input_blocks:
             h = module(h, emb)
             skips.append(h)
@@ -132,7 +139,8 @@ class UNetModel(nn.Module):
         for module in self.output_blocks:
             h = module(torch.cat([h, skips.pop()], dim=1), emb)
         norm, _, convolution = self.out
-        return convolution(norm.silu(h))
+        h = convolution(norm.silu(h))
+        return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
 
     def _labels(self, y: Tensor | None, x: Tensor) -> Tensor:
         if y is not None:
@@ -149,7 +157,7 @@ def create_model(
         attention_resolutions: str | int | Sequence[int] = "16", num_heads: int = 1, num_head_channels: int = -1,
         num_heads_upsample: int = -1, use_scale_shift_norm: bool = False, dropout: float = 0.0,
         resblock_updown: bool = False, use_fp16: bool = False, use_new_attention_order: bool = False,
-        model_path: str | None = "", class_label: int | None = None) -> UNetModel:
+        patch_size: int = 1, model_path: str | None = "", class_label: int | None = None) -> UNetModel:
     """Build the network that a model config describes, in evaluation mode, and load its checkpoint.
 
     Its weights, and so what flows through it, are in channels_last, in which convolutions take less time.
@@ -171,6 +179,8 @@ def create_model(
         resblock_updown: change resolution by residual blocks instead of convolutions.
         use_fp16: run the network under float16 autocast; weights and output stay float32.
         use_new_attention_order: channel order of the qkv layer, see `AttentionBlock`.
+        patch_size: side of the patches whose pixels are the channels of one place, see `UNetModel`; 1 for the
+            published checkpoints.
         model_path: checkpoint to load; empty for a new network (training, tests).
 
     Raises:
@@ -195,7 +205,7 @@ def create_model(
         channel_mult=channel_mult, dropout=dropout, class_cond=class_cond, class_label=class_label,
         use_checkpoint=use_checkpoint, num_heads=num_heads, num_head_channels=num_head_channels,
         num_heads_upsample=num_heads_upsample, use_scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown, use_new_attention_order=use_new_attention_order,
+        resblock_updown=resblock_updown, use_new_attention_order=use_new_attention_order, patch_size=patch_size,
         autocast_dtype=torch.float16 if use_fp16 else None)
     if model_path:
         load_state_dict(model, Path(model_path))

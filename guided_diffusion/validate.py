@@ -11,6 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from guided_diffusion.training.arguments import REFERENCE_PHOTOGRAPHS
+from guided_diffusion.training.arguments import parse_validation as parse_arguments
+from util.command import check_command_line, choose_device, output_folder, run_command, run_program
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
 import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio
@@ -23,7 +30,6 @@ from guided_diffusion.schedule import Schedule
 from guided_diffusion.solvers import ClassicalRestorer, NonLocalMeans, TotalVariation
 from guided_diffusion.training.losses import HybridLoss
 from guided_diffusion.unet import create_model
-from util.command import Parser, choose_device, natural, output_folder, positive, run_command, run_program
 from util.config.config import find_file, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
@@ -35,36 +41,11 @@ from util.seeding import ImageRandomness
 REPORT = ("validation.md", "validation.json")
 SIGMAS = (0.05, 0.1, 0.2, 0.5)                      # of the noise, on images in [-1, 1]
 BINS = 10                                           # of the timesteps, besides t = 0
-REFERENCE_PHOTOGRAPHS = ("hubble_deep_field", "motorcycle_left", "rocket")      # scikit-image's, for the references
 FACTORS = (0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.3)     # tried for the references' strength, times sigma on [0, 1]
 
 Denoiser = Callable[[Tensor, float], Tensor]        # y (B, 3, H, W), its sigma -> images
 
 logger = get_logger()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.validate", allow_abbrev=False,
-                    description="Judge a prior: loss per noise level, and denoising beside classical methods.")
-    add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network; default %(default)s")
-    add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
-        help="its noise schedule; default %(default)s")
-    add("--checkpoint", metavar="FILE", help="the weights, in place of the model config's model_path")
-    add("--data", default="skimage", metavar="FOLDER", help="images that it was not trained on; default %(default)s")
-    add("--reference_data", metavar="FOLDER", help="other images, which the classical denoisers are tuned on; default: "
-        f"scikit-image's {', '.join(REFERENCE_PHOTOGRAPHS)}")
-    add("--crop", type=positive, default=128, metavar="N", help="side of the centre crops; default %(default)s")
-    add("--limit", type=positive, metavar="N", help="the first N images only")
-    add("--draws", type=positive, default=2, metavar="N", help="noisy images per image and noise level; default 2")
-    add("--batch_size", type=positive, default=8, metavar="N", help="images at once; default %(default)s")
-    add("--seed", type=natural, default=0, help="of the noise; default %(default)s")
-    add("--gpu", type=natural, metavar="N", help="index of the GPU")
-    add("--out", default="results/validate", metavar="FOLDER",
-        help="receives validation.md and validation.json; default %(default)s")
-    add("--overwrite", action="store_true", help="replace the figures in --out")
-    return parser.parse(argv)
 
 
 def place_for(path: str, overwrite: bool) -> Path:
@@ -179,8 +160,8 @@ def prior_denoiser(model: nn.Module, schedule: Schedule, batch_size: int, device
 def classical_denoiser(restorer: ClassicalRestorer) -> Denoiser:
     """A classical restorer on the operator `noise`."""
     def denoise(y: Tensor, sigma: float) -> Tensor:
-        operator, randomness = get_operator("noise"), ImageRandomness(0, [""] * len(y))
-        operator.prepare(tuple(y.shape), randomness)
+        randomness = ImageRandomness(0, [""] * len(y))
+        operator = get_operator("noise").prepare(tuple(y.shape), randomness)
         measurement = Measurement(operator, get_noise("gaussian", sigma=sigma), y)
         return restorer.restore(None, create_sampler(), measurement, randomness)
 

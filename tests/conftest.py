@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 import sample_condition
+from guided_diffusion.restoration import check
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
 from tests.fake_weights import ChannelMeans, kernel_wizard_weights
@@ -107,6 +108,7 @@ def in_process(monkeypatch, capsys) -> list[list[str]]:
         return status, lines
 
     monkeypatch.setattr(job, "launch", launch)
+    monkeypatch.setattr(job, "ask", lambda runs: json.dumps(check.answer(json.loads(runs))))
     return commands
 
 

@@ -16,6 +16,7 @@ SIZE = 16
 NAMES = ["anna", "ben", "cleo"]
 LINEAR = [name for name, params in OPERATOR_EXAMPLES.items()
           if isinstance(get_operator(name, **params), LinearOperator)]
+OFFICIAL = {"name": "point", "rescale": False}      # the authors' code: steps do not grow where they are fewer
 METHODS = [name for name in CONDITIONING_METHODS if issubclass(CONDITIONING_METHODS[name], ConditioningMethod)]
 
 
@@ -74,12 +75,27 @@ def guidance(step, measurement):
     return slope * (step.x0_hat.detach().abs() < 1).double() * adjoint / norm
 
 
+class Loop(ConditioningMethod):
+    """The ancestral loop from a given state, with a function step -> (x_{t-1}, distance)."""
+
+    def __init__(self, x_start, function, needs_grad=False):
+        self.x_start, self.function, self.needs_grad = x_start, function, needs_grad
+
+    def start(self, sampler, measurement, randomness):
+        return self.x_start
+
+    def conditioning(self, step, measurement):
+        return self.function(step)
+
+
 class Wrapped(Operator):
     """Another operator, not known to be linear."""
 
+    name = "wrapped"
+
     def __init__(self, operator):
         super().__init__()
-        self.operator = operator
+        self.operator, self.image_shape = operator, operator.image_shape
 
     def forward(self, x):
         return self.operator(x)

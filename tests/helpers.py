@@ -23,6 +23,7 @@ OPERATOR_EXAMPLES = {                       # parameters of every operator that 
     "colorization": {},
     "sr_average": {"scale_factor": 2},
     "compressed_sensing": {"ratio": 0.3},
+    "fourier": {"acceleration": 3.0},
     "composite": {"operators": [{"name": "gaussian_blur", "kernel_size": 3, "intensity": 0.6},
                                 {"name": "colorization"}]},
     "hdr": {"scale": 2.0},

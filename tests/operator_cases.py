@@ -45,6 +45,9 @@ CASES = {                                       # id -> (name, parameters), size
     "average3": (("sr_average", {"scale_factor": 3}), [(9, 15)]),
     "hadamard": (("compressed_sensing", {"ratio": 0.25}), [(16, 16), (8, 32)]),
     "dct": (("compressed_sensing", {"ratio": 0.4, "transform": "dct"}), [(16, 16), (13, 17)]),
+    "cartesian": (("fourier", {"acceleration": 2.0}), [(16, 16), (13, 17)]),
+    "radial": (("fourier", {"sampling": "radial", "centre": 0.0}), [(16, 16), (13, 16)]),
+    "points": (("fourier", {"sampling": "random", "centre": 0.2}), [(16, 16), (13, 17)]),
     "composite": (("composite", {"operators": [
         {"name": "gaussian_blur", "kernel_size": 5, "intensity": 1.0}, {"name": "sr_average", "scale_factor": 2}]}),
         [(16, 16), (14, 10)]),
@@ -63,6 +66,5 @@ every_operator = pytest.mark.parametrize(("name", "params", "size"), ONE_SIZE)
 
 def prepared(name: str, params: dict, size: tuple[int, int], names: list[str] = NAMES, channels: int = 3,
              seed: int = 0) -> LinearOperator:
-    operator = get_operator(name, **params)
-    operator.prepare((len(names), channels, *size), ImageRandomness(seed, names, purpose="operator"))
-    return operator
+    randomness = ImageRandomness(seed, names, purpose="operator")
+    return get_operator(name, **params).prepare((len(names), channels, *size), randomness)

@@ -1,7 +1,7 @@
 """The page that `python -m util.report` writes, taken apart, and folders of runs for it."""
 
-import csv
 import json
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,11 +9,11 @@ import numpy as np
 import yaml
 
 from tests.helpers import picture
+from util.run.layout import CONFIG, SUMMARY, TABLE, file_of, sample_names
+from util.run.table import NUMBERS, Row, to_csv
 
-COLUMNS = ["image", "sample", "psnr", "ssim", "psnr_input", "ssim_input", "distance", "seconds", "chi_square", "best",
-           "std", "error_to_std", "status"]
-CONFIG = {"conditioning": {"method": "x"}, "seed": 0,
-          "measurement": {"operator": {"name": "inpainting"}, "noise": {"name": "gaussian", "sigma": 0.05}}}
+SETTINGS = {"conditioning": {"method": "x"}, "seed": 0, "checkpoint": "0123456789abcdef",
+            "measurement": {"operator": {"name": "inpainting"}, "noise": {"name": "gaussian", "sigma": 0.05}}}
 VOID = {"img", "meta", "br", "col", "link", "input", "hr"}
 SIZE = (32, 32)                             # of restorations
 
@@ -50,44 +50,39 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     @property
+    def pictures(self) -> list[dict[str, str]]:
+        """The images, without plots."""
+        return [image for image in self.all("img") if "class" not in image]
+
+    @property
     def text(self) -> str:
         return " ".join(self.texts)
 
 
 def make_run(results: Path, task: str = "inpainting", method: str = "ps", images: tuple[str, ...] = ("a", "b", "c"),
              samples: int = 1, truth: bool = True, curves: bool = False, summary: bool = True, status: str = "ok",
-             config: dict | None = None) -> Path:
-    """A run's folder as sample_condition.py leaves it, with invented numbers."""
+             **settings) -> Path:
+    """A run's folder as sample_condition.py leaves it, with invented numbers; of several samples the last fits best."""
     path = results / task / method
     path.mkdir(parents=True)
     rng, rows = np.random.default_rng(len(method)), []
     for i, image in enumerate(images):
-        own = [*map(str, range(samples)), *["mean"] * (samples > 1)]
-        for k, sample in enumerate(own):
-            figures = [f"{v:.6g}" for v in rng.uniform(10, 30, 9)]
-            row = dict(zip(COLUMNS, [image, sample, *figures, "", ""], strict=False), status=status,
-                       best="" if sample == "mean" else str(int(k == samples - 1)), error_to_std="")
-            if not truth:
-                row |= {"psnr": "", "ssim": "", "psnr_input": "", "ssim_input": ""}
-            rows.append(row)
-            picture(path / "recon" / (f"{image}_{sample}.png" if samples > 1 else f"{image}.png"), 10 * i + k, SIZE)
-        picture(path / "input" / f"{image}.png", i, SIZE)
+        for k, sample in enumerate(sample_names(samples)):
+            figures = dict(zip(NUMBERS, rng.uniform(10, 30, len(NUMBERS)), strict=True))
+            hidden = ["error_to_std", "lpips_vgg", *(() if truth else ("psnr", "ssim", "psnr_input", "ssim_input"))]
+            figures |= dict.fromkeys([name for name in NUMBERS if "aligned" in name or name in hidden], math.nan)
+            figures["best"] = math.nan if sample == "mean" else float(k == samples - 1)
+            rows.append(Row(image, sample, **figures, status=status))
+            picture(file_of(path, "recon", image, sample if samples > 1 else None), 10 * i + k, SIZE)
+        picture(file_of(path, "input", image), i, SIZE)
         if truth:
-            picture(path / "label" / f"{image}.png", 100 + i, SIZE)
+            picture(file_of(path, "label", image), 100 + i, SIZE)
         if curves:
             (path / "trajectories").mkdir(exist_ok=True)
             lines = [["step", *map(str, range(samples))], *([s, *[f"{s + 2.5}"] * samples] for s in (2, 1, 0))]
-            (path / "trajectories" / f"{image}.csv").write_text("".join(",".join(map(str, c)) + "\n" for c in lines))
-    with open(path / "metrics.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    (path / "config.yaml").write_text(yaml.safe_dump(config or CONFIG))
+            file_of(path, "trajectories", image).write_text("".join(",".join(map(str, c)) + "\n" for c in lines))
+    (path / TABLE).write_text(to_csv(rows), encoding="utf-8")
+    (path / CONFIG).write_text(yaml.safe_dump({**SETTINGS, **settings}))
     if summary:
-        (path / "summary.json").write_text(json.dumps({"device": "CPU", "seed": 0, "metrics": {}}))
+        (path / SUMMARY).write_text(json.dumps({"device": "CPU", "seed": 0, "metrics": {}}))
     return path
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

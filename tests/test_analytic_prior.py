@@ -8,7 +8,9 @@ import torch
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import GaussianPrior, MixturePrior
+from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.distributions import DiagonalGaussian, GaussianMixture, StationaryGaussian
+from tests.guided_steps import Loop
 from util.seeding import ImageRandomness
 
 SIZE = 8
@@ -20,6 +22,10 @@ def coloured_spectrum(size=SIZE, strength=0.3, fall=100):
     return strength / (1 + fall * (f[:, None] ** 2 + f[None, :] ** 2))
 
 
+def isotropic_mixture(means, std, weights):
+    return GaussianMixture([DiagonalGaussian(mean, std ** 2) for mean in means], weights / weights.sum())
+
+
 def sampler(**config):
     return create_sampler(**{"model_var_type": "fixed_small", "clip_denoised": False, "timestep_respacing": "50",
                              **config})
@@ -28,19 +34,19 @@ def sampler(**config):
 def unconditional(reverse, prior, batch, shape=(3, SIZE, SIZE)):
     randomness = ImageRandomness(0, [str(i) for i in range(batch)])
     x_start = randomness.randn_like(torch.empty(batch, *shape))
-    return reverse.p_sample_loop(prior, x_start, lambda step: (step.sample(), torch.zeros(batch)), randomness)
+    return Loop(x_start, lambda step: (step.sample(), torch.zeros(batch))).restore(prior, reverse, None, randomness)
 
 
 @pytest.mark.parametrize("index", [0, 7, 30, 49])
 def test_gaussian_prior_is_the_score(index):
     """eps = -sqrt(1 - alpha_bar) grad log p_t, with p_t from the dense covariance of the same process."""
     reverse, spectrum = sampler(), coloured_spectrum()
-    prior = GaussianPrior(reverse.schedule, spectrum, mean=0.2)
+    prior = AnalyticPrior(reverse.schedule, StationaryGaussian(spectrum, mean=0.2))
     basis = torch.fft.fft2(torch.eye(SIZE ** 2, dtype=torch.complex128).view(-1, SIZE, SIZE), norm="ortho").flatten(1)
     covariance = (basis.mH @ (spectrum.flatten()[:, None] * basis)).real
     ab = float(reverse.schedule.alphas_cumprod[index])
     marginal = torch.distributions.MultivariateNormal(
-        torch.full((SIZE ** 2,), math.sqrt(ab) * prior.mean.item(), dtype=torch.float64),
+        torch.full((SIZE ** 2,), math.sqrt(ab) * prior.distribution.mean.item(), dtype=torch.float64),
         ab * covariance + (1 - ab) * torch.eye(SIZE ** 2, dtype=torch.float64))
     x_t = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64, requires_grad=True)
     score, = torch.autograd.grad(marginal.log_prob(x_t.flatten(2)).sum(), x_t)
@@ -52,7 +58,7 @@ def test_gaussian_prior_is_the_score(index):
 def test_mixture_prior_is_the_score(index):
     reverse = sampler()
     means, weights = 0.3 * torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.tensor([1., 2., 5.]).double()
-    prior = MixturePrior(reverse.schedule, means, 0.2, weights)
+    prior = AnalyticPrior(reverse.schedule, isotropic_mixture(means, 0.2, weights))
     ab = float(reverse.schedule.alphas_cumprod[index])
     x_t = (math.sqrt(ab) * means[:2] + math.sqrt(1 - ab) * torch.randn_like(means[:2])).requires_grad_()
     components = torch.distributions.Normal(math.sqrt(ab) * means.flatten(1), math.sqrt(ab * 0.2 ** 2 + 1 - ab))
@@ -66,7 +72,7 @@ def test_mixture_prior_is_the_score(index):
 def test_white_unit_prior(rescale):
     """N(0, I): the exact prediction is sqrt(1 - alpha_bar) x_t, at every step and kind of timestep."""
     reverse = sampler(steps=400, noise_schedule="cosine", rescale_timesteps=rescale, timestep_respacing="7,3")
-    prior, x_t = GaussianPrior(reverse.schedule, 1.0), torch.randn(2, 3, SIZE, SIZE)
+    prior, x_t = AnalyticPrior(reverse.schedule, StationaryGaussian(1.0)), torch.randn(2, 3, SIZE, SIZE)
     for index, ab in enumerate(reverse.schedule.alphas_cumprod):
         eps = prior(x_t, reverse.schedule.model_timestep(index, x_t))
         torch.testing.assert_close(eps, math.sqrt(1 - ab) * x_t, atol=1e-5, rtol=1e-5)
@@ -74,7 +80,8 @@ def test_white_unit_prior(rescale):
 
 def chain_variance(reverse, spectrum):
     """The variance of every mode that the sampler ends with, by the scalar recursion of its (linear) steps."""
-    s, variance, prior = reverse.schedule, 1.0, GaussianPrior(reverse.schedule, 0.25, learn_sigma=True)
+    s, variance = reverse.schedule, 1.0
+    prior = AnalyticPrior(s, StationaryGaussian(0.25), learn_sigma=True)
     for i in reversed(range(reverse.num_steps)):
         ab, (x0_coef, x_t_coef) = s.alphas_cumprod[i], reverse.mean_coefficients(i)
         gain = x0_coef * math.sqrt(ab) * spectrum / (ab * spectrum + 1 - ab) + x_t_coef
@@ -88,7 +95,7 @@ def chain_variance(reverse, spectrum):
 def test_variance_of_ten_ancestral_steps(kind, ratio):
     """White prior of variance 1/4: exact with the exact step variance, too narrow or too wide with fixed ones."""
     reverse = sampler(model_var_type=kind, timestep_respacing="10")
-    prior = GaussianPrior(reverse.schedule, 0.25, learn_sigma=reverse.learned_variance)
+    prior = AnalyticPrior(reverse.schedule, StationaryGaussian(0.25), learn_sigma=reverse.learned_variance)
     x = unconditional(reverse, prior, batch=200)
     assert chain_variance(reverse, 0.25) / 0.25 == pytest.approx(ratio, abs=0.01)
     assert x.var().item() / 0.25 == pytest.approx(ratio, abs=0.04)
@@ -99,7 +106,7 @@ def test_variance_of_ten_ancestral_steps(kind, ratio):
                                               ("renoise", 0.0, 0.5)])
 def test_coloured_prior_is_sampled_with_its_spectrum(name, eta, share):
     reverse = sampler(sampler=name, eta=eta, timestep_respacing="200")
-    prior, spectrum = GaussianPrior(reverse.schedule, coloured_spectrum(), mean=0.1), coloured_spectrum()
+    prior, spectrum = AnalyticPrior(reverse.schedule, StationaryGaussian(coloured_spectrum(), 0.1)), coloured_spectrum()
     x = unconditional(reverse, prior, batch=400, shape=(1, SIZE, SIZE))
     power = torch.fft.fft2(x - 0.1, norm="ortho").abs().square().mean(dim=(0, 1))
     expected = chain_variance(reverse, spectrum)
@@ -119,7 +126,7 @@ def test_renoising_leaves_half_the_variance():
 def test_mixture_prior_is_sampled_with_its_weights():
     reverse = sampler(timestep_respacing="100")
     means = torch.stack([torch.full((1, 4, 4), 0.6), torch.full((1, 4, 4), -0.6)])
-    prior = MixturePrior(reverse.schedule, means, 0.1, torch.tensor([3.0, 1.0]))
+    prior = AnalyticPrior(reverse.schedule, isotropic_mixture(means, 0.1, torch.tensor([3.0, 1.0])))
     x = unconditional(reverse, prior, batch=400, shape=(1, 4, 4)).flatten(1).mean(1)
     assert ((x.abs() - 0.6).abs() < 0.2).all()
     assert (x > 0).float().mean().item() == pytest.approx(0.75, abs=0.1)
@@ -128,7 +135,7 @@ def test_mixture_prior_is_sampled_with_its_weights():
 def posterior_task(batch=8, size=32, sigma=0.05):
     """Images of the coloured prior, their super-resolution measurements, and what sampling needs."""
     reverse, spectrum = sampler(timestep_respacing="100"), coloured_spectrum(size, strength=10, fall=2000)
-    prior = GaussianPrior(reverse.schedule, spectrum)
+    prior = AnalyticPrior(reverse.schedule, StationaryGaussian(spectrum))
     names = [str(i) for i in range(batch)]
     white = ImageRandomness(5, names).randn_like(torch.empty(batch, 3, size, size))
     x = torch.fft.ifft2(spectrum.sqrt() * torch.fft.fft2(white)).real
@@ -157,7 +164,8 @@ def test_the_residual_at_a_scale_does_not_depend_on_the_respacing():
     def residual(respacing):
         _, _, _, measurement, randomness = posterior_task(batch=6, size=16)
         reverse = sampler(timestep_respacing=respacing, model_var_type="learned_range")
-        prior = GaussianPrior(reverse.schedule, coloured_spectrum(16, strength=10, fall=2000), learn_sigma=True)
+        spectrum = coloured_spectrum(16, strength=10, fall=2000)
+        prior = AnalyticPrior(reverse.schedule, StationaryGaussian(spectrum), learn_sigma=True)
         x = get_conditioning_method("ps", scale=0.05).restore(prior, reverse, measurement, randomness)
         return measurement.distance(x).mean().item()
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import sample_condition
+from guided_diffusion.restoration import gather
+from guided_diffusion.restoration.build import Task
 from guided_diffusion.restoration.gather import Gatherer
-from guided_diffusion.restoration.restore import Restorer
 from tests.command_line import FOLDER, contents
 from util.errors import StorageError
 from util.run.directory import RunDirectory
@@ -18,7 +18,7 @@ from util.run.directory import RunDirectory
 def beside(monkeypatch):
     """The run saves in a thread; the list of those that saved."""
     threads, save = [], RunDirectory.save
-    monkeypatch.setattr(sample_condition, "Gatherer", lambda *given: Gatherer(*given[:-1], True))
+    monkeypatch.setattr(gather, "Gatherer", lambda *given: Gatherer(*given[:-1], True))
     monkeypatch.setattr(RunDirectory, "save", lambda *given: (threads.append(threading.current_thread()), save(*given)))
     return threads
 
@@ -27,7 +27,7 @@ def test_a_thread_saves_what_the_run_itself_would(run, beside, monkeypatch):
     assert run("--batch_size", "1", "--num_samples", "2", "--save_dir", "beside")[0] == 0
     assert len(beside) == 3 and threading.main_thread() not in beside
     assert not beside[0].is_alive()
-    monkeypatch.setattr(sample_condition, "Gatherer", Gatherer)
+    monkeypatch.setattr(gather, "Gatherer", Gatherer)
     assert run("--batch_size", "1", "--num_samples", "2", "--save_dir", "alone")[0] == 0
     assert beside[3:] == [threading.main_thread()] * 3
     assert contents(Path("beside", FOLDER)) == contents(Path("alone", FOLDER))
@@ -35,19 +35,19 @@ def test_a_thread_saves_what_the_run_itself_would(run, beside, monkeypatch):
 
 def test_images_are_saved_while_the_next_batch_is_restored(run, beside, monkeypatch):
     """The first image is not saved until the restoration of the second one has begun."""
-    begun, save, restore = threading.Event(), RunDirectory.save, Restorer._restore
+    begun, save, measure = threading.Event(), RunDirectory.save, Task.measure
 
     def patient(self, image, *given):
         assert begun.wait(timeout=60)
         save(self, image, *given)
 
-    def telling(self, batches):
-        if batches[0].names[0] == "chelsea":
+    def telling(self, batch, *given):
+        if batch.names[0] == "chelsea":
             begun.set()
-        restore(self, batches)
+        return measure(self, batch, *given)
 
     monkeypatch.setattr(RunDirectory, "save", patient)
-    monkeypatch.setattr(Restorer, "_restore", telling)
+    monkeypatch.setattr(Task, "measure", telling)
     assert run("--batch_size", "1")[0] == 0
 
 
@@ -66,14 +66,14 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(run, beside, monkeypa
 
 
 def test_an_interrupt_keeps_what_is_restored(run, beside, monkeypatch):
-    restore = Restorer._restore
+    measure = Task.measure
 
-    def interrupted(self, batches):
-        if batches[0].names[0] == "coffee":
+    def interrupted(self, batch, *given):
+        if batch.names[0] == "coffee":
             raise KeyboardInterrupt
-        restore(self, batches)
+        return measure(self, batch, *given)
 
-    monkeypatch.setattr(Restorer, "_restore", interrupted)
+    monkeypatch.setattr(Task, "measure", interrupted)
     status, _, err = run("--batch_size", "1")
     assert status == 130
     assert "2 of 3 images are finished" in err

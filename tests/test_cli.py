@@ -23,7 +23,7 @@ def test_a_user_restores_three_photographs_from_any_folder(prior, workplace):
     for name in names:
         assert (folder / "input" / f"{name}.png").is_file()
         assert (folder / "label" / f"{name}.png").is_file()
-        assert {f.name for f in (folder / "recon").glob(f"{name}*")} == {f"{name}_{s}.png" for s in ("0", "1", "mean")}
+        assert {f.stem for f in (folder / "recon").glob(f"{name}*.png")} == {f"{name}_{s}" for s in ("0", "1", "mean")}
         assert {f.name for f in (folder / "progress" / f"{name}_0").iterdir()} == {
             f"{x}_{i:04d}.png" for x in ("x", "x0_hat") for i in (0, 2)}
         assert name in out

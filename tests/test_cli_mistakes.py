@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion.measurements import Measurement
+from guided_diffusion.restoration.build import Task
 from tests.command_line import launch, rows
 from tests.helpers import picture
 
@@ -32,6 +32,7 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--taks_config", "x"], ["'--taks_config'", "did you mean '--task_config'"]),
     (["--model"], ["'--model'", "did you mean '--model_config'"]),
     (["photos"], ["unknown argument 'photos'"]),
+    (["--nope"], ["unknown option '--nope'; choose from --batch_size"]),
     (["--seed", "one"], ["--seed", "one"]),
     (["--limit", "0"], ["--limit", "whole number of 1 or more"]),
     (["--batch_size", "-3"], ["--batch_size"]),
@@ -70,11 +71,13 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--set", "measurement.operator.name=inpainting"], ["'scale_factor'", "measurement.operator={name: inpainting}"]),
     (["--task_config", "configs/inpainting_config.yaml", "--set", "measurement.operator.name=noise"],
      ["'mask_opt'", "--set measurement.mask_opt=null"]),
+    (["--task_config", "configs/inpainting_config.yaml", "--set", "measurement.operator={name: noise}"],
+     ["'mask_opt'", "(mask_opt) still apply; replace them by --set measurement.mask_opt=null"]),
     (["--set", "measurement.operator.name=blurr"], ["'blurr'", "did you mean 'blur'"]),
     (["--data", "file"], ["file is no image file"]),
     (["--set", "measurement.operator.scale_factor=5"], ["scale_factor 5 does not divide the image size 32x32"]),
     (["--set", "measurement.noise.name=gausian"], ["'gausian'", "did you mean 'gaussian'"]),
-    (["--set", "measurement.noise.sigma=-1"], ["sigma is -1, expected a positive number"]),
+    (["--set", "measurement.noise.sigma=-1"], ["sigma is -1, expected a finite number, 1e-15"]),
     (["--set", "measurement.noise.sigma=much"], ["sigma is 'much'"]),
     (["--set", "data.images=[cofee]"], ["'cofee'", "did you mean 'coffee'"]),
     (["--set", "data.name=imagnet"], ["'imagnet'", "did you mean 'imagenet'"]),
@@ -125,7 +128,7 @@ def test_running_out_of_gpu_memory_is_explained(run, monkeypatch):
     def exhausted(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Measurement, "simulate", exhausted)
+    monkeypatch.setattr(Task, "measure", exhausted)
     status, _, err = run()
     assert status == 2 and "--batch_size" in err and "Traceback" not in err
 

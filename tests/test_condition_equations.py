@@ -8,14 +8,14 @@ import torch
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.condition_methods.base import diffused_measurement, grad_and_value
 from guided_diffusion.measurements import Measurement
-from tests.guided_steps import LINEAR, fresh, guidance, single_step
+from tests.guided_steps import LINEAR, OFFICIAL, fresh, guidance, single_step
 from tests.helpers import OPERATOR_EXAMPLES, ReplayedRandomness
 
 
 @pytest.mark.parametrize("operator", OPERATOR_EXAMPLES)
 def test_dps_equation(operator):
     _, step, measurement = single_step(operator)
-    x, distance = get_conditioning_method("ps", scale=0.7, rescale=False).conditioning(step, measurement)
+    x, distance = get_conditioning_method("ps", scale=0.7, likelihood=OFFICIAL).conditioning(step, measurement)
     expected = step.mean + step.std * fresh(step).randn_like(x) - 0.7 * guidance(step, measurement)
     torch.testing.assert_close(x, expected, atol=1e-9, rtol=0)
     torch.testing.assert_close(distance, (measurement.y - measurement.operator(step.x0_hat)).flatten(1).norm(dim=1))
@@ -36,7 +36,7 @@ def test_projection_equations(method, scale, operator):
     expected = before - A.pinv(A(before) - y_t)
     torch.testing.assert_close(x, expected, atol=1e-6, rtol=1e-6)
     if operator in ("noise", "super_resolution", "inpainting"):
-        kept = A.observed(y_t)
+        kept = A.informative(y_t)
         torch.testing.assert_close(kept * A(x), kept * y_t, atol=1e-9, rtol=0)
 
 

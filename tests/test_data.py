@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.dataloader import DATASETS, get_dataloader, get_dataset, unique_names
+from data.dataloader import DATASETS, get_dataset, make_batches, read_images, unique_names
 from util.errors import UserError
 from util.img_utils import from_uint8
 
@@ -123,7 +123,7 @@ def test_unknown_datasets_get_the_choices():
 @pytest.mark.parametrize("batch_size, sizes", [(1, [1] * 6), (2, [2] * 3), (4, [4, 2]), (100, [6])])
 def test_batches_are_images_by_samples(batch_size, sizes):
     dataset = get_dataset("skimage", image_size=8)
-    batches = list(get_dataloader(dataset, batch_size, num_samples=2))
+    batches = list(make_batches(read_images(dataset, range(3)), batch_size, num_samples=2))
     assert [len(b.names) for b in batches] == sizes
     assert [n for b in batches for n in b.names] == ["astronaut"] * 2 + ["chelsea"] * 2 + ["coffee"] * 2
     assert [s for b in batches for s in b.samples] == [0, 1] * 3
@@ -132,7 +132,7 @@ def test_batches_are_images_by_samples(batch_size, sizes):
 
 
 def test_only_the_chosen_images_are_read():
-    batches = list(get_dataloader(get_dataset("skimage", image_size=8), 2, indices=[2, 0]))
+    batches = list(make_batches(read_images(get_dataset("skimage", image_size=8), [2, 0]), 2))
     assert [b.names for b in batches] == [["coffee", "astronaut"]]
 
 
@@ -141,9 +141,25 @@ def test_unreadable_files_are_passed_over_or_raised(folder):
     (folder / "c.tif").write_bytes(b"")
     dataset = get_dataset("folder", image_size=8, root=str(folder))
     errors = []
-    batches = list(get_dataloader(dataset, 2, unreadable=errors.append))
+    batches = list(make_batches(read_images(dataset, range(4), errors.append), 2))
     assert [b.names for b in batches] == [["a", "sub__deep__b"]]
     assert [e for e in map(str, errors) if "b.png" in e or "c.tif" in e] == list(map(str, errors))
     assert len(errors) == 2
     with pytest.raises(UserError, match=r"b\.png"):
-        list(get_dataloader(dataset, 2))
+        list(read_images(dataset, range(4)))
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "link.png"])
+def test_a_link_that_leads_nowhere_is_named(folder, target):
+    (folder / "link.png").symlink_to(target)
+    errors = []
+    dataset = get_dataset("folder", image_size=8, root=str(folder))
+    assert [name for name, _ in read_images(dataset, range(5), errors.append)] == ["a", "b", "c", "sub__deep__b"]
+    assert [str(error).partition(": ")[0] for error in errors] == [f"cannot read image {folder / 'link.png'}"]
+
+
+def test_pictures_of_other_formats_are_named(folder, capsys):
+    (folder / "d.gif").write_bytes(b"GIF89a")
+    (folder / "e.HEIC").touch()
+    assert get_dataset("folder", root=str(folder)).names == ("a", "b", "c", "sub__deep__b")
+    assert "2 pictures in formats that are not read (d.gif, ...); save them as PNG" in capsys.readouterr().err

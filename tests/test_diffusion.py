@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from guided_diffusion.gaussian_diffusion import SAMPLERS, create_sampler
+from tests.guided_steps import Loop
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -128,8 +129,8 @@ def test_loop_contract(needs_grad):
         return step.sample(), torch.full((2,), float(step.index))
 
     x_start = images()
-    final = sampler.p_sample_loop(network, x_start, conditioning, randomness(), needs_grad,
-                                  lambda step, x, distance: seen.append((step.index, x, distance.tolist())))
+    final = Loop(x_start, conditioning, needs_grad).restore(
+        network, sampler, None, randomness(), lambda step, x, distance: seen.append((step.index, x, distance.tolist())))
     assert [t.tolist() for t in times] == [[i, i] for i in range(999, -1, -111)]
     assert [(i, d) for i, _, d in seen] == [(i, [i, i]) for i in range(9, -1, -1)]
     assert torch.equal(seen[-1][1], final) and not final.requires_grad
@@ -142,7 +143,8 @@ def test_loop_contract(needs_grad):
 def test_very_short_processes(sampler, respacing, kind):
     reverse = create_sampler(sampler=sampler, model_var_type=kind, timestep_respacing=respacing)
     network = six_channels if reverse.learned_variance else linear_network
-    x = reverse.p_sample_loop(network, images(), lambda s: (s.sample(), s.mean.flatten(1).norm(dim=1)), randomness())
+    x = Loop(images(), lambda s: (s.sample(), s.mean.flatten(1).norm(dim=1))).restore(
+        network, reverse, None, randomness())
     assert x.isfinite().all() and x.abs().max() < 5
 
 
@@ -183,8 +185,8 @@ def test_respacing_forms(respacing, steps):
     ({"timestep_respacing": 2000}, "2000 of the 1000"),
     ({"timestep_respacing": [10.5]}, "timestep_respacing"),
     ({"timestep_respacing": "ddim300"}, "exactly 300"),
-    ({"sampler": "ddim", "eta": 1.5}, "between 0 and 1"),
-    ({"sampler": "ddim", "eta": -0.1}, "between 0 and 1"),
+    ({"sampler": "ddim", "eta": 1.5}, "eta is 1.5, expected a finite number, 0 to 1"),
+    ({"sampler": "ddim", "eta": -0.1}, "eta is -0.1"),
     ({"sampler": "ddpm", "eta": 0.5}, "set sampler: ddim, or leave eta out"),
     ({"sampler": "renoise", "eta": 1}, "sampler 'renoise' takes no eta; set sampler: ddim, or leave eta out"),
     ({"sampler": "ddim", "eta": float("nan")}, "eta"),

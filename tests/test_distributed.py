@@ -7,20 +7,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from torch.distributed import DistNetworkError
 
 import sample_condition
+from guided_diffusion.restoration.arguments import parse_arguments
 from tests.command_line import FOLDER, arguments, contents
 from tests.fake_weights import load_small_networks
 from tests.helpers import picture
+from util.command import run_command
 from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.logger import get_logger
 from util.metrics import scores
-from util.run.lock import hold
+from util.run.lock import FolderLock, hold
 from util.run.team import Team, device_of
 
 IMAGES = 5
@@ -148,6 +151,13 @@ def test_the_log_of_other_processes_keeps_to_warnings_and_names_the_rank(capsys)
     assert said[1].err == "warning: rank 1: only 1\n"
 
 
+def test_an_error_of_another_process_begins_a_line_of_its_own(capsys, monkeypatch):
+    """The first process's progress bar may stand on the line."""
+    monkeypatch.setenv("RANK", "1")
+    get_logger().error("disk full")
+    assert capsys.readouterr().err == "\nerror: disk full\n"
+
+
 @pytest.mark.parametrize("option", ["--help", "--list", "--print_config"])
 def test_what_is_printed_is_printed_by_one_process(capsys, option):
     first, second = Team(), Team()
@@ -156,7 +166,7 @@ def test_what_is_printed_is_printed_by_one_process(capsys, option):
     for team in (first, second):
         get_logger().addFilter(team._keep)
         try:
-            status = sample_condition.restore(sample_condition.parse_arguments([option]), team)
+            status = sample_condition.run(parse_arguments([option]), team, None)
         except SystemExit as end:                   # as argparse ends after --help
             status = end.code
         get_logger().removeFilter(team._keep)
@@ -191,21 +201,46 @@ def test_processes_that_cannot_meet_say_so(monkeypatch, capsys):
         raise DistNetworkError("The client socket has timed out\nand more")
 
     monkeypatch.setattr(torch.distributed, "rendezvous", unreachable)
-    assert sample_condition.main(["--list"]) == 2
+    assert run_command(lambda: sample_condition.main(["--list"])) == 2
     assert "do not reach each other at localhost:9 (The client socket has timed out)" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert sample_condition.main(["--list"]) == 2
+    assert run_command(lambda: sample_condition.main(["--list"])) == 2
     assert "--nproc_per_node=1" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+@pytest.fixture
+def pair(monkeypatch) -> tuple[Team, Team]:
+    """Two members of a team, in this process."""
     monkeypatch.setattr("util.run.lock.VISIBLE_SECONDS", 0.3)
     first, second = Team(), Team()
     second.store, second.rank = first.store, 1
-    with hold(tmp_path / "a", first):
-        with hold(tmp_path / "a", second):
-            pass
-        with pytest.raises(UserError, match="same folder on all machines.*shared disk"), hold(tmp_path / "b", second):
-            pass
+    first.size = second.size = 2
+    return first, second
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, pair):
+    lock = FolderLock(tmp_path / "a")
+    pair[0].publish("owner", lock.owner)
+    with (lock, pytest.raises(UserError, match="same folder on all machines.*shared disk"),
+          hold(tmp_path / "b", pair[1])):
+        pass
+
+
+def test_the_folder_stays_locked_until_all_have_looked(tmp_path, pair):
+    """However short the run of the leading process is, and however late another one looks."""
+    held = []
+
+    def lead() -> None:
+        with hold(tmp_path, pair[0]):
+            held.append(pair[0].rank)
+
+    leading = Thread(target=lead)
+    leading.start()
+    pair[1].receive("owner")
+    time.sleep(0.3)
+    assert not held and (tmp_path / "run.lock").exists()
+    with hold(tmp_path, pair[1]):
+        leading.join()
+    assert held and not list(tmp_path.iterdir())

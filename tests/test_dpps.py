@@ -8,7 +8,7 @@ import torch
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import LinearOperator, Measurement
-from tests.guided_steps import NAMES, Wrapped, fresh, guidance, restore, single_step
+from tests.guided_steps import NAMES, OFFICIAL, Wrapped, fresh, guidance, restore, single_step
 from tests.helpers import OPERATOR_EXAMPLES, ReplayedRandomness
 from util.seeding import ImageRandomness
 
@@ -32,8 +32,8 @@ def brute_force(step, measurement, scale, n, target):
 @pytest.mark.parametrize("operator", OPERATOR_EXAMPLES)
 def test_dpps_keeps_the_best_candidate_of_each_image(operator, chunk, target):
     _, step, measurement = single_step(operator, index=2, names=NAMES)
-    method = get_conditioning_method("dpps", scale=0.4, rescale=False, max_candidates=20, adaptive=False, chunk=chunk,
-                                     target=target)
+    method = get_conditioning_method("dpps", scale=0.4, likelihood=OFFICIAL, max_candidates=20, adaptive=False,
+                                     chunk=chunk, target=target)
     x, _ = method.conditioning(step, measurement)
     expected, best = brute_force(step, measurement, 0.4, 20, target)
     assert len(set(best.tolist())) > 1
@@ -55,12 +55,15 @@ def test_dpps_evaluates_candidates_without_a_graph():
     graphs = []
 
     class Watching(LinearOperator):
+        name = "watching"
+
         def forward(self, x):
             graphs.append(torch.is_grad_enabled())
             return x[..., ::2, ::2]
 
     _, step, measurement = single_step("noise")
-    watched = Measurement(Watching(), measurement.noiser, measurement.y[..., ::2, ::2])
+    watching = Watching().prepare(measurement.image_shape, ImageRandomness(0, NAMES[:len(step.x_t)]))
+    watched = Measurement(watching, measurement.noiser, measurement.y[..., ::2, ::2])
     get_conditioning_method("dpps", adaptive=False, max_candidates=4).conditioning(step, watched)
     assert graphs == [True] + [False] * 5                        # distance; centre; four candidates
 
@@ -115,5 +118,5 @@ def test_dpps_start(aligned):
 def test_a_step_of_dpps_without_noise_draws_nothing(diffusion):
     _, step, measurement = single_step(**diffusion)
     step = step.__class__(**{**step.__dict__, "randomness": ReplayedRandomness([])})
-    x, _ = get_conditioning_method("dpps", scale=0.4, rescale=False).conditioning(step, measurement)
+    x, _ = get_conditioning_method("dpps", scale=0.4, likelihood=OFFICIAL).conditioning(step, measurement)
     torch.testing.assert_close(x, step.mean - 0.4 * guidance(step, measurement), atol=1e-9, rtol=1e-9)

@@ -10,10 +10,11 @@ import yaml
 import sample_condition
 from guided_diffusion.priors.compiled import compiled
 from guided_diffusion.priors.tiling import TiledPrior
-from guided_diffusion.restoration import plan, restore
+from guided_diffusion.restoration import plan
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, rows
 from tests.helpers import fill_network
+from util.seeding import ImageRandomness
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def test_batch_size_doubles_while_it_pays(rates, most, best, tried, monkeypatch,
         return rates[shape[0]]
 
     monkeypatch.setattr(plan, "_rate", rate)
-    assert plan.best_batch_size(None, None, 32, CPU, most) == best
+    assert plan.best_batch_size(None, lambda: None, 32, CPU, most) == best
     assert seen == tried
     assert f"--batch_size auto: {best} " in capsys.readouterr().out
 
@@ -70,8 +71,9 @@ def test_search_when_memory_ends(run, monkeypatch):
 @pytest.mark.parametrize("respacing, warned", [
     ("1", True), ("ddim1", True), ("[2,0,0,0]", True), ("[2,0]", False), ("2", False)])
 def test_a_start_among_nearly_clean_images_is_warned_of(run, respacing, warned):
-    status, _, err = run("--limit", "1", "--set", f"diffusion.timestep_respacing={respacing}")
+    status, out, err = run("--limit", "1", "--set", f"diffusion.timestep_respacing={respacing}")
     assert status == 0 and ("images are nearly clean" in err) == warned
+    assert ("1 image of 32 x 32, 1 step, on CPU" in out) == (respacing in ("1", "ddim1"))
 
 
 @pytest.mark.parametrize("word", ["automatic", "0", "-1"])
@@ -235,15 +237,15 @@ def test_sampling_noise_is_drawn_on_the_device_of_the_run(run, monkeypatch):
     """Masks and measurement noise stay on the CPU, so that they are the same on every machine."""
     made = []
 
-    class Watched(restore.ImageRandomness):
+    class Watched(ImageRandomness):
         def __init__(self, seed, names, samples=None, purpose="sampling", device="a default"):
             made.append(device)
             super().__init__(seed, names, samples, purpose, device)
 
-    monkeypatch.setattr(restore, "ImageRandomness", Watched)
+    monkeypatch.setattr(sample_condition, "ImageRandomness", Watched)
     assert run("--limit", "1")[0] == 0
     assert made == [CPU]
-    streams = restore.ImageRandomness(0, ["a"], device=torch.device("meta"))
+    streams = ImageRandomness(0, ["a"], device=torch.device("meta"))
     assert streams.for_purpose("operator").device == streams.for_purpose("noise").device == CPU
 
 
@@ -259,12 +261,12 @@ def test_a_continued_run_keeps_the_batch_size_that_was_chosen(run, monkeypatch):
         asked.append(given[-1])
         return best
 
-    monkeypatch.setattr(sample_condition, "best_batch_size", partial(search, 2))
+    monkeypatch.setattr(plan, "best_batch_size", partial(search, 2))
     assert run("--batch_size", "2", "--save_dir", "whole")[0] == 0
     assert "batch_size" not in config("whole")
     assert run("--batch_size", "auto", "--save_dir", "parts", "--limit", "1")[0] == 0
     assert asked == [1] and config("parts")["batch_size"] == 2
-    monkeypatch.setattr(sample_condition, "best_batch_size", partial(search, 1))
+    monkeypatch.setattr(plan, "best_batch_size", partial(search, 1))
     status, out, _ = run("--batch_size", "auto", "--save_dir", "parts")
     assert status == 0 and "--batch_size auto: 2, as chosen when this run began" in out
     assert asked == [1]

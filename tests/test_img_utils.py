@@ -216,3 +216,11 @@ def test_grid_has_a_cell_for_each_picture(tmp_path):
     middle = [picture[12 + 30 + i * 286 + 128, 12 + j * 268 + 128, 0] for i in range(2) for j in range(3)]
     assert middle == [0, 128, 255, 255, 0, 128]
     assert (picture[:, :12] == 255).all() and (picture[:, -12:] == 255).all()
+
+
+def test_the_first_frame_is_read_and_that_is_said_once(tmp_path, capsys):
+    frames = [Image.fromarray(LEVELS), Image.fromarray(255 - LEVELS)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    for _ in range(2):
+        np.testing.assert_array_equal(to_uint8(load_image(tmp_path / "a.webp")), LEVELS)
+    assert capsys.readouterr().err.count("a.webp has 2 frames or pages: the first is read") == 1

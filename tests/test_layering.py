@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = [                                           # the floors, from the top; rooms of one floor do not see each other
     ["sample_condition.py"],
-    ["guided_diffusion/benchmark/", "guided_diffusion/tune/", "guided_diffusion/validate.py"],
+    ["guided_diffusion/benchmark/", "guided_diffusion/tune/", "guided_diffusion/posterior_benchmark/",
+     "guided_diffusion/validate.py", "guided_diffusion/notebook.py"],
     ["guided_diffusion/train.py"],
     ["guided_diffusion/restoration/", "guided_diffusion/training/"],
     ["guided_diffusion/solvers/"],
@@ -19,7 +20,7 @@ HOUSE = [                                           # the floors, from the top; 
     ["guided_diffusion/priors/"],
     ["guided_diffusion/"],                          # the files beside the rooms: the process and its network
     ["guided_diffusion/measurements/"],
-    ["util/reproduce_table/", "util/report/", "util/compute_metric.py"],
+    ["util/reproduce_table/", "util/report/", "util/compute_metric.py", "util/fetch.py"],
     ["data/"],
     ["util/run/"],
     ["util/metrics/"],

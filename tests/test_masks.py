@@ -87,6 +87,18 @@ def test_mask_from_a_file(tmp_path):
         masks({"mask_type": "file", "file": str(tmp_path / "grey.png")}, 2, (12, 10))
 
 
+def test_a_mask_that_keeps_little_may_be_inverted(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("guided_diffusion.measurements.inpainting.logger.warning", warnings.append)
+    mask = np.zeros((10, 10), np.uint8)
+    mask[2] = 255
+    for values in (mask, 255 - mask):
+        Image.fromarray(values).save(tmp_path / "mask.png")
+        masks({"mask_type": "file", "file": str(tmp_path / "mask.png")}, 1, (10, 10))
+    line, = warnings
+    assert "keeps 10.0% of the pixels, the white ones" in line and "if white is what is missing, invert it" in line
+
+
 def test_mask_of_another_size(tmp_path):
     Image.new("L", (10, 12), 255).save(tmp_path / "grey.png")
     with pytest.raises(UserError, match="12x10"):

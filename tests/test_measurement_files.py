@@ -51,7 +51,7 @@ def test_a_stored_measurement_comes_back_to_an_operator_that_drew_something_else
     y = torch.from_numpy(np.stack([entry.y for entry in chosen]))
     assert torch.equal(y, measurement.y[[2, 0]])
     again = Measurement.stored(other, noiser, y, (2, *chosen[0].image_shape), drawn, ImageRandomness(9, ["p", "q"]))
-    torch.testing.assert_close(other(x[[2, 0]]), operator(x)[[2, 0]], rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.operator(x[[2, 0]]), measurement.operator(x)[[2, 0]], rtol=0, atol=1e-6)
     torch.testing.assert_close(again.distance(x[[2, 0]]), measurement.distance(x)[[2, 0]], rtol=1e-5, atol=1e-5)
 
 
@@ -59,31 +59,29 @@ def test_a_stored_measurement_comes_back_to_an_operator_that_drew_something_else
 def test_whatever_is_random_is_declared_as_drawn(name):
     operator = get_operator(name, **{**OPERATOR_EXAMPLES[name], **({"intensity": 0.5, "kernel_size": 7}
                                                                    if name == "motion_blur" else {})})
-    operator.prepare((1, 3, 16, 16), ImageRandomness(0, ["a"], purpose="operator"))
+    first, second = (operator.prepare((1, 3, 16, 16), ImageRandomness(seed, ["a"], purpose="operator"))
+                     for seed in (0, 1))
     x = torch.rand(1, 3, 16, 16)
-    first, drawn = operator(x), operator.drawn()
-    operator.prepare((1, 3, 16, 16), ImageRandomness(1, ["a"], purpose="operator"))
-    assert not torch.equal(operator(x), first)
-    operator.restore_drawn(drawn)
-    torch.testing.assert_close(operator(x), first)
+    assert not torch.equal(second(x), first(x))
+    second.restore_drawn(first.drawn())
+    torch.testing.assert_close(second(x), first(x))
 
 
 def test_the_parts_of_a_composite_are_stored_under_their_paths():
     operator = get_operator("composite", operators=[{"name": "motion_blur", "kernel_size": 5, "intensity": 0.5},
                                                     {"name": "compressed_sensing", "ratio": 0.5}])
-    operator.prepare((2, 3, 16, 16), ImageRandomness(0, ["a", "b"], purpose="operator"))
-    drawn = operator.drawn()
+    first, second = (operator.prepare((2, 3, 16, 16), ImageRandomness(seed, ["a", "b"], purpose="operator"))
+                     for seed in (0, 5))
+    drawn = first.drawn()
     assert {name: tuple(values.shape) for name, values in drawn.items()} == {
         "operators.0.kernel": (2, 1, 5, 5), "operators.1.index": (2, 128)}
     x = torch.rand(2, 3, 16, 16)
-    first = operator(x)
-    operator.prepare((2, 3, 16, 16), ImageRandomness(5, ["a", "b"], purpose="operator"))
-    operator.restore_drawn(drawn)
-    torch.testing.assert_close(operator(x), first)
+    second.restore_drawn(drawn)
+    torch.testing.assert_close(second(x), first(x))
     with pytest.raises(UserError, match=r"'composite' needs operators.0.kernel of shape \[1, 5, 5\], found none"):
-        operator.restore_drawn({})
+        second.restore_drawn({})
     with pytest.raises(UserError, match=r"found shape \[1, 7, 7\]"):
-        operator.restore_drawn({**drawn, "operators.0.kernel": torch.zeros(2, 1, 7, 7)})
+        second.restore_drawn({**drawn, "operators.0.kernel": torch.zeros(2, 1, 7, 7)})
 
 
 @pytest.mark.parametrize("task, names", [([], ()), (INPAINTING, ("mask",)), (MOTION, ("kernel",))])
@@ -216,7 +214,21 @@ def good(path: Path) -> dict[str, np.ndarray]:
     ({"image_shape": np.array([3, 30, 32])}, ["scale_factor 4 does not divide the image size 30x32"]),
     ({"image_shape": np.array([3, 32])}, ["image_shape is [3, 32]"]),
     ({"image_shape": np.array([3.5, 32, 32])}, ["image_shape"]),
-    ({"mask": np.array(["text"])}, ["something else than real numbers"]),
+    ({"image_shape": np.array([3, 100000, 100000])}, ["[3, 100000, 100000], expected [3, height, width] of 1 to 8192"]),
+    ({"image_shape": np.array([100000, 32, 32])}, ["expected [3, height, width]"]),
+    *[({"operator": np.array('{"name": "inpainting", "mask_opt": {"mask_type": "box", "mask_len_range": [8, 9]}}'),
+        "y": np.zeros((3, 32, 32), np.float32), "mask": np.full((1, 32, 32), value, np.float32)},
+       [f"mask has values from {value:g} to {value:g}, expected 0 for missing and 1 for kept pixels"])
+      for value in (5, 0.5)],
+    *[({"operator": np.array('{"name": "compressed_sensing", "ratio": 0.25}'), "y": np.zeros((3, 256), np.float32),
+        "index": np.full(256, value)}, [f"index has values from {value:g}", "whole numbers from 0 to 1023"])
+      for value in (1024, -1, 0.5)],
+    ({"operator": np.array('{"name": "motion_blur", "kernel_size": 5, "intensity": 0.5}'),
+      "y": np.zeros((3, 32, 32), np.float32), "kernel": np.zeros((1, 5, 5))}, ["kernel", "not all zero"]),
+    ({"operator": np.array('{"name": "gopro_blur", "frames": 2, "kernel_size": 5}'),
+      "y": np.zeros((3, 32, 32), np.float32), "shifts": np.full((2, 2), 9.0)}, ["shifts", "pixels, -2 to 2"]),
+    ({"mask": np.array(["text"])}, ["mask holds something else than finite real numbers"]),
+    ({"mask": np.array([np.nan])}, ["mask holds something else than finite real numbers"]),
     ({"y": np.array([{}], dtype=object)}, ["cannot be read"]),
 ])
 def test_files_that_are_wrong_end_with_a_sentence(run, change, words):

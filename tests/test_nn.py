@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import guided_diffusion.nn
+import guided_diffusion.frozen
 from guided_diffusion.frozen import Halve, NormalisedSiLU
 from guided_diffusion.nn import Conv2d, GroupNorm
 from guided_diffusion.unet import create_model
@@ -44,7 +44,7 @@ def fused(monkeypatch) -> list:
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("shape", [(1, 64, 8, 8), (3, 96, 5, 7)])
 def test_norm_and_activation_are_those_of_torch(shape, shifted, piece, fused, monkeypatch):
-    monkeypatch.setattr(guided_diffusion.nn, "PIECE", piece)
+    monkeypatch.setattr(guided_diffusion.frozen, "PIECE", piece)
     torch.manual_seed(0)
     batch, channels, *_ = shape
     layer = GroupNorm(32, channels).double()

@@ -74,10 +74,8 @@ def build(checkpoint: str, redraw: bool):
 
 def operator_for(checkpoint: str, names: list[str], size: tuple[int, int] = (128, 128), seed: int = 0,
                  redraw: bool = False):
-    """The operator (one object per `redraw`), prepared for these images."""
-    operator = build(checkpoint, redraw)
-    operator.prepare((len(names), 3, *size), randomness(names, seed))
-    return operator
+    """The operator (its weights read once per `redraw`), prepared for these images."""
+    return build(checkpoint, redraw).prepare((len(names), 3, *size), randomness(names, seed))
 
 
 def test_the_operator_maps_ranges_and_clips(checkpoint, wizard):
@@ -112,6 +110,12 @@ def test_a_batch_equals_its_images_and_candidates_their_batch(checkpoint):
                                        rtol=0, atol=2e-5)
 
 
+def test_prepared_copies_have_their_own_codes_and_share_the_weights(checkpoint):
+    first, second = (operator_for(checkpoint, NAMES[:1], seed=seed) for seed in (0, 1))
+    assert first.network is second.network and not torch.equal(first.code, second.code)
+    assert build(checkpoint, False).code.numel() == 0
+
+
 def test_redraw_changes_the_blur_at_every_call_in_the_same_way_for_any_batch(checkpoint):
     x = normal(2, 3, 128, 128, dtype=torch.float32) / 2
     with torch.no_grad():
@@ -126,7 +130,7 @@ def test_redraw_changes_the_blur_at_every_call_in_the_same_way_for_any_batch(che
 def test_the_gradient_of_the_operator_along_a_direction(checkpoint):
     """In float64, where a small step crosses few of the network's kinks."""
     operator = get_operator("nonlinear_blur", model_path=checkpoint).double()
-    operator.prepare((1, 3, 128, 128), randomness(NAMES[:1]))
+    operator = operator.prepare((1, 3, 128, 128), randomness(NAMES[:1]))
     x, direction, step = normal(1, 3, 128, 128) / 4, normal(1, 3, 128, 128, seed=1), 1e-8
     weight = normal(1, 3, 128, 128, seed=2)
     x.requires_grad_()

@@ -40,7 +40,8 @@ def size(path: str) -> tuple[int, int]:
 def test_photographs_of_any_size_keep_it_and_are_not_scored(run):
     for name, shape in {"odd": (37, 51), "large": (70, 41), "dot": (1, 1), "fits": (32, 32)}.items():
         picture(Path(f"photos/{name}.png"), 1, shape)
-    options = [*observed("{name: noise}"), "--set", "conditioning.params.rescale=false"]      # nothing is clamped
+    steady = "conditioning.params.likelihood={name: point, rescale: false}"                 # nothing is clamped
+    options = [*observed("{name: noise}"), "--set", steady]
     status, out, err = run(*options)
     assert status == 0, err
     folder = "results/noise/dpps"
@@ -84,8 +85,7 @@ def test_images_have_the_size_that_the_operator_says(run, operator, factor):
 
 def test_the_size_of_the_images_follows_from_the_measurement_for_every_operator():
     for name, params in OPERATOR_EXAMPLES.items():
-        operator = get_operator(name, **params)
-        operator.prepare((1, 3, 16, 16), RANDOMNESS)
+        operator = get_operator(name, **params).prepare((1, 3, 16, 16), RANDOMNESS)
         shape = operator(torch.zeros(1, 3, 16, 16)).shape[1:]
         assert operator.image_size_of(tuple(shape)) == (None if name == "compressed_sensing" else (16, 16)), name
 
@@ -115,7 +115,7 @@ def test_what_a_photograph_shows_in_missing_pixels_plays_no_part(tmp_path):
     y = torch.randn(1, 3, 8, 8)
     white = torch.where(torch.from_numpy(mask) > 0, y, 1.0)
     noiser = get_noise("gaussian", sigma=0.1)
-    measurements = [Measurement.observed(operator, noiser, photograph, (1, 3, 8, 8), RANDOMNESS)
+    measurements = [Measurement.from_data(operator, noiser, photograph, (1, 3, 8, 8), RANDOMNESS)
                     for photograph in (y, white)]
     assert torch.equal(measurements[0].y, measurements[1].y)
     torch.testing.assert_close(measurements[0].distance(y), torch.zeros(1))
@@ -124,8 +124,7 @@ def test_what_a_photograph_shows_in_missing_pixels_plays_no_part(tmp_path):
 
 @pytest.mark.parametrize("layout", ["chw", "hwc", "grey"])
 def test_fourier_magnitudes_come_as_arrays(run, layout):
-    operator = get_operator("phase_retrieval")
-    operator.prepare((1, 3, 24, 30), RANDOMNESS)
+    operator = get_operator("phase_retrieval").prepare((1, 3, 24, 30), RANDOMNESS)
     x = torch.rand(1, 1, 24, 30).expand(1, 3, 24, 30) if layout == "grey" else torch.rand(1, 3, 24, 30)
     y = operator(x)[0].numpy()
     Path("photos").mkdir()
@@ -136,8 +135,7 @@ def test_fourier_magnitudes_come_as_arrays(run, layout):
 
 
 def test_coefficients_are_of_images_of_the_networks_size(run):
-    operator = get_operator("compressed_sensing", ratio=0.25)
-    operator.prepare((1, 3, 32, 32), RANDOMNESS)
+    operator = get_operator("compressed_sensing", ratio=0.25).prepare((1, 3, 32, 32), RANDOMNESS)
     Path("photos").mkdir()
     np.save("photos/a.npy", operator(torch.rand(1, 3, 32, 32))[0].numpy())
     status, _, err = run(*observed("{name: compressed_sensing, ratio: 0.25}"))
@@ -151,7 +149,7 @@ def test_coefficients_are_of_images_of_the_networks_size(run):
 @pytest.mark.parametrize("file, array, operator, words", [
     ("a.npy", np.zeros((3, 34, 37)), "{name: phase_retrieval, oversample: 4.0}", ["a: ", "has 34x37 magnitudes"]),
     ("a.npy", np.zeros((4, 16, 16)), "{name: noise}", ["a: the measurement is 4x16x16", "gives 3x16x16"]),
-    *[("a.npy", np.zeros(7), f"{{name: {name}}}", ["a: the measurement is 7, expected two axes or more"])
+    *[("a.npy", np.zeros(7), f"{{name: {name}}}", ["a: the measurement is 7, but operator", "of 3x32x32"])
       for name in ("noise", "sr_average, scale_factor: 4", "phase_retrieval")],
     ("a.png", None, "{name: phase_retrieval}", ["measures no pictures", ".npy"]),
     ("a.png", None, "{name: gaussian_blur, kernel_size: 31, intensity: 3.0}", ["a: gaussian_blur: a kernel_size"]),
@@ -265,6 +263,33 @@ def test_grey_and_alpha_of_16_bits_keep_their_depth(tmp_path):
     torch.testing.assert_close(load_image(tmp_path / "a.png"), expected.expand(3, 4, 6), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("keep_known", [True, False])
+def test_known_pixels_are_kept_to_the_last_digit_if_asked(run, keep_known):
+    picture(Path("photos/a.png"), 1, (20, 26))
+    mask = np.full((20, 26), 255, np.uint8)
+    mask[3:9, 5:12] = 0
+    Image.fromarray(mask).save("mask.png")
+    task = observed(f"{{name: inpainting, keep_known: {str(keep_known).lower()}}}",
+                    "measurement.mask_opt={mask_type: file, file: mask.png}")
+    status, _, err = run(*task, "--num_samples", "2")
+    assert status == 0 and "invert" not in err
+    with Image.open("photos/a.png") as photograph:
+        before = np.asarray(photograph)
+    for name in ("a_0", "a_mean"):
+        with Image.open(f"results/inpainting/dpps/recon/{name}.png") as image:
+            restored = np.asarray(image)
+        assert (restored[mask > 0] == before[mask > 0]).all() == keep_known
+        assert (restored[mask == 0] != before[mask == 0]).mean() > 0.5
+
+
+@pytest.mark.parametrize("top", [255, 1.5])
+def test_grey_levels_in_arrays_are_warned_of(run, top):
+    Path("photos").mkdir()
+    np.save("photos/a.npy", np.linspace(0, top, 3 * 12 * 12).reshape(3, 12, 12))
+    status, _, err = run(*observed("{name: noise}"))
+    assert status == 0 and ("values up to 255, but" in err and "divide them by 127.5" in err) == (top == 255)
+
+
 def test_random_operators_are_warned_of(run):
     picture(Path("photos/a.png"), 1, (12, 12))
     status, _, err = run(*observed("{name: motion_blur, kernel_size: 5, intensity: 0.5}"))
@@ -284,9 +309,8 @@ def test_observed_is_a_setting_of_the_data(prior):
 def test_an_exact_restoration_has_the_chi_square_of_its_noise():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, 64, 64, generator=generator)
-    operator = get_operator("super_resolution", scale_factor=2)
+    operator = get_operator("super_resolution", scale_factor=2).prepare((1, 3, 64, 64), RANDOMNESS)
     assert isinstance(operator, LinearOperator)
-    operator.prepare((1, 3, 64, 64), RANDOMNESS)
     y = operator(x) + 0.1 * torch.randn(1, 3, 32, 32, generator=generator)
-    measurement = Measurement.observed(operator, get_noise("gaussian", sigma=0.1), y, (1, 3, 64, 64), RANDOMNESS)
+    measurement = Measurement.from_data(operator, get_noise("gaussian", sigma=0.1), y, (1, 3, 64, 64), RANDOMNESS)
     assert float(measurement.chi_square(x)) == pytest.approx(1, abs=4 * math.sqrt(2 / y.numel()))

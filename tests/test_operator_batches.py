@@ -74,7 +74,7 @@ def test_guesses_have_the_image_shape(name, params, size):
     operator = prepared(name, params, size)
     y = operator(normal(3, 3, *size))
     assert operator.initial_guess(y).shape == operator.lift(y).shape == (3, 3, *size)
-    assert operator.observed(y).shape == y.shape
+    assert operator.informative(y).shape == y.shape
 
 
 def test_noise_on_missing_pixels_is_kept_unless_asked():
@@ -87,6 +87,6 @@ def test_noise_on_missing_pixels_is_kept_unless_asked():
     mask = measured[True].operator.mask.expand(-1, 3, -1, -1)
     assert (measured[False].y != 0).all()
     assert torch.equal(measured[True].y, mask * measured[False].y)
-    assert torch.equal(measured[False].operator.observed(x), mask)
+    assert torch.equal(measured[False].operator.informative(x), mask)
     torch.testing.assert_close(measured[True].chi_square(x), measured[False].chi_square(x))
     assert (measured[True].distance(x) < measured[False].distance(x)).all()

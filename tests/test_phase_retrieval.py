@@ -7,7 +7,8 @@ import torch
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import MixturePrior
+from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.distributions import DiagonalGaussian, GaussianMixture
 from tests.helpers import deterministic, normal
 from util.errors import UserError
 from util.metrics.scores import psnr
@@ -17,9 +18,8 @@ RANGES = ([-1, 1], [0, 1])
 
 
 def prepared(shape: tuple[int, ...], **params):
-    operator = get_operator("phase_retrieval", **params)
-    operator.prepare(shape, ImageRandomness(0, [str(b) for b in range(shape[0])], purpose="operator"))
-    return operator
+    streams = ImageRandomness(0, [str(b) for b in range(shape[0])], purpose="operator")
+    return get_operator("phase_retrieval", **params).prepare(shape, streams)
 
 
 def test_golden_magnitudes_and_gradient(golden):
@@ -127,7 +127,7 @@ def test_it_is_nonlinear_by_type_and_methods_that_need_a_linear_one_say_so():
 
 
 @pytest.mark.parametrize("params, words", [
-    ({"oversample": -1}, "oversample is -1, expected 0 to 100"),
+    ({"oversample": -1}, "oversample is -1, expected a finite number, 0 to 100"),
     ({"oversample": "2"}, "oversample is '2', expected a finite number"),
     ({"signal_range": [0, 255]}, r"\[0, 255\], expected \[-1, 1\] or \[0, 1\]"),
     ({"signal_range": 1}, "signal_range is 1, expected a list of 2"),
@@ -154,8 +154,9 @@ def test_the_best_of_four_by_measurement_error_is_the_image_up_to_an_ambiguity(s
     measurement = Measurement.simulate(
         get_operator("phase_retrieval", signal_range=signal_range), get_noise("gaussian", sigma=0.02),
         truth.repeat_interleave(samples, 0), randomness)
+    mixture = GaussianMixture([DiagonalGaussian(image, 0.1 ** 2) for image in known], [1 / len(known)] * len(known))
     restored = get_conditioning_method("ps", scale=0.1).restore(
-        MixturePrior(sampler.schedule, known, 0.1), sampler, measurement, randomness)
+        AnalyticPrior(sampler.schedule, mixture), sampler, measurement, randomness)
     distance = measurement.distance(restored).view(2, samples)
     aligned = torch.tensor([[max(psnr(image[k], truth[b]) for image in measurement.operator.ambiguities(restored))
                              for k in range(b * samples, (b + 1) * samples)] for b in range(2)])

@@ -17,8 +17,7 @@ NAMES = ["a", "b", "c"]                                         # their motion b
 
 def motion_blur(size: int, kernel_size: int = 5, names: list[str] = NAMES, **params) -> LinearOperator:
     operator = get_operator("motion_blur", kernel_size=kernel_size, intensity=0.5, **params)
-    operator.prepare((len(names), 3, size, size), ImageRandomness(0, names, purpose="operator"))
-    return operator
+    return operator.prepare((len(names), 3, size, size), ImageRandomness(0, names, purpose="operator"))
 
 
 @pytest.mark.parametrize("size", [16, 52])                      # by singular values, and by conjugate gradients

@@ -19,7 +19,7 @@ def test_poisson_distance_is_the_official_arithmetic_at_rate_one(golden, case):
         operator = get_operator("super_resolution", scale_factor=4)
     else:
         operator = get_operator("gaussian_blur", kernel_size=9, intensity=1.0)
-    operator.prepare((1, 3, 32, 32), ImageRandomness(0, ["a"]))
+    operator = operator.prepare((1, 3, 32, 32), ImageRandomness(0, ["a"]))
     truth = torch.from_numpy(golden("trajectory_common")["x_true"])
     torch.testing.assert_close(operator(truth), torch.from_numpy(arrays["measurement_clean"]), rtol=0, atol=5e-6)
     measurement = Measurement(operator, get_noise("poisson"), torch.from_numpy(arrays["measurement"]).float())

@@ -22,8 +22,7 @@ def test_the_policy_allows_the_own_script_and_no_other(tmp_path, report):
     script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
-    assert f"script-src &#x27;sha256-{digest}&#x27;" in policy
-    assert policy.startswith("default-src &#x27;none&#x27;")
+    assert f"script-src 'sha256-{digest}'" in policy and policy.startswith("default-src 'none'")
 
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a&amp;b", "'; alert(1)//", "new\nline",
@@ -46,46 +45,38 @@ def test_names_are_text_and_nothing_else(tmp_path, report, name):
 
 def test_hostile_methods_settings_and_facts_are_text(tmp_path, report):
     evil = "<script>x<b>"
-    path = make_run(tmp_path, task=f"{evil}t", method=f"{evil}m", status=f"{evil}s", curves=True, samples=2,
-                    config={f"{evil}k": f"{evil}v", "measurement": {"operator": {"name": evil}, "noise": evil}})
+    path = make_run(tmp_path, task=f"{evil}t", method=f"{evil}m", curves=True, samples=2,
+                    measurement={"operator": {"name": evil}, "noise": evil}, **{f"{evil}k": f"{evil}v"})
     (path / "summary.json").write_text(json.dumps({"device": f"{evil}d", evil: 1}))
     status, page, _ = report("--title", evil)
     assert status == 0
     assert len(page.all("script")) == 1
-    for mark in "tmskvd":
+    for mark in "tmkvd":
         assert f"{evil}{mark}" in page.text
 
 
-def test_a_table_that_points_outside_is_refused(tmp_path, report):
-    path = make_run(tmp_path)
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace("\na,", "\n../../../secret,"), lambda text: text.replace("\na,", "\n/etc/passwd,"),
+    lambda text: text.replace("\na,0,", "\na,/../../secret,"), lambda text: "what,ever\n1,2\n",
+    lambda text: text.replace("\na,0,", "\na,0,1,"), lambda text: "\xff\0"],
+    ids=["outside", "absolute", "sample", "other columns", "a long row", "no text"])
+def test_a_table_of_something_else_is_refused(tmp_path, report, change):
     picture(tmp_path / "secret.png")
-    for name in ("../../../secret", "/etc/passwd", "..", ""):
-        (path / "metrics.csv").write_text(f"image,sample,psnr\n{name},0,1\n")
-        status, page, out = report()
-        assert (status, page) == (2, None) and "is not the table of a run" in out
-    (path / "metrics.csv").write_text("image,sample,psnr\na,/../../secret,1\n")
+    table = make_run(tmp_path) / "metrics.csv"
+    table.write_text(change(table.read_text()), encoding="latin-1")
+    status, page, out = report()
+    assert (status, page, len(out.splitlines())) == (2, None, 1) and f"{table} is not a table of ours" in out
+
+
+def test_a_run_without_a_configuration_is_refused(tmp_path, report):
+    (make_run(tmp_path) / "config.yaml").unlink()
     assert report()[0] == 2
 
 
-@pytest.mark.parametrize("text, words, rows", [
-    ("", "0 images, seed 0.", []), ("image,sample\n", "0 images, seed 0.", []),
-    ("image,sample,psnr\nzzz,0,abc\n", "1 image, seed 0.", [["zzz", "ps", "0"]])])
-def test_tables_that_say_little_are_shown(tmp_path, report, text, words, rows):
-    """A score that is no number is not there; an image without files has neither of its two pictures."""
-    (make_run(tmp_path) / "metrics.csv").write_text(text)
+def test_an_empty_table_is_shown(tmp_path, report):
+    (make_run(tmp_path) / "metrics.csv").write_text("")
     status, page, out = report()
-    assert status == 0 and words in page.texts and "1 run of 1 task" in out
-    assert [row for row in page.rows if len(row) > 2] == rows
-    assert page.texts.count("no picture") == 2 * len(rows) and "abc" not in page.text
-
-
-@pytest.mark.parametrize("text", ["what,ever\n1,2\n", "image,sample,psnr\na,0\n", "image,sample,psnr\na,0,1,2\n",
-                                  "\xff\0"], ids=["other columns", "a short row", "a long row", "no text"])
-def test_tables_of_something_else_are_refused(tmp_path, report, text):
-    path = make_run(tmp_path)
-    (path / "metrics.csv").write_text(text, encoding="latin-1")
-    assert report() == (2, None, f"error: {path / 'metrics.csv'} is not the table of a run; move it away, or run with "
-                                 "--overwrite\n")
+    assert status == 0 and "0 images, seed 0." in page.text and "1 run of 1 task" in out
 
 
 @pytest.mark.parametrize("text", ["", "step,0\n", "step,0\n1,nan\n0,inf\n", "step,0\n1,0\n0,-1\n", "step,0\n1,x\n",
@@ -130,7 +121,5 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, report):
     table = next(tmp_path.rglob("metrics.csv"))
     content = table.read_bytes()
     status, _, out = report("--out", str(table))
-    assert status == 2 and "metrics.csv is there already and is no report of ours" in out
+    assert status == 2 and "metrics.csv: expected a file that ends in .html" in out
     assert table.read_bytes() == content and (tmp_path / "report.html").read_bytes() == before
-    report()
-    assert (tmp_path / "report.html").read_bytes() == before        # the same results, the same page

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.run.layout import TEMPORARY_FILE
-from util.run.lock import SILENCE_SECONDS, FolderLock
+from util.run.lock import FolderLock
 
 KILLS = 20
 DRIVER = """
@@ -85,7 +84,7 @@ def test_runs_killed_at_twenty_moments_end_like_one_that_was_not(prior, workplac
     assert told["statuses"][1::2] == [-9] * KILLS
     assert len(set(told["rows"])) > 2, told["rows"]                     # the moments differ
     whole = contents(workplace / "whole" / FOLDER)
-    assert len(whole) == 4 + 3 * (1 + 1 + 3 + 1 + 1 + 1 + 8)
+    assert len(whole) == 4 + 3 * (1 + 1 + 4 + 2 + 1 + 1 + 8)
     for kill in range(KILLS):
         killed = contents(workplace / f"killed{kill}" / FOLDER)
         assert killed.keys() == whole.keys()
@@ -153,45 +152,35 @@ def test_another_run_in_the_folder_says_so_and_leaves(run, workplace):
         status, out, err = run("--overwrite")
         assert status == 2 and out == "" and len(err.splitlines()) == 1
         assert f"process {os.getpid()} on {socket.gethostname()}" in err and "another run is at work" in err
-        assert [f.name for f in (workplace / "results").rglob("*") if f.is_file()] == ["run.lock"]
+        assert {f.name for f in (workplace / "results").rglob("*") if f.is_file()} == {"run.lock", ".run.lock"}
     assert run()[0] == 0
-    assert not (workplace / "results" / FOLDER / "run.lock").exists()
+    assert not list((workplace / "results" / FOLDER).glob("*.lock"))
 
 
-def test_a_lock_of_a_dead_process_holds_nobody_up(tmp_path):
-    (tmp_path / "run.lock").write_text(f"{os.getpid()} {socket.gethostname()}\n")       # its number is in use again
-    with FolderLock(tmp_path):
-        assert (tmp_path / "run.lock").read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+def test_a_lock_of_a_killed_process_holds_nobody_up(tmp_path):
+    holding = ("import sys, time; from pathlib import Path; from util.run.lock import FolderLock; "
+               "lock = FolderLock(Path(sys.argv[1])).__enter__(); print(); sys.stdout.flush(); time.sleep(60)")
+    command = [sys.executable, "-c", holding, str(tmp_path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=rf"process {other.pid} on .*--out"):
+            FolderLock(tmp_path, "--out").__enter__()
+        other.kill()
+    assert (tmp_path / "run.lock").exists()
+    (tmp_path / "run.lock").write_text(f"{os.getpid()} elsewhere\n")     # its number is in use again
+    with FolderLock(tmp_path) as lock:
+        assert (tmp_path / "run.lock").read_text() == f"{lock.owner}\n" == f"{os.getpid()} {socket.gethostname()}\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lock_of_another_machine_is_trusted_until_it_falls_silent(tmp_path):
-    lock = tmp_path / "run.lock"
-    lock.write_text("123 elsewhere\n")
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"process 123 on elsewhere.*delete .*run.lock"):
-            FolderLock(tmp_path).__enter__()
-    long_ago = time.time() - SILENCE_SECONDS - 1
-    os.utime(lock, (long_ago, long_ago))
-    with FolderLock(tmp_path):
-        assert str(os.getpid()) in lock.read_text()
-
-
-def test_without_locks_of_the_file_system_the_process_decides(tmp_path, monkeypatch):
+def test_where_the_file_system_has_no_locks_the_user_is_told(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("util.run.lock.fcntl.flock", refuse)
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    for pid, free in ((os.getppid(), False), (dead.pid, True)):
-        (tmp_path / "run.lock").write_text(f"{pid} {socket.gethostname()}\n")
-        if free:
-            with FolderLock(tmp_path):
-                pass
-        else:
-            with pytest.raises(UserError, match=f"process {pid}"):
-                FolderLock(tmp_path).__enter__()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with FolderLock(tmp_path):
+        assert "has no locks" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_temporaries_of_a_killed_run_are_removed_and_only_those(run, workplace, monkeypatch):

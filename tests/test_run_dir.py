@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -36,7 +37,10 @@ def test_a_saved_image_is_finished_and_everything_lies_in_its_place(tmp_path):
 def test_several_samples_have_a_file_each_and_one_for_their_mean(tmp_path):
     run = open_run(tmp_path)
     save(run, "a", [outcome("0", -0.5), outcome("1", 0.5), outcome("mean", 0.0)])
-    assert sorted(f.name for f in (run.path / "recon").iterdir()) == ["a_0.png", "a_1.png", "a_mean.png"]
+    assert sorted(f.name for f in (run.path / "recon").iterdir()) == ["a_0.png", "a_1.png", "a_mean.npy", "a_mean.png"]
+    assert np.load(run.path / "recon" / "a_mean.npy").shape == (8, 8, 3)
+    assert np.load(run.path / "recon" / "a_mean.npy") == pytest.approx(0.5)
+    assert np.load(run.path / "std" / "a.npy") == pytest.approx(np.full((8, 8, 3), math.sqrt(0.125)))      # on [0, 1]
     assert [row["sample"] for row in read_rows(run)] == ["0", "1", "mean"]
     assert run.finished("a")
     (run.path / "recon" / "a_1.png").unlink()

@@ -160,7 +160,7 @@ def test_a_mistake_ends_with_one_line_and_status_2(folders, monkeypatch, capsys,
 
 def test_all_metrics_from_a_folder_of_weights(folders, tmp_path, capfd, monkeypatch):
     """The real loading code and the real networks, on small files of the published names and shapes."""
-    monkeypatch.setattr("util.metrics.comparison.frechet_distance", lambda real, restored: float(real.shape[1]))   # quick
+    monkeypatch.setattr("util.metrics.comparison.frechet_distance", lambda real, restored: float(real.shape[1]))
     for write, file in ((write_vgg16, VGG16), (write_alexnet, ALEXNET), (write_inception, INCEPTION)):
         (tmp_path / "weights").mkdir(exist_ok=True)
         write(tmp_path / "weights" / file.name)

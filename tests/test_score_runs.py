@@ -1,6 +1,5 @@
 """`python -m util.compute_metric` on a results folder: by its table and by its files."""
 
-import csv
 import json
 
 import numpy as np
@@ -11,26 +10,23 @@ from util.compute_metric import main
 from util.img_utils import save_image
 from util.metrics.scores import Metrics
 from util.run.directory import RunDirectory
-from util.run.table import Outcome
+from util.run.table import Outcome, make_rows, to_csv
 
 pytestmark = pytest.mark.usefixtures("offline")
 
 
 def run_of(tmp_path, samples=("0",), images="abcd"):
     """A results folder as a run leaves it: scores of float tensors, files of 8 bits."""
-    folder, metrics = tmp_path / "results", Metrics(networks=[])
-    folder.mkdir()
-    with open(folder / "metrics.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "sample", "psnr", "ssim", "lpips_vgg", "distance"])
-        for k, name in enumerate(images):
-            label = image(k)
-            save_image(folder / "label" / f"{name}.png", label)
-            for s, sample in enumerate(samples):
-                restored = noisy(label, 10 * k + s)
-                scores = metrics(restored, label)
-                writer.writerow([name, sample, f"{scores.psnr:.6g}", f"{scores.ssim:.6g}", "", "1.0"])
-                save_image(folder / "recon" / f"{name if len(samples) == 1 else f'{name}_{sample}'}.png", restored)
+    folder, metrics, rows = tmp_path / "results", Metrics(networks=[]), []
+    for k, name in enumerate(images):
+        label = image(k)
+        save_image(folder / "label" / f"{name}.png", label)
+        outcomes = [Outcome(sample, noisy(label, 10 * k + s), 1.0, 1.0, 1.0, 10) for s, sample in enumerate(samples)]
+        rows += make_rows(name, label, label, outcomes, metrics)
+        for outcome in outcomes:
+            file = name if len(samples) == 1 else f"{name}_{outcome.sample}"
+            save_image(folder / "recon" / f"{file}.png", outcome.restored)
+    (folder / "metrics.csv").write_text(to_csv(rows))
     return folder
 
 
@@ -75,7 +71,7 @@ def test_a_run_is_scored_as_it_scored_itself(tmp_path, tiny_inception):
 
 
 def test_without_a_table_a_results_folder_is_scored_from_its_files(tmp_path, tiny_inception):
-    folder = run_of(tmp_path, samples=("0", "1", "mean"))
+    folder = run_of(tmp_path)
     assert main([str(folder), "--from_png"]) == 0
     expected = read(folder)
     (folder / "metrics.csv").unlink()                                   # as DPS leaves it
@@ -106,20 +102,14 @@ def test_files_that_the_table_tells_of_and_that_are_gone_are_named(tmp_path, cap
     assert "has no 'recon/b.png'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["image,sample,psnr\n../../x,0,1\n", "image,sample,psnr\nx,1/../../y,1\n",
-                                  "a,b\n1,2\n", "image,sample,psnr\nx,0\n", "\x00\xff"])
-def test_a_table_of_something_else_is_refused(tmp_path, capsys, text):
-    folder = run_of(tmp_path)
-    (folder / "metrics.csv").write_text(text, encoding="latin-1")
-    assert main([str(folder), "--metrics", "psnr"]) == 2
-    assert "is not the table of a run" in capsys.readouterr().err
-
-
-def test_a_score_that_is_no_number_is_refused(tmp_path, capsys):
-    folder = run_of(tmp_path)
-    (folder / "metrics.csv").write_text("image,sample,psnr\na,0,high\n")
-    assert main([str(folder), "--metrics", "psnr"]) == 2
-    assert "--from_png" in capsys.readouterr().err
+@pytest.mark.parametrize("harm", [lambda text: text.replace("\na,", "\n../../x,"), lambda text: "a,b\n1,2\n",
+                                  lambda text: text.replace("\na,0,", "\na,1/../../y,"), lambda text: "\x00\xff",
+                                  lambda text: text.replace("\na,0,", "\na,0,high"), lambda text: text + "x,0\n"])
+def test_a_table_of_something_else_is_refused(tmp_path, capsys, harm):
+    table = run_of(tmp_path) / "metrics.csv"
+    table.write_text(harm(table.read_text()), encoding="latin-1")
+    assert main([str(table.parent), "--metrics", "psnr"]) == 2
+    assert "is not a table of ours" in capsys.readouterr().err
 
 
 def test_a_run_without_truth_has_nothing_to_compare(tmp_path, capsys):

@@ -46,7 +46,7 @@ def test_a_run_with_hostile_names_stays_in_its_folder(run, workplace):
     status, out, err = run("--data", "in/data", "--num_samples", "2")
     assert status == 0, err
     after = snapshot(workplace)
-    assert len([name for name in after if "/recon/" in name]) == 5 * 3
+    assert len([name for name in after if "/recon/" in name and name.endswith(".png")]) == 5 * 3
     assert {name.partition("/")[0] for name in after.keys() - before.keys()} <= {"results", "torch"}
     assert not {c for c in out + err if not c.isprintable()} - {"\n", "\r"}
 
@@ -148,6 +148,9 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     outside.write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.lock").symlink_to(outside)
+    with FolderLock(tmp_path / "run"):
+        assert not (tmp_path / "run" / "run.lock").is_symlink()
+    (tmp_path / "run" / ".run.lock").symlink_to(outside)
     with pytest.raises(UserError, match="cannot write to"), FolderLock(tmp_path / "run"):
         pass
     assert outside.read_text() == "mine"

@@ -5,7 +5,6 @@ import pytest
 import sample_condition
 from tests.command_line import arguments
 from tests.hostile import Within
-from util.config import yaml_text
 from util.config.config import read_yaml
 from util.config.yaml_text import parse_yaml
 from util.errors import UserError
@@ -27,21 +26,20 @@ def laughs(levels: int, width: int = 9) -> str:
 ], ids=lambda text: text[:12])
 def test_yaml_bombs_are_refused(tmp_path, text):
     (tmp_path / "bomb.yaml").write_text(text)
-    with Within(20, 300), pytest.raises(UserError, match=r"bomb\.yaml, line \d+: ") as caught:
+    with Within(20, 300), pytest.raises(UserError, match=r"bomb\.yaml, (line \d+: |it is nested)") as caught:
         read_yaml(tmp_path / "bomb.yaml")
     assert len(str(caught.value)) < 500
 
 
-def test_long_files_are_refused_whatever_is_in_them(monkeypatch):
-    monkeypatch.setattr(yaml_text, "MOST_VALUES", 100)
-    assert parse_yaml("[" + "1, " * 99 + "]") == [1] * 99
-    for text in ("[" + "1, " * 100 + "]", "a: " + "x" * 10_000):
-        with pytest.raises(ValueError, match="more than 100 values"):
+def test_long_texts_are_refused_whatever_is_in_them():
+    assert parse_yaml(f"a: {'x' * 250_000}")
+    for text in (f"[{'1, ' * 90_000}]", f"a: {'x' * 270_000}"):
+        with pytest.raises(ValueError, match="more than 262144 characters"):
             parse_yaml(text)
 
 
 def test_aliases_within_reason_are_plain_yaml():
-    assert parse_yaml(laughs(4))["a3"][8][8][8] == ["lol"] * 9
+    assert parse_yaml(laughs(3, 3))["a2"][2][2] == ["lol"] * 3
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}") == {"a": {"x": 1}, "b": {"x": 1, "y": 2}}
     assert parse_yaml("[" * 40 + "]" * 40)
 

@@ -9,6 +9,7 @@ import sample_condition
 from data.dataloader import DATASETS
 from guided_diffusion.gaussian_diffusion import SAMPLERS
 from guided_diffusion.measurements import NOISES, OPERATORS
+from guided_diffusion.restoration.arguments import parse_arguments
 from guided_diffusion.restoration.catalogue import METHODS, annotated, catalogue, flow, resolved_config
 from util.config.config import REPOSITORY, leaves, load_config, read_yaml
 from util.config.registry import REQUIRED, Registry, defaults
@@ -46,7 +47,7 @@ def origins(text: str) -> dict[tuple[str, ...], str]:
 def test_every_value_is_where_its_origin_says(task, files):
     model, diffusion = (f"configs/{files}{kind}_config.yaml" for kind in ("model", "diffusion"))
     config = load_config(model, diffusion, task)
-    text = resolved_config(config, {})
+    text = resolved_config(config, parse_arguments([]))
     tree, told = yaml.safe_load(text), origins(text)
     assert set(told) == set(leaves(tree))
     plain = leaves(config.as_dict())
@@ -64,7 +65,7 @@ def test_every_value_is_where_its_origin_says(task, files):
 
 def test_comments_are_aligned():
     lines = resolved_config(load_config(*(f"configs/demo_{kind}_config.yaml" for kind in (
-        "model", "diffusion", "task"))), {}).splitlines()
+        "model", "diffusion", "task"))), parse_arguments([])).splitlines()
     assert len({line.index("#") for line in lines if "#" in line}) == 1
     assert all(line.endswith(":") for line in lines if "#" not in line)
 

@@ -9,9 +9,9 @@ import sample_condition
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import OPERATORS, get_noise, get_operator
-from guided_diffusion.unet import create_model
+from guided_diffusion.method import CONDITIONING_METHODS as METHODS
+from guided_diffusion.priors.load import check_model
 from util.config.config import REPOSITORY, Config, load_config, read_yaml
-from util.config.registry import check_arguments
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -35,11 +35,13 @@ def needs_absent_weights(config: Config) -> bool:
 
 
 def smaller(config: Config) -> list[str]:
-    """Overrides for what does not fit into 32 pixels."""
+    """Overrides for what does not fit into 32 pixels, or takes long."""
     options = config.operator.params.get("mask_opt", {})
+    fewer = ["--set", "conditioning.params.iterations=20"] * ("iterations" in config.conditioning.params)
     if "mask_len_range" not in options:
-        return []
-    return ["--set", "measurement.mask_opt.mask_len_range=[8, 12]", "--set", "measurement.mask_opt.margin=[2, 2]"]
+        return fewer
+    return ["--set", "measurement.mask_opt.mask_len_range=[8, 12]", "--set", "measurement.mask_opt.margin=[2, 2]",
+            *fewer]
 
 
 @every_task
@@ -61,18 +63,20 @@ def test_every_task_runs_end_to_end(name, prior, workplace, capsys):
     config = load(name)
     if needs_absent_weights(config):
         pytest.skip(f"{config.operator.params['model_path']} is not here")
-    size = 128 if config.operator.name == "nonlinear_blur" else 32
+    exact = METHODS[config.conditioning.name].needs_exact_prior
+    size = 128 if config.operator.name == "nonlinear_blur" else 16 if exact else 32
+    model = "configs/exact_gaussian_model_config.yaml" if exact else str(prior / "model.yaml")
     status = sample_condition.main([
-        "--model_config", str(prior / "model.yaml"), "--task_config", f"configs/{name}", "--data", "skimage",
+        "--model_config", model, "--task_config", f"configs/{name}", "--data", "skimage",
         "--limit", "1", "--set", "diffusion.timestep_respacing=3", "--set", f"model.image_size={size}",
         *smaller(config)])
     assert status == 0, capsys.readouterr().err
     assert (workplace / "results" / config.operator.name / config.conditioning.name / "recon/astronaut.png").is_file()
 
 
-@pytest.mark.parametrize("name", [name for name, tree in FILES.items() if "num_channels" in tree])
-def test_every_model_file_describes_a_network(name):
-    check_arguments(create_model, FILES[name], name)
+@pytest.mark.parametrize("name", [name for name, tree in FILES.items() if {"num_channels", "prior"} & set(tree)])
+def test_every_model_file_describes_a_prior(name):
+    check_model(FILES[name])
 
 
 @pytest.mark.parametrize("name", [name for name, tree in FILES.items() if "sampler" in tree])
@@ -117,10 +121,11 @@ def test_settings_of_the_paper(case):
         params = config.conditioning.params
         assert (config.conditioning.name, config.data.name) == ("ps", case.partition("_")[0])
         if case.endswith("gaussian"):
-            assert params["scale"] == 2 * zeta and params.get("power", 1) == 1
+            assert params["scale"] == 2 * zeta and params.get("likelihood", {}).get("power", 1) == 1
             assert get_noise(config.noise.name, **config.noise.params).sigma == 0.1           # 0.05 on [0, 1]
         else:
-            assert params == {"scale": pytest.approx(2 * zeta / 255 ** 0.5, rel=1e-3), "power": 0.5}
+            assert params == {"scale": pytest.approx(2 * zeta / 255 ** 0.5, rel=1e-3),
+                              "likelihood": {"name": "point", "power": 0.5}}
             assert config.noise.params == {"rate": 1.0, "likelihood": "shot"}
     if case.endswith("gaussian"):
         random, box = (setting(f"paper_{case}", task).operator.params for task in ("inpainting", "box_inpainting"))

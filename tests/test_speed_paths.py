@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, ConditioningMethod, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from guided_diffusion.measurements import OPERATORS, LinearOperator, Measurement, get_noise, get_operator
 from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.unet import create_model
 from guided_diffusion.unet_blocks import ResBlock
@@ -23,6 +23,7 @@ from util.seeding import ImageRandomness
 SHAPE = (2, 3, 16, 16)
 METHODS = [name for name in CONDITIONING_METHODS if issubclass(CONDITIONING_METHODS[name], ConditioningMethod)]
 PROJECTING = [name for name in METHODS if CONDITIONING_METHODS[name].needs_linear]
+SEARCHING = ("diffpir", "fast_dips")
 CLOSED_FORMS = ("noise", "super_resolution", "inpainting", "colorization", "sr_average", "gaussian_blur",
                 "compressed_sensing")               # of the pseudo-inverse
 
@@ -63,35 +64,37 @@ def restore_on_meta(prior, method, operator_name: str, noise_name: str, sampler_
     operator = get_operator(operator_name, **OPERATOR_EXAMPLES[operator_name])
     measured = Measurement.simulate(operator, get_noise(noise_name, **NOISE_EXAMPLES[noise_name]), torch.zeros(SHAPE),
                                     ImageRandomness(0, ["a", "b"]))
-    measurement = Measurement(operator.to("meta"), measured.noiser, measured.y.to("meta"))
-    if method.needs_linear:
-        measurement.operator.pinv(measurement.y)    # what it decomposes and keeps goes to the device once
+    measurement = Measurement(measured.operator.to("meta"), measured.noiser, measured.y.to("meta"))
     sampler = create_sampler(timestep_respacing=4, **sampler_options)
-    x_start = method.start(sampler, measurement, NoValues())
+    method.restore(prior, sampler, measurement, NoValues())         # what is kept goes to the device once
     with Strict():
-        return sampler.p_sample_loop(prior, x_start, lambda step: method.conditioning(step, measurement), NoValues(),
-                                     needs_grad=method.needs_grad)
+        return method.restore(prior, sampler, measurement, NoValues())
 
 
-@pytest.mark.parametrize("operator", sorted(OPERATOR_EXAMPLES.keys() - {"gopro_blur"}))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, operator", [
+    *(("dpps", operator) for operator in sorted(OPERATOR_EXAMPLES.keys() - {"gopro_blur"})),
+    *((method, operator) for method in METHODS for operator in ("gaussian_blur", "inpainting", "hdr")
+      if method != "dpps")])
 def test_no_step_waits_for_the_device(prior, method, operator):
     if method in PROJECTING and operator not in CLOSED_FORMS:
         pytest.skip("the pseudo-inverse is iterative, or none exists")
+    if method in SEARCHING and not issubclass(OPERATORS[operator], LinearOperator):
+        pytest.skip("a line search asks whether it has found a descent")
     restored = restore_on_meta(prior, get_conditioning_method(method), operator, "gaussian", {})
     assert restored.shape == SHAPE
 
 
 def test_drawn_paths_are_read_from_the_device_once(monkeypatch):
     operator = get_operator("gopro_blur", **OPERATOR_EXAMPLES["gopro_blur"])
-    operator.prepare(SHAPE, ImageRandomness(0, ["a", "b"]))
+    operator = operator.prepare(SHAPE, ImageRandomness(0, ["a", "b"]))
     first = operator(torch.zeros(SHAPE))
     shifts = operator.shifts
     monkeypatch.setattr(Tensor, "tolist", lambda self: pytest.fail("the paths are read again"))
     torch.testing.assert_close(operator(torch.zeros(SHAPE)), first)
     monkeypatch.undo()
-    operator.prepare(SHAPE, ImageRandomness(1, ["a", "b"]))
-    assert operator.shifts is not shifts and operator._shift_values() == operator.shifts.tolist()
+    other = operator.prepare(SHAPE, ImageRandomness(1, ["a", "b"]))
+    assert other.shifts is not shifts and other._shift_values() == other.shifts.tolist()
+    assert operator._shift_values() == shifts.tolist()
 
 
 @pytest.mark.parametrize("scale_shift", [True, False])
@@ -124,7 +127,8 @@ def test_no_sampler_waits_for_the_device(prior, options):
 
 @pytest.mark.parametrize("schedule", ["linear", "exponential", "inverse_variance"])
 def test_no_step_size_waits_for_the_device(prior, schedule):
-    restore_on_meta(prior, get_conditioning_method("ps", schedule=schedule, power=2.0), "inpainting", "gaussian", {})
+    likelihood = {"name": "point", "schedule": schedule, "power": 2.0}
+    restore_on_meta(prior, get_conditioning_method("ps", likelihood=likelihood), "inpainting", "gaussian", {})
 
 
 @pytest.mark.parametrize("operator", LINEAR)

@@ -1,5 +1,8 @@
 """Step sizes of DPS's appendix C: schedules, the squared norm of equation 16, and the settings of table 5."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,6 +16,11 @@ from util.seeding import ImageRandomness
 NAMES = ["a", "b"]
 METHODS = {"ps": {}, "dpps": {"proximal": False, "aligned_init": False}}
 every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def method_of(name: str, scale: float = 1.0, **likelihood):
+    """A method with `scale` and the parameters of its point likelihood."""
+    return get_conditioning_method(name, scale=scale, likelihood={"name": "point", **likelihood}, **METHODS[name])
 
 
 def image() -> torch.Tensor:
@@ -37,17 +45,13 @@ def step_at(index: int, respacing: str = "1000", sampler: str = "ddpm"):
 def guidance(method: str, index: int, measurement: Measurement, respacing: str = "1000", **params) -> torch.Tensor:
     """What the method subtracts from the unconditional sample."""
     step = step_at(index, respacing)
-    x, _ = get_conditioning_method(method, **METHODS[method], **params).conditioning(step, measurement)
+    x, _ = method_of(method, **params).conditioning(step, measurement)
     free = step.mean + step.std * ImageRandomness(1, NAMES).randn_like(step.mean)
     return free - x
 
 
 def gradient(index: int, measurement: Measurement, power: float, respacing: str = "1000") -> torch.Tensor:
     return grad_and_value(step_at(index, respacing), lambda x0: measurement.distance(x0) ** power)[0]
-
-
-def size_of(method):
-    return method.guidance.step_size if hasattr(method, "guidance") else method.step_size
 
 
 def column(values: torch.Tensor) -> torch.Tensor:
@@ -77,14 +81,14 @@ def test_schedules_decay_towards_the_clean_image(method, index, linear, exponent
 def test_fewer_steps_go_as_far_at_the_same_level(schedule, last, respacing):
     timesteps = create_sampler(timestep_respacing=respacing).schedule.timesteps
     measurement, level = measure(), -1
-    method = get_conditioning_method("ps", schedule=schedule, gamma=0.9)
+    schedule = {"name": "exponential", "gamma": 0.9} if schedule == "exponential" else schedule
     for index, t in enumerate(timesteps.tolist()):
-        few, all_ = step_at(index, respacing), step_at(t)
-        assert (few.timestep, few.num_train_steps) == (t, 1000)
-        assert size_of(method)(few, measurement, None) == pytest.approx(
-            size_of(method)(all_, measurement, None) * (t - level))
+        few, whole = (guidance("ps", *step, schedule=schedule) for step in ((index, measurement, respacing),
+                                                                            (t, measurement)))
+        torch.testing.assert_close(few, whole * (t - level), atol=1e-12, rtol=1e-6)
         level = t
-    assert size_of(method)(step_at(0, respacing), measurement, None) == pytest.approx(last)
+    torch.testing.assert_close(guidance("ps", 0, measurement, respacing, schedule=schedule),
+                               last * gradient(0, measurement, 1, respacing), atol=1e-15, rtol=1e-6)
 
 
 @every_method
@@ -102,11 +106,17 @@ def test_power_two_is_the_squared_norm_of_equation_16(method):
     ("1000", 4, 1), ("ddim250", 4, 4), ("ddim10", 4, 100), ("10", 4, 111), ("10", 0, 1),
     ("150,50,25,13,12", 1, 1), ("150,50,25,13,12", 180, 4), ("150,50,25,13,12", 249, 18)])
 def test_scale_transfers_from_the_full_process_to_few_steps(method, respacing, index, factor):
-    measurement, step = measure(), step_at(index, respacing)
-    rescaled, official = (get_conditioning_method(method, scale=0.3, rescale=rescale) for rescale in (True, False))
-    distance = measurement.distance(step.x0_hat)
-    assert size_of(rescaled)(step, measurement, distance) == pytest.approx(0.3 * factor)
-    assert size_of(official)(step, measurement, distance) == 0.3
+    def state(scale, **rescale):
+        params = rescale if method in ("ps+", "mcg") else {"likelihood": {"name": "point", **rescale}}
+        measurement = measure()
+        measurement.operator.project = lambda x, y: x                   # leaves of mcg what its gradient does
+        return get_conditioning_method(method, scale=scale, **params).conditioning(step_at(index, respacing),
+                                                                                   measurement)
+
+    x, distance = state(0.3)
+    official = state(0.3 * factor, rescale=False)
+    torch.testing.assert_close((x, distance), official, atol=1e-9, rtol=1e-9)
+    assert factor == 1 or (x - state(0.3, rescale=False)[0]).abs().max() > 1e-6
 
 
 def test_the_papers_step_is_twice_the_codes():
@@ -129,7 +139,7 @@ def test_a_root_makes_a_norm_of_the_shot_likelihood():
 @pytest.mark.parametrize("operator", ["super_resolution", "inpainting"])
 def test_inverse_variance_of_the_observed_entries_of_each_image(noise, params, operator):
     measurement = measure(noise, operator, **params)
-    seen = measurement.operator.observed(measurement.y).bool()
+    seen = measurement.operator.informative(measurement.y).bool()
     variance = measurement.noiser.variance(measurement.y)
     factor = column(torch.stack([1 / v[m].mean() for v, m in zip(variance, seen, strict=True)]))
     assert noise == "poisson" or factor[0].item() == pytest.approx(1 / 0.2 ** 2)
@@ -165,7 +175,7 @@ def test_inverse_variance_needs_a_noise_variance(method, noise):
     noiser = get_noise(noise, **options.get(noise, {}))
     operator = get_operator("noise")
     get_conditioning_method(method).check(operator, noiser)
-    inverse = get_conditioning_method(method, schedule="inverse_variance")
+    inverse = method_of(method, schedule="inverse_variance")
     if noise == "clean":
         with pytest.raises(UserError, match="inverse_variance divides by the noise variance, but noise 'clean' has"):
             inverse.check(operator, noiser)
@@ -175,34 +185,42 @@ def test_inverse_variance_needs_a_noise_variance(method, noise):
 
 @every_method
 @pytest.mark.parametrize("params, message", [
-    ({"schedule": "linaer"}, "schedule is 'linaer', expected one of 'constant', 'linear', 'exponential'"),
-    ({"power": 0}, "power is 0, expected a positive number: 1 for the norm, 2 for its square"),
-    ({"power": -1}, "power is -1"), ({"gamma": 0.0}, "gamma is 0.0, expected more than 0 and at most 1"),
-    ({"gamma": 1.5}, "gamma is 1.5"),
-    ({"scale": -0.5}, "scale is -0.5, expected 0 or more"),
+    ({"schedule": "linaer"}, "unknown step size schedule 'linaer'; did you mean 'linear'? choose from constant, expon"),
+    ({"power": 0}, "likelihood 'point': power is 0, expected a finite number, more than 0"),
+    ({"power": -1}, "power is -1"), ({"gamma": 0.5}, "unknown key 'gamma'; it stands in schedule: {name: expon"),
+    ({"schedule": {"name": "exponential", "gamma": 0.0}}, "gamma is 0.0, expected a finite number, more than 0 and at"),
+    ({"schedule": {"name": "exponential", "gamma": 1.5}}, "gamma is 1.5"),
+    ({"scale": -0.5}, "scale is -0.5, expected a finite number, 0 or more"),
 ])
 def test_mistakes_are_named(method, params, message):
-    with pytest.raises(UserError, match=f"conditioning method '{method}': {message}"):
-        get_conditioning_method(method, **params)
+    with pytest.raises(UserError, match=re.escape(message)):
+        method_of(method, **params)
+
+
+@every_method
+@pytest.mark.parametrize("key, place", [
+    ("schedule", "{name: point, schedule: ...}"), ("power", "{name: point, power: ...}"),
+    ("rescale", "{name: point, rescale: ...}"), ("gamma", "{name: point, schedule: {name: exponential, gamma: ...}}")])
+def test_parameters_of_the_likelihood_are_sent_there(method, key, place):
+    with pytest.raises(UserError, match=re.escape(f"unknown key '{key}'; it stands in likelihood: {place}")):
+        get_conditioning_method(method, **{key: 1})
 
 
 TABLE_5 = {                                         # paper's initial zeta' -> params; scale = 2 zeta' on the norm
     "constant 1.0": {"scale": 2.0},
-    "1/sigma^2": {"scale": 1.0, "schedule": "inverse_variance", "power": 2},
+    "1/sigma^2": {"scale": 1.0, "schedule": "inverse_variance"},
     "linear 0.3": {"scale": 0.6, "schedule": "linear"},
     "linear 1.0": {"scale": 2.0, "schedule": "linear"},
-    "exponential 0.3": {"scale": 0.6, "schedule": "exponential", "gamma": 0.99},
-    "exponential 1.0": {"scale": 2.0, "schedule": "exponential", "gamma": 0.99},
+    "exponential 0.3": {"scale": 0.6, "schedule": {"name": "exponential", "gamma": 0.99}},
+    "exponential 1.0": {"scale": 2.0, "schedule": {"name": "exponential", "gamma": 0.99}},
 }
 
 
 @pytest.mark.parametrize("params", TABLE_5.values(), ids=TABLE_5)
 def test_the_total_guidance_of_table_5(params):
-    """The sum of the 1000 factors of grad ||r||: 1000, 500.5 or 100 times the scale, and 2 ||r|| / sigma^2 a step."""
-    method, measurement = get_conditioning_method("ps", **params), measure()
-    step, norm = step_at(0), measurement.distance(image())
-    steps = [step.__class__(**{**step.__dict__, "timestep": t}) for t in range(1000)]
-    sizes = [size_of(method)(step, measurement, norm) for step in steps]
+    """The sum of the 1000 factors: 1000, 500.5 or 100 times the scale, and 1 / sigma^2 a step."""
+    method, measurement, step = method_of("ps", **params), measure(), step_at(0)
+    sizes = [method.scale * method.likelihood.schedule(replace(step, timestep=t), measurement) for t in range(1000)]
     total = {"constant": 1000.0, "linear": 500.5, "exponential": (1 - 0.99 ** 1000) / 0.01,
-             "inverse_variance": 1000 * 2 * column(norm) / 0.1 ** 2}[params.get("schedule", "constant")]
+             "inverse_variance": torch.full((2, 1, 1, 1), 1000 / 0.1 ** 2)}[method.likelihood.schedule.name]
     assert sum(sizes) == pytest.approx(params["scale"] * total)

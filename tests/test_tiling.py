@@ -13,7 +13,8 @@ from torch.nn.functional import conv2d
 from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import AnalyticPrior, GaussianPrior
+from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.distributions import StationaryGaussian
 from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior, reflect
 from util.errors import UserError
 from util.seeding import ImageRandomness
@@ -56,7 +57,7 @@ def test_tiles_of_a_local_network_are_its_whole(size):
 
 def test_tiles_equal_the_whole_for_an_exact_prior_of_white_images_through_a_whole_restoration():
     sampler = create_sampler(steps=1000, model_var_type="learned_range", timestep_respacing=10)
-    exact = GaussianPrior(sampler.schedule, 0.3, 0.1, learn_sigma=True)
+    exact = AnalyticPrior(sampler.schedule, StationaryGaussian(0.3, 0.1), learn_sigma=True)
     operator, noiser = get_operator("super_resolution", scale_factor=2), get_noise("gaussian", sigma=0.1)
     x = torch.randn(2, 3, 26, 30, generator=torch.Generator().manual_seed(0)).mul(0.5).clamp(-1, 1)
     method, results = CONDITIONING_METHODS.build("dpps", scale=0.5), []
@@ -105,12 +106,12 @@ class Smoother(AnalyticPrior):
 def restored_ramp(tile: int, overlap: int | None) -> torch.Tensor:
     """The errors (8, 3, 32, 128) of a noisy smooth gradient that was restored in windows."""
     sampler = create_sampler(steps=1000, model_var_type="fixed_small", timestep_respacing=50)
-    model = TiledPrior(Smoother(sampler.schedule), tile, overlap)
+    model = TiledPrior(Smoother(sampler.schedule, None), tile, overlap)
     y, x = torch.meshgrid(torch.linspace(-0.5, 0.5, 32), torch.linspace(-0.6, 0.9, 128), indexing="ij")
     truth = (x + 0.3 * y).expand(8, 3, 32, 128)
     randomness = ImageRandomness(0, [f"image {i}" for i in range(8)])
     measurement = Measurement.simulate(get_operator("noise"), get_noise("gaussian", sigma=0.05), truth, randomness)
-    method = CONDITIONING_METHODS.build("ps", scale=3.0, rescale=False)
+    method = CONDITIONING_METHODS.build("ps", scale=3.0, likelihood={"name": "point", "rescale": False})
     return method.restore(model, sampler, measurement, randomness) - truth
 
 

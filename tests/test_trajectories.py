@@ -56,8 +56,7 @@ def prepared_operator(spec: dict, arrays: dict):
         params["mask_opt"] = {"mask_type": "random", "mask_prob_range": [0.5, 0.5]}
     if spec["name"] == "phase_retrieval":               # the official code pads by 64 pixels at any size
         params["oversample"] = 8 * 64 / 32
-    operator = get_operator(spec["name"], **params)
-    operator.prepare((1, 3, 32, 32), ImageRandomness(0, ["photograph"]))
+    operator = get_operator(spec["name"], **params).prepare((1, 3, 32, 32), ImageRandomness(0, ["photograph"]))
     if spec["name"] == "inpainting":
         operator.mask = torch.from_numpy(arrays["mask"]).float()
     operator.project = official_projection(operator)
@@ -78,7 +77,9 @@ class Recording:
         self.sampler = create_sampler(**{**self.config["diffusion"], "sampler": "ddpm" if eta is None else "ddim",
                                          "eta": eta or 0.0})
         self.params = dict(self.config["params"])
-        if "scale" in self.params:                      # the official steps do not grow where they are fewer
+        if self.config["method"] in ("ps", "dpps"):     # the official steps do not grow where they are fewer
+            self.params["likelihood"] = {"name": "point", "rescale": False}
+        elif "scale" in self.params:
             self.params["rescale"] = False
         self.method = get_conditioning_method(self.config["method"], **self.params)
 
@@ -91,10 +92,9 @@ class Recording:
         """Run our code on the recorded draws; returns [(step, x_prev, distance)] and the draws left over."""
         randomness = ReplayedRandomness(self.draws(*PURPOSES[self.config["method"]]), self.draws("ps+ uniform"))
         seen = []
-        self.sampler.p_sample_loop(
-            network(self.config["unet"]), torch.from_numpy(self.arrays["x_T"]),
-            lambda step: self.method.conditioning(step, self.measurement), randomness,
-            needs_grad=self.method.needs_grad, callback=lambda *triple: seen.append(triple))
+        self.method.start = lambda *given: torch.from_numpy(self.arrays["x_T"])
+        self.method.restore(network(self.config["unet"]), self.sampler, self.measurement, randomness,
+                            lambda *triple: seen.append(triple))
         return seen, randomness
 
 

@@ -19,9 +19,11 @@ from guided_diffusion.restoration.gather import likely_cause
 from guided_diffusion.restoration.monitor import CHECK_EVERY
 from tests.command_line import arguments, contents, rows
 from tests.helpers import picture
+from tests.run_folders import open_run, save
 from util import memory
 from util.config.config import REPOSITORY
-from util.memory import BatchSize, is_out_of_memory, keep_freed_memory
+from util.errors import StorageError
+from util.memory import is_out_of_memory, keep_freed_memory
 
 FOLDER = Path("results/super_resolution/dpps")
 
@@ -110,7 +112,8 @@ def test_of_several_samples_the_others_count(run, wrapped):
     assert status == 1 and "astronaut, sample 1, diverged at step 0" in err and "1 of 2 images diverged" in err
     assert [(r["sample"], r["status"]) for r in rows()[:4]] == [
         ("0", "ok"), ("1", "diverged at step 0"), ("2", "ok"), ("mean", "ok")]
-    assert {f.name for f in (FOLDER / "recon").glob("astronaut*")} == {f"astronaut_{k}.png" for k in ("0", "2", "mean")}
+    pictures = {f.stem for f in (FOLDER / "recon").glob("astronaut*.png")}
+    assert pictures == {"astronaut_0", "astronaut_2", "astronaut_mean"}
     assert rows()[3]["psnr"] and rows()[3]["std"]
     lines = (FOLDER / "trajectories/astronaut.csv").read_text().splitlines()
     assert lines[0] == "step,0,1,2" and len(lines) == 4
@@ -184,12 +187,13 @@ def test_what_counts_as_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_other_errors_are_not_taken_for_want_of_memory():
-    def work(size):
+def test_other_errors_are_not_taken_for_want_of_memory(run, monkeypatch):
+    def wrong(*given):
         raise RuntimeError("shapes")
 
+    monkeypatch.setattr(sample_condition.Task, "measure", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
-        BatchSize(4, "x").attempt(work)
+        run()
 
 
 @pytest.mark.parametrize("code, writes", [(errno.ENOSPC, 3), (errno.EDQUOT, 8), (errno.EROFS, 17), (errno.ENOSPC, 19)])
@@ -216,17 +220,30 @@ def test_a_full_disk_ends_the_run_with_a_line_and_the_same_command_continues(run
     assert contents(FOLDER) == contents(Path("whole/super_resolution/dpps"))
 
 
-def test_a_folder_that_disappears_ends_the_run_with_a_line(run, wrapped):
+@pytest.mark.parametrize("place, finished", [(Path("results"), 0), (FOLDER / "recon", 1)])
+def test_a_folder_that_disappears_ends_the_run_with_a_line(run, wrapped, place, finished):
     class Remover(Counting):
         def forward(self, x, t):
-            if self.calls == 4:                     # during the second image
-                shutil.rmtree("results")
+            if self.calls == 4 and not Path("removed").exists():        # during the second image
+                shutil.rmtree(place)
+                Path("removed").touch()
             return super().forward(x, t)
 
     wrapped(Remover)
     status, _, err = run("--batch_size", "1")
-    assert status == 1 and "is gone" in err and "0 of 3 images are finished" in err
-    assert not list(Path().rglob("*.png"))
+    assert status == 1 and f"{place}" in err and "is gone" in err and f"{finished} of 3 images are finished" in err
+    assert not list(place.rglob("*.png"))
+    assert run("--batch_size", "1")[0] == 0
+    assert len(list((FOLDER / "recon").iterdir())) == 3
+
+
+def test_a_picture_that_is_gone_at_the_end_is_restored_by_the_same_command(tmp_path):
+    directory = open_run(tmp_path)
+    save(directory)
+    directory.path_of("recon", "a").unlink()
+    with pytest.raises(StorageError, match="recon/a.png.*the same command restores that image anew"):
+        directory.conclude({})
+    assert not open_run(tmp_path).finished("a")
 
 
 def test_a_disk_that_is_really_full(prior, workplace):

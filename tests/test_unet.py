@@ -171,3 +171,22 @@ def test_attention_resolutions(resolutions, attention_blocks):
 def test_options_that_cannot_be(options, message):
     with pytest.raises(UserError, match=message):
         create_model(**{**TINY, **options})
+
+
+def test_patches_run_the_network_at_a_part_of_the_resolution():
+    """Sizes, the levels that attention stands at, and one convolution that copies a patch's pixels to their places."""
+    options = dict(image_size=32, num_channels=32, num_res_blocks=1, channel_mult="1,2", attention_resolutions="8",
+                   num_head_channels=16, learn_sigma=True, patch_size=2)
+    model = create_model(**options)
+    assert model.multiple == 4
+    assert model.input_blocks[0][0].weight.shape == (32, 12, 3, 3) and model.out[2].weight.shape == (24, 32, 3, 3)
+    assert sum(isinstance(layer, AttentionBlock) for layer in model.input_blocks.modules()) == 1
+    with pytest.raises(UserError, match="multiples of 4"):
+        model.check_image_size(30, 32)
+    fill_network(model, 0)
+    x, t = torch.randn(2, 3, 16, 24, generator=torch.manual_seed(0)), torch.tensor([3, 500])
+    assert model(x, t).shape == (2, 6, 16, 24)
+    with torch.no_grad():                           # the first output channel: what the bias says of each place
+        model.out[2].weight.zero_()
+        model.out[2].bias.copy_(torch.arange(24.0))
+    assert model(x, t)[0, 0, :2, :2].tolist() == [[0, 1], [2, 3]]

@@ -9,7 +9,9 @@ from util.command import user_path
 from util.errors import UserError
 from util.img_utils import FORMATS
 
+NPY = b"\x93NUMPY"                                  # how a .npy file begins
 LARGEST_PICTURE = 2 ** 26                           # pixels
+MAGIC = b"\x93NUMPY"
 
 
 def read_array(file: str, what: str) -> np.ndarray:
@@ -26,9 +28,16 @@ def read_array(file: str, what: str) -> np.ndarray:
         raise UserError(f"{what} '{file}' not found; give the path of an image or a .npy file")
     try:
         if path.suffix.lower() == ".npy":
+            with open(path, "rb") as content:
+                if content.read(len(MAGIC)) != MAGIC:       # numpy.load takes others for archives or pickles
+                    raise ValueError("it does not begin as .npy files do")
+            with path.open("rb") as opened:
+                if opened.read(len(NPY)) != NPY:
+                    raise ValueError("it is no .npy file, whatever its name says")
             array = np.load(path, allow_pickle=False)
             if array.dtype.kind not in "bufi":
-                raise ValueError(f"it holds {array.dtype} values, not real numbers")
+                pairs = "; stack real and imaginary parts along a last axis" if array.dtype.kind == "c" else ""
+                raise ValueError(f"it holds {array.dtype} values, not real numbers{pairs}")
             return array
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,25 +1,25 @@
-"""Checkpoints: loaded strictly, without executing anything, or not at all."""
+"""Checkpoints: loaded strictly, without executing anything, or not at all; changed ones are told of."""
 
 import hashlib
-import json
 import pickle
-import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from util.errors import UserError, printable
+from util.errors import StorageError, UserError, printable
+from util.img_utils import write_atomically
+from util.logger import get_logger
 
-FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 65536
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights
 WHERE_TO_GET = "models/README.md says where each checkpoint comes from"
 
 
 def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})") -> object:
-    """Read a file written by `torch.save`, tensors and plain containers only.
+    """Read a file written by `torch.save`, tensors and plain containers only, or by `safetensors`.
 
     Args:
         mend: what to do about a damaged one, for messages.
@@ -27,50 +27,108 @@ def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})
     Raises:
         UserError: the file is missing, is no checkpoint, is truncated, or holds code.
     """
-    if path.is_dir():
-        raise UserError(f"checkpoint {path} is a folder, expected a file; {WHERE_TO_GET}")
     if not path.is_file():
-        raise UserError(f"checkpoint {path} not found; {WHERE_TO_GET}")
+        raise UserError(f"checkpoint {path} {'is a folder, expected a file' if path.is_dir() else 'not found'}; "
+                        f"{WHERE_TO_GET}")
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty; {mend}")
-    if not _begins_like_one(path):
-        raise UserError(f"checkpoint {path} is no checkpoint, perhaps a web page, and nothing in it was run; {mend}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")         # on foreign pickle protocols: either the file loads or it does not
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "WeightsUnpickler" in str(error) or "Unsupported" in str(error) or "weights_only" in str(error):
-            raise UserError(f"checkpoint {path} was refused and nothing in it was run: it holds more than tensors and "
-                            f"plain containers; use a file that has only a state dict ({WHERE_TO_GET})") from None
-        raise UserError(f"checkpoint {path} is no readable checkpoint; {mend}") from None
+            return _load(path)
     except Exception as error:      # torch raises a dozen types for damaged archives; none of them means success
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: {mend}") from None
+        raise UserError(f"checkpoint {path} {_problem(error, mend)}") from None
 
 
-def _begins_like_one(path: Path) -> bool:
-    """Whether a file begins like an archive or a pickle, or cannot be opened at all."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(2)
-    except OSError:
-        return True
-    return head == b"PK" or head.startswith(b"\x80")
+class _NoCheckpoint(Exception):
+    """A file begins like none."""
+
+
+def _load(path: Path) -> object:
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if head[:2] != b"PK" and head[:1] != b"\x80":
+        raise _NoCheckpoint
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _problem(error: Exception, mend: str) -> str:
+    """What is wrong with a checkpoint whose loading raised `error`, and what to do."""
+    text = str(error)
+    if isinstance(error, _NoCheckpoint):
+        return f"is no checkpoint, perhaps a web page, and nothing in it was run; {mend}"
+    if "TorchScript" in text:
+        return ("is a TorchScript archive, which is a program, and nothing in it was run; where you trust it, save its "
+                "weights: torch.save(torch.jit.load(...).state_dict(), ...)")
+    if not isinstance(error, pickle.UnpicklingError):
+        reason = text.splitlines()[0][:100] if text else type(error).__name__
+        return f"cannot be read ({reason}); it may be truncated: {mend}"
+    if any(sign in text for sign in ("WeightsUnpickler", "Unsupported", "weights_only")):
+        return ("was refused and nothing in it was run: it holds more than tensors and plain containers; use a file "
+                f"that has only a state dict ({WHERE_TO_GET})")
+    return f"is no readable checkpoint; {mend}"
 
 
 def fingerprint(path: Path) -> str:
-    """Sixteen digits that change when a network is trained further: of the size and 64 blocks, evenly spaced.
+    """Sixteen digits that change with the content of a file; OSError if it cannot be read."""
+    known, stamps = _recorded(path)
+    return (known if _stamp(path) in stamps else _digest(path))[:16]
 
-    It costs milliseconds whatever the size, and misses changes that are confined to the bytes between the blocks.
+
+def verify(path: Path) -> None:
+    """Compare a file of weights with the SHA-256 in `<file>.sha256`; where there is none, note it there.
+
+    A record of ours has size, time and inode of the file in its second line: while these are the same, nothing is
+    read. Where a record has the digest alone, as `sha256sum` writes it, it belongs to a published file.
+
+    Raises:
+        UserError: a published file is damaged. Of others that have changed a warning tells.
     """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    known, stamps = _recorded(path)
+    stamp, record = _stamp(path), record_of(path)
+    if stamp in stamps:
+        return
+    digest = _digest(path)
+    found = f"SHA-256 {digest[:16]}..., {record.name} says {known[:16]}..."
+    if known and known != digest and not stamps:
+        raise UserError(f"checkpoint {path} is damaged or another file: {found}; download it again ({WHERE_TO_GET})")
+    if known and known != digest:
+        get_logger().warning(f"checkpoint {path} has other contents than at its first use ({found}); if you have "
+                             f"changed it yourself, delete {record}, otherwise download it again")
+    elif stamps or not known:
+        with suppress(StorageError):                # the folder may be read-only
+            write_atomically(record, f"{digest}  {path.name}\n# {stamp}\n".encode())
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for k in range(FINGERPRINT_BLOCKS):
-            file.seek(k * max(0, size - FINGERPRINT_BYTES) // (FINGERPRINT_BLOCKS - 1))
-            digest.update(file.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()[:16]
+        while block := file.read(2 ** 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+def record_of(path: Path) -> Path:
+    """Where the SHA-256 of a file stands."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded(path: Path) -> tuple[str, list[str]]:
+    """The SHA-256 in the record of a file, and the stamp for which it was found; both empty without a record."""
+    try:
+        lines = record_of(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return "", []
+    return "".join(lines[:1]).partition(" ")[0], [line.removeprefix("# ") for line in lines[1:]]
 
 
 def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -84,7 +142,8 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
             tensor is not dense, not of DTYPES or has no values, or one holds NaN or infinity. The model is then left
             as it was.
     """
-    found = _read_state_dict(path)
+    found = read_state_dict(path)
+    verify(path)
     own = model.state_dict()
     wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
     _check_kinds(path, {name: found[name] for name in wanted if name in found})
@@ -98,35 +157,24 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
     model.load_state_dict({name: found[name] for name in own}, strict=True)
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in `path`; UserError, with the command that saves it alone, where it is inside something else."""
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in `path`, also where it is the only one inside something else, without a prefix "module."."""
     found = read_checkpoint(path)
-    expected = "expected a state dict (name -> tensor) and nothing else"
+    expected = "expected a state dict (name -> tensor)"
     if not isinstance(found, dict) or not found:
         raise UserError(f"checkpoint {path} holds a {type(found).__name__}, {expected}")
     if others := [key for key, value in found.items() if not isinstance(value, Tensor)]:
-        inner = [key for key in others if isinstance(key, str) and _is_state_dict(found[key])]
-        inner.sort(key=lambda key: "ema" not in key)                # averaged weights first: they are the ones to use
-        advice = (f"; the weights are under {' or '.join(map(repr, inner))}; save that alone: "
-                  + _saving(path, f"content[{json.dumps(inner[0])}]") if inner else "")
-        raise UserError(f"checkpoint {path} holds more than tensors ({_first(others, 6)}), {expected}{advice}")
-    if all(str(name).startswith("module.") for name in found):
-        bare = '{name.removeprefix("module."): tensor for name, tensor in content.items()}'
-        raise UserError(f"checkpoint {path} has 'module.' before every name, as DataParallel saves it; save it "
-                        f"without: {_saving(path, bare)}")
-    return found
+        inner = [key for key in others if _is_state_dict(found[key])]
+        if len(inner) != 1:
+            several = f"; choose one of {_first(inner, 6)} and save it alone, by torch.save" if inner else ""
+            raise UserError(f"checkpoint {path} holds more than tensors ({_first(others, 6)}), {expected}{several}")
+        found = found[inner[0]]
+    prefix = "module." if all(str(name).startswith("module.") for name in found) else ""
+    return {str(name).removeprefix(prefix): tensor for name, tensor in found.items()}
 
 
 def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
-
-
-def _saving(path: Path, expression: str) -> str:
-    """The shell command that saves an expression in the `content` of a checkpoint beside it, replacing no file."""
-    source, target = (json.dumps(str(file), ensure_ascii=False)
-                      for file in (path, path.with_name(f"{path.stem}_weights.pt")))
-    return "python -c " + shlex.quote(f'import torch; content = torch.load({source}, "cpu", weights_only=True); '
-                                      f'torch.save({expression}, open({target}, "xb"))')
 
 
 def _check_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:

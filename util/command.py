@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from util.errors import UserError, did_you_mean
-from util.logger import get_logger
+from util.logger import get_logger, outlive_readers
 from util.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_SAMPLES = 10_000                               # posterior samples per image
 SHOWN = 60                                          # characters of a path in a message
+CLOSE = 0.75                                        # likeness of an option that is suggested, dashes and all
 
 # Of the network; all else is float32. tf32 is float32, but for the products of all convolutions on GPUs that have it.
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
@@ -43,8 +44,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0].partition("=")[0]
             options = [option for option in self._option_string_actions if option.startswith("--")]
-            what = "option" if word.startswith("-") else "argument"
-            raise UserError(f"unknown {what} '{word}'; {did_you_mean(word, options)}")
+            if not word.startswith("-"):
+                raise UserError(f"unknown argument '{word}'; the options are {', '.join(sorted(options))}")
+            begun = [option for option in options if option.startswith(word) and word.strip("-")]
+            raise UserError(f"unknown option '{word}'; {did_you_mean(begun[0] if begun else word, options, CLOSE)}")
         return args
 
 
@@ -60,15 +63,24 @@ def run_command(work: Callable[[], int]) -> int:
         return 130
 
 
-def run_program(main: Callable[[], int]) -> None:
-    """End the process with the exit status of `main`; SIGTERM stops it like Ctrl-C.
+def check_command_line(parse: Callable[[None], object]) -> None:
+    """End the process here if --help is asked for or the command line holds a mistake, before imports take seconds.
 
-    Shells start background jobs with SIGINT ignored; it counts nevertheless. The process keeps its freed memory.
+    Of the processes that torchrun started, none ends here: one speaks for all, once they have met.
     """
+    outlive_readers()
+    if "RANK" not in os.environ:
+        status = run_command(lambda: 0 if parse(None) else 1)
+        if status:
+            sys.exit(status)
+
+
+def run_program(main: Callable[[], int]) -> None:
+    """End the process with the exit status of `main`; SIGTERM stops it like Ctrl-C. It keeps its freed memory."""
+    outlive_readers()
     keep_freed_memory()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    sys.exit(main())
+    catch_signals()
+    sys.exit(run_command(main))
 
 
 def natural(text: str) -> int:

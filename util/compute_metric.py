@@ -4,58 +4,61 @@ import csv
 import io
 import json
 import math
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from util.command import Parser, choose_device, run_command, run_program, user_path
-from util.errors import UserError, did_you_mean
+from util.command import check_command_line, choose_device, run_command, run_program, user_path
+from util.metrics.arguments import TITLES, parse_arguments
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
+from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.metrics.comparison import Comparison, compare, fixed, log_distances
-from util.metrics.pairs import pair_folders, pair_results, read_table
-from util.metrics.scores import PER_IMAGE, TITLES, Metrics, Scores
+from util.metrics.pairs import Pair, pair_folders, shorten
+from util.metrics.scores import PER_IMAGE, Metrics, Scores
+from util.run.layout import TABLE, file_of
+from util.run.table import Row, read_table
 
 
-def _table_scores(rows: Sequence[dict[str, str]]) -> list[tuple[str, str, Scores]]:
-    try:
-        return [(row["image"], row["sample"], Scores(*(float(row.get(name) or "nan") for name in PER_IMAGE)))
-                for row in rows]
-    except ValueError as error:
-        raise UserError(f"metrics.csv: {error}; --from_png scores the saved files instead") from None
+def pair_results(run: Path, rows: Sequence[Row]) -> tuple[list[Pair], list[str]]:
+    """Pair recon/ and label/ in the folder of a run, ours or one of DPS, as `pair_folders`.
 
+    Args:
+        rows: its table, where it has one; the images that are restored and whose truth is known.
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in TITLES:
-            raise ArgumentTypeError(f"unknown metric '{name}'; {did_you_mean(name, TITLES)}")
-    return names
-
-
-def parse_arguments(argv: Sequence[str] | None) -> Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m util.compute_metric", allow_abbrev=False, description=(
-        "Score restored images against true ones, paired by file name; exit status 1 if some could not be scored."))
-    add = parser.add_argument
-    add("restored", metavar="A", help="folder of restored images; or, alone, a results folder (recon/ against label/)")
-    add("labels", metavar="B", nargs="?", help="folder of true images")
-    add("--from_png", action="store_true", help="of a results folder, score the saved files, "
-        "in place of what metrics.csv says of the images before they were rounded to 8 bits")
-    add("--metrics", type=_names, default=list(TITLES), metavar="NAME,...", help=f"default: {','.join(TITLES)}")
-    add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; nothing is fetched then")
-    add("--save_dir", metavar="FOLDER", help="where scores.json and scores.csv go; default: the results folder, if one")
-    add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
-    return parser.parse(argv)
+    Raises:
+        UserError: as `pair_folders`.
+    """
+    recon, label = run / "recon", run / "label"
+    if not recon.is_dir() or not label.is_dir():
+        raise UserError(f"'{run}' has no folders recon/ and label/, so it holds no results; name such a folder "
+                        "(results/<operator>/<method>), or two folders of images")
+    if not any(label.iterdir()):
+        raise UserError(f"{label} is empty: the run had no true images, so there is nothing to compare with")
+    if not rows:
+        return pair_folders(recon, label)
+    count = Counter(row.image for row in rows)
+    pairs = [Pair(row.image, row.sample, file_of(run, "recon", row.image, row.sample if count[row.image] > 1 else None),
+                  file_of(run, "label", row.image)) for row in rows]
+    there = [pair for pair in pairs if pair.restored.is_file() and pair.label.is_file()]
+    gone = {str(file.relative_to(run)) for pair in pairs for file in (pair.restored, pair.label) if not file.is_file()}
+    return there, [f"{run} has no {shorten(gone)}, which {TABLE} tells of"] if gone else []
 
 
 def score(args: Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     device = choose_device(args.gpu)
-    rows = read_table(args.restored) if args.labels is None else []
-    pairs, missing = (pair_results(args.restored, rows) if args.labels is None
-                      else pair_folders(args.restored, args.labels))
+    if args.labels is None:
+        rows = [row for row in read_table(args.restored) if row.ok and row.has_truth]
+        pairs, missing = pair_results(user_path(args.restored), rows)
+    else:
+        rows, (pairs, missing) = [], pair_folders(args.restored, args.labels)
     for line in missing:
         get_logger().warning(line)
     from_files = args.from_png or not rows
@@ -64,7 +67,7 @@ def score(args: Namespace) -> int:
     metrics = Metrics(device, args.weights_dir, networks)
     comparison = compare(pairs if from_files or metrics.networks else [], metrics, per_image=from_files)
     if not from_files:
-        comparison.rows = _table_scores(rows)
+        comparison.rows = [(row.image, row.sample, Scores(*(getattr(row, name) for name in PER_IMAGE))) for row in rows]
     if not comparison.rows:
         raise UserError("no image could be scored")
     source = "saved files" if from_files else "metrics.csv"

@@ -24,9 +24,13 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def did_you_mean(word: object, choices: Iterable[str]) -> str:
-    """Return "did you mean 'x'? choose from a, b, c" for a word that is none of `choices`."""
+def did_you_mean(word: object, choices: Iterable[str], likeness: float = 0.6) -> str:
+    """Return "did you mean 'x'? choose from a, b, c" for a word that is none of `choices`.
+
+    Args:
+        likeness: the least that a suggestion has, 0 to 1.
+    """
     choices = sorted(choices)
-    nearest = get_close_matches(str(word), choices, n=1)
+    nearest = get_close_matches(str(word), choices, n=1, cutoff=likeness)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"{hint}choose from {', '.join(choices)}"

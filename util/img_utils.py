@@ -8,15 +8,17 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
 from util.errors import StorageError, UserError, printable
+from util.logger import get_logger
 
 PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")    # Pillow would run other programs for some others
@@ -24,12 +26,11 @@ LARGEST_FILE = 2 ** 30                              # bytes
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ORIENTATION_TAG = 0x0112
 TIFF_DEPTH_TAG, TIFF_COLOUR_TAG = 258, 262          # BitsPerSample, PhotometricInterpretation
-TIFF_PLANES_TAG, TIFF_NUMBERS_TAG = 284, 339        # PlanarConfiguration, SampleFormat
-WHITE_IS_ZERO, RGB, SEPARATE_PLANES, FLOATS = 0, 2, 2, 3                # values of TIFF tags
+TIFF_PLANES_TAG = 284                               # PlanarConfiguration
+WHITE_IS_ZERO, RGB, SEPARATE_PLANES = 0, 2, 2       # values of TIFF tags
 NO_RANGE = "have no known value range; save it as unsigned 8 or 16 bits"
 GRID_CELL = 256                                     # pixels of a picture in a grid: small ones are enlarged to about
 LARGEST_GRID_CELL = 512                             # the first, large ones reduced to the second
-LARGEST_MAP = 1024                                  # pixels of a map, which has whole pixels where it is smaller
 COMPRESSION = 4                                     # zlib's: a third of the time of its usual 6, files 4 % larger
 
 
@@ -84,11 +85,8 @@ def save_image(path: Path, x: Tensor, alpha: Tensor | None = None) -> None:
     """
     image = Image.fromarray(to_uint8(x))
     if alpha is not None:
-        opacity = alpha[None, None]
-        if alpha.shape != x.shape[1:]:
-            opacity = F.interpolate(opacity, size=x.shape[1:], mode="bicubic", antialias=True, align_corners=False)
-        levels = opacity[0, 0].clamp(0, 1).mul(255).round().to(torch.uint8)
-        image.putalpha(Image.fromarray(levels.cpu().numpy()))
+        opacity = _resized(alpha[None], x.shape[1:])[0].clamp(0, 1)
+        image.putalpha(Image.fromarray(opacity.mul(255).round().to(torch.uint8).cpu().numpy()))
     _save(path, image)
 
 
@@ -112,15 +110,19 @@ def load_image(path: Path, size: int | None = None) -> Tensor:
     """Read an image file as RGB (3, H, W) float32 in [-1, 1].
 
     Grey, palette and CMYK images become RGB, alpha is dropped, 16-bit PNG and grey or RGB TIFF keep their depth, and
-    the EXIF orientation is applied; of several pages the first is read. With `size` the image is cropped to its central
-    square and resized (antialiased bicubic) to `size` x `size`.
+    the EXIF orientation is applied; of several frames or pages the first is read, and a warning says so. With `size`
+    the image is cropped to its central square and resized (antialiased bicubic) to `size` x `size`.
 
     Raises:
         UserError: the file is missing, no image, truncated, or too large to be decoded safely; its numbers have no
             known range, or its 16-bit colours are no RGB.
     """
-    x = _read(path, lambda content: _decode(content, crop=size is not None))
-    return x if size is None else resize(x, size)
+    x = _read(path, _decode)
+    if size is None:
+        return x
+    side = min(x.shape[1:])
+    top, left = ((extent - side) // 2 for extent in x.shape[1:])
+    return resize(x[:, top:top + side, left:left + side], size)
 
 
 def load_alpha(path: Path) -> Tensor | None:
@@ -132,8 +134,14 @@ def load_alpha(path: Path) -> Tensor | None:
     return _read(path, _decode_alpha)
 
 
-def _read(path: Path, decode: Callable[[bytes], Tensor | None]) -> Tensor | None:
-    """decode(content of the file), with one UserError for whatever goes wrong."""
+@cache
+def _tell_of_frames(path: str, frames: int) -> None:
+    if frames > 1:
+        get_logger().warning(f"{path} has {frames} frames or pages: the first is read")
+
+
+def _read(path: Path, decode: Callable[[Image.Image, bytes], Tensor | None]) -> Tensor | None:
+    """decode(the picture, content of the file), with one UserError for whatever goes wrong."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"the file has more than {LARGEST_FILE} bytes")
@@ -143,7 +151,10 @@ def _read(path: Path, decode: Callable[[bytes], Tensor | None]) -> Tensor | None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return decode(content)
+            with _open(content) as image:
+                if image.format != "MPO":           # of many phones: a JPEG with a preview or a gain map
+                    _tell_of_frames(printable(path), getattr(image, "n_frames", 1))
+                return decode(image, content)
     except Exception as error:      # decoders raise a dozen types for damaged files; none of them means success
         reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
         reason = "not an image, or a damaged one" if reason.startswith("cannot identify") else reason
@@ -161,48 +172,38 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _is_float_tiff(content: bytes) -> bool:
+    import tifffile
+
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-        file = io.BytesIO(content)
-        file.seek(tags.next)
-        tags.load(file)
-        return FLOATS in tags.get(TIFF_NUMBERS_TAG, ())
+        return tifffile.TiffFile(io.BytesIO(content)).pages[0].dtype.kind == "f"
     except Exception:               # no TIFF, or a damaged one
         return False
 
 
-def _decode(content: bytes, crop: bool) -> Tensor:
-    with _open(content) as image:
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)           # loading a TIFF file forgets it
-        image.load()
-        if (levels := _deep_colour(content, image)) is not None:
-            x = _to_tensor(_upright(levels, orientation), 65535)
-            return _centre_square(x) if crop else x
-        inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_COLOUR_TAG) == WHITE_IS_ZERO
-        image = ImageOps.exif_transpose(image)
-        if crop:
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        if image.mode.startswith("I"):                              # grey, 16 bits
-            levels = np.asarray(image).astype(np.int64)
-            if levels.min() < 0 or levels.max() > 65535:
-                raise ValueError(f"whole numbers outside 0 to 65535 {NO_RANGE}")
-            levels = 65535 - levels if inverted else levels
-            return _to_tensor(np.stack([levels] * 3, axis=2), 65535)
-        if image.mode == "F":
-            raise ValueError(f"floating-point images {NO_RANGE}")
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        return from_uint8(np.asarray(image.convert("RGB")))
+def _decode(image: Image.Image, content: bytes) -> Tensor:
+    orientation = image.getexif().get(ORIENTATION_TAG, 1)               # loading a TIFF file forgets it
+    image.load()
+    if (levels := _deep_colour(content, image)) is not None:
+        return _to_tensor(_upright(levels, orientation), 65535)
+    inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_COLOUR_TAG) == WHITE_IS_ZERO
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):                                      # grey, 16 bits
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"whole numbers outside 0 to 65535 {NO_RANGE}")
+        return _to_tensor(np.stack([65535 - levels if inverted else levels] * 3, axis=2), 65535)
+    if image.mode == "F":
+        raise ValueError(f"floating-point images {NO_RANGE}")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return from_uint8(np.asarray(image.convert("RGB")))
 
 
-def _decode_alpha(content: bytes) -> Tensor | None:
-    with _open(content) as image:
-        if "A" not in image.getbands() and "transparency" not in image.info or image.mode.startswith("I"):
-            return None
-        alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
-        return torch.from_numpy(alpha.astype(np.float32)) / 255
+def _decode_alpha(image: Image.Image, content: bytes) -> Tensor | None:
+    if "A" not in image.getbands() and "transparency" not in image.info or image.mode.startswith("I"):
+        return None
+    alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+    return torch.from_numpy(alpha.astype(np.float32)) / 255
 
 
 def _deep_colour(content: bytes, image: Image.Image) -> np.ndarray | None:
@@ -236,19 +237,16 @@ def _upright(levels: np.ndarray, orientation: int) -> np.ndarray:
     return levels[::-1] if orientation in (3, 4, 7, 8) else levels
 
 
-def _centre_square(x: Tensor) -> Tensor:
-    height, width = x.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return x[:, top:top + side, left:left + side]
-
-
 def resize(x: Tensor, size: int) -> Tensor:
     """A square image (3, S, S) in [-1, 1] -> (3, size, size), antialiased bicubic; untouched when S is `size`."""
-    if x.shape[1:] == (size, size):
+    return x if x.shape[1:] == (size, size) else _resized(x, (size, size)).clamp(-1, 1)
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) -> (C, *size), antialiased bicubic."""
+    if x.shape[1:] == size:
         return x
-    resized = F.interpolate(x[None], size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return resized[0].clamp(-1, 1)
+    return F.interpolate(x[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
 
 
 def save_grid(path: Path, rows: list[list[Tensor]], captions: list[list[str]], header: list[str]) -> None:
@@ -290,26 +288,14 @@ def _fit_cell(x: Tensor) -> Image.Image:
 
 def save_map(path: Path, values: Tensor, title: str) -> None:
     """Save a map (H, W) of values, 0 or more, as a colour-mapped PNG with a bar that gives their scale."""
-    from matplotlib import colormaps
-
-    def coloured(shares: np.ndarray, width: int, height: int) -> Image.Image:
-        colours = Image.fromarray(colormaps["magma"](shares, bytes=True)[..., :3])
-        return colours.resize((width, height), Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX)
+    from matplotlib.figure import Figure
 
     values = values.cpu().nan_to_num(0).numpy()
-    top = float(values.max()) or 1.0
-    longest = max(values.shape)
-    zoom = max(1, LARGEST_GRID_CELL // longest) if longest <= LARGEST_MAP else LARGEST_MAP / longest
-    height, width = (max(1, round(side * zoom)) for side in values.shape)
-    gap, line, bar, tall = 16, 32, 24, max(height, GRID_CELL)
-    canvas = Image.new("RGB", (max(width, GRID_CELL) + bar + 3 * gap + 2 * line, tall + line + gap), "white")
-    draw, text = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
-    draw.text((gap, line // 2), title, "black", text, "lm")
-    left = gap + max(width, GRID_CELL) + gap
-    canvas.paste(coloured(values / top, width, height), (gap, line))
-    canvas.paste(coloured(np.linspace(1, 0, tall)[:, None], bar, tall), (left, line))
-    for share in np.linspace(0, 1, 5):
-        y = line + round((1 - share) * (tall - 1))
-        draw.line((left + bar, y, left + bar + 4, y), "black")
-        draw.text((left + bar + 8, y), f"{share * top:.3g}", "black", text, "lm")
-    _save(path, canvas)
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(values, cmap="magma", vmin=0, vmax=float(values.max()) or 1.0), shrink=0.8)
+    axes.set_axis_off()
+    axes.set_title(title, fontsize="medium")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())

@@ -1,9 +1,12 @@
 """What the program says: plain lines on standard output, warnings and errors on standard error, never across a
 progress bar."""
 
+import errno
 import logging
+import os
 import re
 import sys
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -15,8 +18,68 @@ class _ConsoleHandler(logging.Handler):
         text = UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), record.getMessage())
         if record.levelno < logging.WARNING:
             tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
         else:
-            tqdm.write(f"{record.levelname.lower()}: {text}", file=sys.stderr)
+            beside_bar = os.environ.get("RANK", "0") != "0"         # of the process that leads, under torchrun
+            tqdm.write(f"{chr(10) if beside_bar else ''}{record.levelname.lower()}: {text}", file=sys.stderr)
+
+
+class Lasting:
+    """A stream of the console that outlives its reader: what nobody can receive any more is dropped.
+
+    A reader that has gone (`| head`) has what it wants; if a disk is full, a warning says so.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream's."""
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """As the stream's."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """From now on the stream leads nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        if error.errno != errno.EPIPE:
+            get_logger().warning(f"{str(self.stream.name).strip('<>')} cannot be written: {error.strerror}")
+
+
+def outlive_readers() -> None:
+    """Go on where whoever reads standard output or standard error stops doing so."""
+    if not isinstance(sys.stdout, Lasting):
+        sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """"1 run", "2 runs"."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def duration(seconds: float) -> str:
+    """Words for a time: "40 s", "12 min", "3 h 05 min", "4 d 7 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 99:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def get_logger() -> logging.Logger:

@@ -6,6 +6,7 @@ depend on batch size, order, sharding or resuming, and two methods see the same 
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,13 +30,12 @@ class ImageRandomness:
         self.samples = tuple(samples) if samples is not None else (0,) * len(self.names)
         assert len(self.samples) == len(self.names), (self.samples, self.names)
         self.purpose, self.device = purpose, torch.device(device)
-        self._keys = [self._key(name, sample) for name, sample in zip(self.names, self.samples, strict=True)]
-        self._torch: list[torch.Generator] | None = None
-        self._numpy: list[np.random.Generator] | None = None
 
-    def _key(self, name: str, sample: int) -> int:
-        text = "\x1f".join((str(self.seed), self.purpose, name, str(sample)))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    @property
+    def _keys(self) -> list[int]:
+        texts = ("\x1f".join((str(self.seed), self.purpose, name, str(sample)))
+                 for name, sample in zip(self.names, self.samples, strict=True))
+        return [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") for text in texts]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,19 +49,15 @@ class ImageRandomness:
         samples = self.samples if purpose == "sampling" else None
         return ImageRandomness(self.seed, self.names, samples, purpose, device)
 
-    @property
+    @cached_property
     def generators(self) -> list[torch.Generator]:
         """One torch generator per image, on `device`."""
-        if self._torch is None:
-            self._torch = [torch.Generator(self.device).manual_seed(key) for key in self._keys]
-        return self._torch
+        return [torch.Generator(self.device).manual_seed(key) for key in self._keys]
 
-    @property
+    @cached_property
     def numpy_generators(self) -> list[np.random.Generator]:
         """One numpy generator per image, for masks and kernels."""
-        if self._numpy is None:
-            self._numpy = [np.random.default_rng(key) for key in self._keys]
-        return self._numpy
+        return [np.random.default_rng(key) for key in self._keys]
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         """Standard normal numbers (B, ...) in the shape, dtype and device of `x`, image b from stream b."""

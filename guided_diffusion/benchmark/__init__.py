@@ -1,1 +1,1 @@
-"""What a restoration costs: `python -m guided_diffusion.benchmark`."""
+"""What a restoration costs, by runs of the program: `python -m guided_diffusion.benchmark`."""

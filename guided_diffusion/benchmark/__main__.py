@@ -1,98 +1,84 @@
-"""What a sampling step costs, and where its time goes: `python -m guided_diffusion.benchmark`.
+"""What a restoration costs: `python -m guided_diffusion.benchmark`.
 
-One table from one run compares two settings: `official-like` (batch 1, float32, the parameters' graph kept, attention's
-matrices written out, blur by direct convolution, waiting for the device at every step, candidates one by one through
-the whole operator) and `fast` (what this program does). Then how the cost grows with images and pixels, what DPPS
-costs over DPS, and what it costs to score and save an image such that a run can be continued.
+Times runs of the program that users start, in turns: `official-like`, with the habits of the released code (see
+`official.py`), and `fast`, as it is. A run restores batches of random images by a few steps; the first batch warms up.
+The seconds of the others are those of metrics.csv, so that they hold whatever a run does within them; what a run takes
+besides them (imports, network, files, scores) is told, too.
 """
 
 import argparse
+import json
+import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args
+from shutil import rmtree
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from guided_diffusion.benchmark.arguments import parse_arguments
+from util.command import DEFAULT_PRECISION, check_command_line, choose_device, output_file, run_command, run_program
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
 
 import torch
+from tqdm import tqdm
 
-from guided_diffusion.benchmark.clock import StepClock
-from guided_diffusion.benchmark.runs import METHODS, TASKS, Case, Setting, count_flops, matmul_peak, measure
-from guided_diffusion.benchmark.saving import measure_keeping
-from guided_diffusion.benchmark.tables import Report, write_json
-from guided_diffusion.condition_methods.guidance import Likelihood
+from guided_diffusion.benchmark.floor import count_flops, matmul_peak
 from guided_diffusion.unet import UNetModel, create_model
-from util.command import Parser, choose_device, output_file, run_command, run_program
-from util.config.config import find_file, read_yaml
+from util.config.config import find_file, load_config, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
+from util.img_utils import save_image, write_atomically
 from util.logger import get_logger
-from util.metrics.scores import Metrics
-from util.metrics.weights import WeightStore
+from util.reproduce_table.job import PROGRAM, launch, reason
 from util.run.console import environment
+from util.run.layout import run_path
+from util.run.table import read_summary, read_table
 
-SETTINGS = ("official-like", "fast")
-CANDIDATE_TASKS = ("super_resolution", "inpainting", "gaussian_blur", "motion_blur")
+OFFICIAL = ("-m", "guided_diffusion.benchmark.official")
+BLURS = ("gaussian_blur", "motion_blur")            # which the released code computes directly
+MARK = b'"matmul_peak_flops"'                       # in the file of a benchmark
 
 logger = get_logger()
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.benchmark", description="Measure what a sampling step costs.",
-                    allow_abbrev=False)
-    add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network; random weights will do")
-    add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
-    add("--image_size", type=numbers, metavar="N", help="side of the images; default: the network's")
-    add("--batch_sizes", type=numbers, default=(1, 2, 4, 8), metavar="N,N", help="of `fast`; default 1,2,4,8")
-    add("--settings", type=names(SETTINGS), default=SETTINGS, metavar="NAME,NAME", help="default: both")
-    add("--methods", type=names(METHODS), default=METHODS, metavar="NAME,NAME", help="default: ps,dpps")
-    add("--task", choices=TASKS, default="gaussian_blur", help="of the first table; default %(default)s")
-    add("--precision", choices=("fp32", "bf16"), help="of `fast`; default: in which matrix products are faster")
-    add("--steps", type=numbers, default=(4,), metavar="K", help="noise levels at which a step is measured; default 4")
-    add("--repeats", type=numbers, default=(2,), metavar="K", help="repetitions, settings alternating; default 2")
-    add("--sampling_steps", type=numbers, default=(1000,), metavar="N", help="of a restoration, for images per second")
-    add("--sizes", type=numbers, default=(64, 128, 256), metavar="N,N", help="of the growth with pixels; "
-        "default 64,128,256")
-    add("--only_table", action="store_true",
-        help="leave out how cost grows, the comparison of DPPS with DPS, and what keeping an image costs")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
-    add("--likelihood", choices=get_args(Likelihood), default="point", help="of `fast`; default %(default)s")
-    add("--contiguous", action="store_true", help="`fast` without channels_last, to see what that is worth")
-    add("--compile", action="store_true", help="`fast` with the network compiled by torch.compile")
-    add("--processor_time", action="store_true", help="on a CPU that is shared: processor time instead of wall time")
-    add("--out", default="benchmark.json", metavar="FILE", help="all figures as JSON; default %(default)s")
-    args = parser.parse(argv)
-    for option in ("image_size", "steps", "repeats", "sampling_steps"):
-        values = vars(args)[option]
-        if values is not None and len(values) != 1:
-            raise UserError(f"--{option}: {len(values)} numbers are given, expected one")
-        setattr(args, option, values and values[0])
-    return args
+@dataclass(frozen=True)
+class Case:
+    """A line of the table: batches of `batch` images by `method`."""
+
+    setting: str
+    method: str
+    batch: int
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers of 1 or more, separated by commas, for argparse."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) >= 1 for word in words):
-        raise argparse.ArgumentTypeError(f"'{text}': expected whole numbers of 1 or more, separated by commas")
-    return tuple(map(int, words))
+@dataclass
+class Result:
+    """What runs of a case took, a number per run: seconds of a step of the whole batch, and besides the sampling."""
+
+    case: Case
+    step_seconds: list[float] = field(default_factory=list)
+    besides_seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+    @property
+    def per_image(self) -> float:
+        """Seconds of a step of one image: the median of the runs."""
+        return median(self.step_seconds) / self.case.batch
 
 
-def names(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """A reader of some of `choices`, separated by commas, for argparse."""
-    def read(text: str) -> tuple[str, ...]:
-        words = tuple(word.strip() for word in text.split(","))
-        if not set(words) <= set(choices):
-            raise argparse.ArgumentTypeError(f"'{text}': choose from {', '.join(choices)}")
-        return words
-    return read
+def place_for(file: str) -> Path:
+    """Where --out goes; UserError where it cannot be written, or is there and is no benchmark's."""
+    out = output_file(file, "benchmark.json")
+    if out.exists() and not (out.is_file() and MARK in out.read_bytes()):
+        raise UserError(f"--out {file} is there already and holds no benchmark; choose another name")
+    return out
 
 
-def load_network(path: str, device: torch.device) -> tuple[UNetModel, bool]:
-    """The network of a model config, frozen, and whether it has the weights of its checkpoint.
-
-    Without a checkpoint file its weights are random, which takes the same time.
+def network(path: str) -> tuple[UNetModel, str | None]:
+    """The network of a model config and the path of its checkpoint, None where that is not there: random weights.
 
     Raises:
         UserError: the config or the checkpoint is wrong.
@@ -100,91 +86,140 @@ def load_network(path: str, device: torch.device) -> tuple[UNetModel, bool]:
     options = read_yaml(path, "model configuration")
     check_arguments(create_model, options, "model config")
     try:
-        options["model_path"] = str(find_file(options.get("model_path") or "", "checkpoint"))
+        checkpoint = str(find_file(options.get("model_path") or "", "checkpoint"))
     except UserError:
-        options["model_path"] = ""
-    model = create_model(**options)
-    return model.requires_grad_(False).to(device), bool(options["model_path"])
+        checkpoint = None
+    return create_model(**{**options, "model_path": checkpoint or ""}), checkpoint
 
 
-def fast_setting(args: argparse.Namespace, device: torch.device, peaks: dict[str, float]) -> Setting:
-    """What this program does at its best on this device."""
-    precision = args.precision or max(peaks, key=peaks.get)
-    return Setting("fast", precision, tf32=device.type == "cuda", channels_last=not args.contiguous,
-                   compile=args.compile, likelihood=args.likelihood)
+class Bench:
+    """Runs cases in `folder`, on random images of `size` x `size`; `checkpoint` is of the network."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, size: int, checkpoint: str):
+        self.args, self.folder, self.size, self.checkpoint = args, folder, size, checkpoint
+        config = load_config(args.model_config, args.diffusion_config, args.task_config, args.overrides)
+        self.operator = config.operator.name
+        for number in range(2 * max(1, *args.batch_sizes)):
+            image = torch.rand(3, size, size, generator=torch.Generator().manual_seed(number)) * 2 - 1
+            save_image(folder / "images" / f"{number:04}.png", image)
+
+    def command(self, case: Case) -> list[str]:
+        """The command line of a run of two batches."""
+        args, official = self.args, case.setting == "official-like"
+        conditioning = f"conditioning={{method: {case.method}}}"
+        if official and case.method == "dpps":
+            conditioning = "conditioning={method: dpps, params: {chunk: 1}}"
+        changes = [f"diffusion.timestep_respacing={args.steps}", f"data.image_size={self.size}",
+                   f"model.model_path={json.dumps(self.checkpoint)}", conditioning]
+        changes += ["measurement.operator.convolution=direct"] if official and self.operator in BLURS else []
+        options = {"model_config": args.model_config, "diffusion_config": args.diffusion_config,
+                   "task_config": args.task_config, "data": self.folder / "images", "limit": 2 * case.batch,
+                   "batch_size": case.batch, "precision": DEFAULT_PRECISION if official else args.precision,
+                   "weights_dir": self.folder, "save_dir": self.folder / "results"}
+        options |= {} if args.gpu is None else {"gpu": args.gpu}
+        parts = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        parts += [part for change in (*changes, *args.overrides) for part in ("--set", change)]
+        program = OFFICIAL if official else (PROGRAM,)
+        return [sys.executable, *program, *parts, *(["--compile"] if args.compile and not official else [])]
+
+    def measure(self, case: Case, result: Result) -> None:
+        """Run a case once more; UserError if the run fails."""
+        rmtree(self.folder / "results", ignore_errors=True)
+        began = time.perf_counter()
+        status, lines = launch(self.command(case))
+        total = time.perf_counter() - began
+        run = run_path(self.folder / "results", self.operator, case.method)
+        rows = read_table(run) if status in (0, 1) else []
+        lost = [line for line in lines if "out of memory" in line]          # then batches were smaller
+        if len(rows) < 2 * case.batch or lost:
+            raise UserError(f"{case.setting}, {case.method}, batches of {case.batch}: "
+                            f"{lost[0] if lost else reason(status, lines)}")
+        result.step_seconds.append(sum(row.seconds for row in rows[case.batch:]) / self.args.steps)
+        result.besides_seconds.append(total - sum(row.seconds for row in rows))
+        result.peak_bytes = (read_summary(run) or {}).get("peak_memory_bytes")
 
 
-def table_cases(args: argparse.Namespace, settings: dict[str, Setting], size: int) -> list[Case]:
-    """The lines of the first table."""
-    batches = {"official-like": (1,), "fast": args.batch_sizes}
-    return [Case(settings[name], method, args.task, size, batch)
-            for method in args.methods for name in args.settings for batch in batches[name]]
+def measure_all(bench: Bench, cases: Sequence[Case], repeats: int) -> list[Result]:
+    """Run all cases `repeats` times, in turns, so that they meet the same disturbances; one that fails is left out."""
+    results = {case: Result(case) for case in cases}
+    with tqdm(total=repeats * len(cases), desc="Benchmark", unit=" runs", leave=False) as bar:
+        for _ in range(repeats):
+            for case in list(results):
+                bar.set_postfix_str(f"{case.setting}, {case.method}, {case.batch}")
+                try:
+                    bench.measure(case, results[case])
+                except UserError as error:
+                    logger.warning(f"{error}; left out")
+                    del results[case]
+                bar.update()
+    return list(results.values())
 
 
-def further_cases(args: argparse.Namespace, setting: Setting, size: int) -> tuple[list[Case], list[Case]]:
-    """The lines that show how cost grows with pixels, and what candidates cost."""
-    if args.only_table:
-        return [], []
-    return ([Case(setting, "ps", "super_resolution", side, 1) for side in args.sizes],
-            [Case(setting, "dpps", task, size, 1) for task in CANDIDATE_TASKS])
+def lines_of(results: Sequence[Result], flops: int, peaks: dict[str, float], precision: str) -> list[dict[str, object]]:
+    """The figures of each case; `x_official` is how many times as fast an image is as with the released habits."""
+    official = {r.case.method: r.per_image for r in results if r.case.setting == "official-like"}
+    lines = []
+    for r in results:
+        peak = peaks[DEFAULT_PRECISION if r.case.setting == "official-like" else precision]
+        lines.append({**asdict(r), "seconds_per_image_step": r.per_image,
+                      "images_per_second_of_1000_steps": 1 / (1000 * r.per_image),
+                      "share_of_floor": flops / peak / r.per_image,
+                      "x_official": official[r.case.method] / r.per_image if r.case.method in official else None})
+    return lines
 
 
-def place_for(file: str) -> Path:
-    """Where --out goes; UserError where it cannot be written, or is there and is no benchmark's."""
-    out = output_file(file, "benchmark.json")
-    try:
-        foreign = out.exists() and not (out.is_file() and b'"matmul_peak_flops"' in out.read_bytes())
-    except OSError:                                 # it cannot be read
-        foreign = True
-    if foreign:
-        raise UserError(f"--out {file} is there already and holds no benchmark; choose another name")
-    return out
+def show(lines: Sequence[dict[str, object]]) -> None:
+    """Log the figures as a table."""
+    table = [["setting", "method", "images", "ms per step", "per image", "images/s", "of floor", "peak GiB",
+              "besides s", "x official"]]
+    for line in lines:
+        case, ratio, peak = line["case"], line["x_official"], line["peak_bytes"]
+        table.append([case["setting"], case["method"], str(case["batch"]),
+                      f"{1e3 * median(line['step_seconds']):.1f}", f"{1e3 * line['seconds_per_image_step']:.1f}",
+                      f"{line['images_per_second_of_1000_steps']:.3g}", f"{line['share_of_floor']:.0%}",
+                      "-" if peak is None else f"{peak / 2 ** 30:.2f}", f"{median(line['besides_seconds']):.1f}",
+                      "-" if ratio is None else f"{ratio:.2f}"])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = zip(row, widths, strict=True)
+        logger.info("  ".join(f"{cell:<{width}}" if i < 2 else f"{cell:>{width}}" for i, (cell, width) in
+                              enumerate(cells)))
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, show and save what the command line asks for; return the exit status."""
-    out = place_for(args.out)
-    WeightStore(args.weights_dir)                   # complains about a folder that is not there
-    device = choose_device(args.gpu)
-    model, trained = load_network(args.model_config, device)
+    out, device = place_for(args.out), choose_device(args.gpu)
+    model, checkpoint = network(args.model_config)
     size = args.image_size or model.image_size
-    for side in {size, *args.sizes}:
-        model.check_image_size(side, side)
-    peaks = {precision: matmul_peak(device, precision, args.processor_time) for precision in ("fp32", "bf16")}
-    fast = fast_setting(args, device, peaks)
-    cases = table_cases(args, {"official-like": Setting("official-like", as_official=True), "fast": fast}, size)
-    growth, candidates = further_cases(args, fast, size)
-    everything = list(dict.fromkeys([*cases, *growth, *candidates]))
-    flops = {side: count_flops(model, side) for side in {case.size for case in everything}}
-    facts = {"model_config": str(args.model_config), "trained_weights": trained, "image_size": size,
-             "parameters": sum(p.numel() for p in model.parameters()), "flops_per_image_step": flops,
-             "matmul_peak_flops": peaks, "fast": vars(fast), "sampling_steps": args.sampling_steps,
-             "noise_levels": args.steps, "repeats": args.repeats, "threads": torch.get_num_threads(),
-             "clock": "processor time" if args.processor_time else "wall", **environment(device)}
-    report = Report(facts, flops, peaks)
-    report.introduce()
-    total = args.repeats * len(everything)
-    done = iter(range(1, total + 1))
-    results = measure(model, everything, args.steps, args.repeats, partial(StepClock, device, args.processor_time),
-                      lambda case: logger.debug(f"{next(done)} of {total}: {case}"))
-    report.show([r for r in results if r.case in cases], [r for r in results if r.case in growth],
-                [r for r in results if r.case in candidates])
-    for case in everything:
-        if case not in {result.case for result in results}:
-            logger.warning(f"{case.batch} images of {case.size} x {case.size} ({case.setting.name}) need more memory "
-                           "than there is; left out")
-    keeping = None if args.only_table else measure_keeping(
-        size, args.sampling_steps, 4, Metrics(device, args.weights_dir),
-        time.process_time if args.processor_time else time.perf_counter)
-    if keeping:
-        report.show_keeping(keeping, [r for r in results if r.case in cases])
-    write_json(out, report, results, keeping)
+    model.check_image_size(size, size)
+    cases = [Case(setting, method, batch) for method in args.methods for setting in args.settings
+             for batch in (args.batch_sizes if setting == "fast" else (1,))]
+    with TemporaryDirectory() as name:
+        if checkpoint is None:
+            checkpoint = f"{name}/random.pt"
+            torch.save(model.state_dict(), checkpoint)
+        bench = Bench(args, Path(name), size, checkpoint)
+        flops = count_flops(model, size)
+        peaks = {precision: matmul_peak(device, precision) for precision in dict.fromkeys(
+            (DEFAULT_PRECISION, args.precision))}
+        facts = {"model_config": args.model_config, "random_weights": checkpoint.startswith(name), "image_size": size,
+                 "operator": bench.operator, "steps": args.steps, "repeats": args.repeats, "precision": args.precision,
+                 "compile": args.compile, "flops_per_image_step": flops, "matmul_peak_flops": peaks,
+                 "threads": torch.get_num_threads(), **environment(device)}
+        speeds = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {precision}" for precision, peak in peaks.items())
+        logger.info(f"{args.model_config}, {bench.operator}, {size} x {size}, on {facts['device']}: {flops / 1e9:.4g} "
+                    f"GFLOP per image and step; matrix products reach {speeds}, the floor\nruns of 2 batches and "
+                    f"{args.steps} steps, the median of {args.repeats}, the second batch; images/s are of 1000 steps, "
+                    "besides is what a run takes besides sampling\n")
+        lines = lines_of(measure_all(bench, cases, args.repeats), flops, peaks, args.precision)
+    show(lines)
+    write_atomically(out, (json.dumps({**facts, "results": lines}, indent=2, allow_nan=False) + "\n").encode())
     logger.info(f"\nall figures in {args.out}")
-    return 0
+    return 0 if len(lines) == len(cases) else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 2 for a mistake, 130 when interrupted."""
+    """Run the command line; exit status 0, 1 if a run failed, 2 for a mistake, 130 when interrupted."""
     return run_command(lambda: run(parse_arguments(argv)))
 
 

@@ -49,7 +49,12 @@ class ConditioningMethod(Method):
     def restore(self, prior: Callable, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
                 callback: Callable | None = None) -> Tensor:
         """Run the whole reverse process and return the restored images (B, C, H, W)."""
-        x_start = self.start(sampler, measurement, randomness)
-        return sampler.p_sample_loop(
-            prior, x_start, lambda step: self.conditioning(step, measurement), randomness,
-            needs_grad=self.needs_grad, callback=callback)
+        x_t = self.start(sampler, measurement, randomness)
+        for index in reversed(range(sampler.num_steps)):
+            with torch.set_grad_enabled(self.needs_grad):
+                step = sampler.step(prior, x_t.detach().requires_grad_(self.needs_grad), index, randomness)
+            with torch.no_grad():
+                x_t, distance = self.conditioning(step, measurement)
+                if callback is not None:
+                    callback(step, x_t, distance)
+        return x_t.detach()

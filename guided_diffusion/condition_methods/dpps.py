@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, register_conditioning_method
-from guided_diffusion.condition_methods.guidance import Likelihood, get_guidance
-from guided_diffusion.condition_methods.step_size import StepSchedule
+from guided_diffusion.condition_methods.likelihoods import LIKELIHOODS, LikelihoodChoice
 from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
+from util.config.registry import Count, NonNegative
 from util.seeding import ImageRandomness
 
 CHUNK_ELEMENTS = 2 ** 25                            # of candidates scored at once: 128 MiB per float32 tensor
@@ -24,7 +24,7 @@ class PosteriorProximalSampling(ConditioningMethod):
     """DPS, keeping of several candidates the one that agrees best with y; ab, ab' = alpha_bar of x_t and x_{t-1}.
 
         x_T     = sqrt(ab_T) guess(y) + sqrt(1 - ab_T) z                                aligned initialisation
-        m       = mean - scale f_t grad_{x_t} d(y, A(x0_hat))^power
+        m       = mean - scale f_t s_t grad_{x_t} d(y, A(x0_hat))^power                 as DPS, see `PointLikelihood`
         n       = floor(max(2, max_candidates (1 - exp(-ab / (1 - ab)))))               adaptive number
         x^i     = m + std z^i,   i = 1..n
         x_{t-1} = argmin_{x^i} || sqrt(ab') y - A(x^i - sqrt(1 - ab') eps) ||           proximal selection
@@ -34,34 +34,28 @@ class PosteriorProximalSampling(ConditioningMethod):
     and x_t in the mean of x_{t-1}. For a linear A, A(m + std z) = A(m) + A(std z), so a candidate costs one A.
 
     Args:
-        scale: step size of the gradient, 0 or more.
-        max_candidates: upper limit of n, 1 or more; 1 is DPS.
+        scale: step size of the gradient.
+        likelihood: how far and where the gradient leads, as in `ps`.
+        max_candidates: upper limit of n; 1 is DPS.
         aligned_init: start from the lifted measurement instead of pure noise.
         adaptive: n as above; otherwise n = max_candidates at every step.
         proximal: select; otherwise take a single draw, as DPS does.
         target: what candidates are compared with, "eps" (the authors' code) or "mean".
-        chunk: candidates scored at once, 1 or more; null for as many as 128 MiB hold (on the CPU 2 MiB).
-            Changes no result.
-        schedule, power, gamma, rescale, likelihood: how far and where the gradient leads, as in `ps`; see `StepSize`
-            and `GaussianGuidance`.
+        chunk: candidates scored at once; null for as many as 128 MiB hold (on the CPU 2 MiB). Changes no result.
     """
 
     needs_grad = True
 
-    def __init__(self, scale: float = 1.0, max_candidates: int = 50, aligned_init: bool = True, adaptive: bool = True,
-                 proximal: bool = True, target: Literal["eps", "mean"] = "eps", chunk: int | None = None,
-                 schedule: StepSchedule = "constant", power: float = 1.0, gamma: float = 0.99, rescale: bool = True,
-                 likelihood: Likelihood = "point"):
-        self.guidance = get_guidance(self.name, likelihood, scale, schedule, power, gamma, rescale)
-        self.max_candidates = max_candidates
-        self.aligned_init, self.adaptive, self.proximal = aligned_init, adaptive, proximal
-        self.target, self.chunk = target, chunk
-        self.require(max_candidates >= 1, "max_candidates", "1 or more")
-        self.require(chunk is None or chunk >= 1, "chunk", "1 or more, or null")
+    def __init__(self, scale: NonNegative = 1.0, likelihood: LikelihoodChoice = "point", max_candidates: Count = 50,
+                 aligned_init: bool = True, adaptive: bool = True, proximal: bool = True,
+                 target: Literal["eps", "mean"] = "eps", chunk: Count | None = None):
+        self.scale, self.likelihood = scale, LIKELIHOODS.make(likelihood)
+        self.max_candidates, self.aligned_init, self.adaptive = max_candidates, aligned_init, adaptive
+        self.proximal, self.target, self.chunk = proximal, target, chunk
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
-        self.guidance.check(operator, noiser)
+        self.likelihood.check(operator, noiser)
 
     def start(self, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness) -> Tensor:
         noise = super().start(sampler, measurement, randomness)
@@ -79,8 +73,8 @@ class PosteriorProximalSampling(ConditioningMethod):
         return min(self.max_candidates, math.floor(max(2, self.max_candidates * (1 - math.exp(-snr)))))
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
-        move, distance = self.guidance(step, measurement)
-        mean = step.mean + move
+        guidance, distance = self.likelihood.guidance(step, measurement)        # -grad_{x_t} d(y, A(x0_hat))
+        mean = step.mean + self.scale * guidance
         if step.deterministic:                      # every candidate is the mean
             return mean, distance
         return mean + step.std * self.select(mean, step, measurement), distance

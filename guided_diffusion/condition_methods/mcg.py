@@ -8,9 +8,9 @@ from guided_diffusion.condition_methods.base import (
     grad_and_value,
     register_conditioning_method,
 )
-from guided_diffusion.condition_methods.step_size import StepSize
 from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.measurement import Measurement
+from util.config.registry import NonNegative
 
 
 @register_conditioning_method("mcg")
@@ -18,22 +18,23 @@ class ManifoldConstraintGradient(ConditioningMethod):
     """The manifold constrained gradient, then the projection on the diffused measurement (their Algorithm 1).
 
         x'      ~ p(x_{t-1} | x_t)
-        x''     = x' - scale grad_{x_t} ||y - A(x0_hat)||
+        x''     = x' - scale s_t grad_{x_t} ||y - A(x0_hat)||
         y_t     = sqrt(alpha_bar_t) y + sqrt(1 - alpha_bar_t) n
         x_{t-1} = x'' - A^+(A x'' - y_t)
 
     Args:
-        scale: step size of the gradient of the norm (not of its square), 0 or more.
-        rescale: as in `ps`.
+        scale: step size of the gradient of the norm (not of its square).
+        rescale: as in `PointLikelihood`.
     """
 
     needs_grad = True
     needs_linear = True
 
-    def __init__(self, scale: float = 1.0, rescale: bool = True):
-        self.step_size = StepSize(self.name, scale, rescale=rescale)
+    def __init__(self, scale: NonNegative = 1.0, rescale: bool = True):
+        self.scale, self.rescale = scale, rescale
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         grad, distance = grad_and_value(step, measurement.distance)
-        x = step.sample() - self.step_size(step, measurement, distance) * grad
+        size = self.scale * step.stride if self.rescale else self.scale
+        x = step.sample() - size * grad
         return measurement.operator.project(x, diffused_measurement(step, measurement.y)), distance

@@ -6,6 +6,7 @@ from guided_diffusion.measurements import (
     composite,
     compressed_sensing,
     denoise,
+    fourier,
     gopro_blur,
     hdr,
     inpainting,
@@ -26,13 +27,12 @@ from guided_diffusion.measurements.base import (
     get_operator,
     register_noise,
     register_operator,
-    require_linear,
 )
 from guided_diffusion.measurements.measurement import Measurement
 
 __all__ = [
     "NOISES", "OPERATORS", "LinearOperator", "Measurement", "Noise", "Operator", "blur", "colorization", "composite",
-    "compressed_sensing", "denoise", "get_noise", "get_operator", "gopro_blur", "hdr", "inpainting", "jpeg", "noise",
-    "nonlinear_blur", "phase_retrieval", "register_noise", "register_operator", "require_linear", "sr_average",
+    "compressed_sensing", "denoise", "fourier", "get_noise", "get_operator", "gopro_blur", "hdr", "inpainting", "jpeg",
+    "noise", "nonlinear_blur", "phase_retrieval", "register_noise", "register_operator", "sr_average",
     "super_resolution",
 ]

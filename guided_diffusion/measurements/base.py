@@ -1,12 +1,15 @@
 """What a forward model, a noise model and a measurement are."""
 
 from abc import ABC, abstractmethod
+from copy import copy
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, largest_eigenvalue
+from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot, largest_eigenvalue
+from guided_diffusion.measurements.svd import SVD
 from util.config.registry import Registry
 from util.errors import UserError
 from util.seeding import ImageRandomness
@@ -24,12 +27,18 @@ MOST_ITERATIONS = {torch.float32: 500, torch.float64: 3000}                     
 class Operator(nn.Module, ABC):
     """A forward model A: images (B, C, H, W) in [-1, 1] -> measurements (B, ...).
 
-    Call `prepare` before anything else: it records the image shape and draws whatever is random, one per image,
-    and the operator keeps it for the whole restoration. Fixed parameters are buffers, so `.to(device)` moves them.
+    `prepare` comes before anything else: it gives a copy for a batch of images, with their shape and whatever is random
+    drawn, one per image. That copy is what a `Measurement` keeps; the operator that it was made from stays as it is.
+    A subclass writes `forward`, and `draw` where it refuses shapes or draws something. Fixed parameters are buffers, so
+    `.to(device)` moves them.
+
+    Measurements are real and may have any shape of two axes or more, the batch first; complex ones are given as pairs,
+    `torch.view_as_real`. Where they are no images, `initial_guess` and `lift` find images to begin with and to show.
     """
 
     name: str                                       # set by the registry
-    pictures = True                                 # measurements are images in [-1, 1], which a PNG can hold
+    pictures = True                                 # measurements may be images in [-1, 1], which a PNG can hold
+    image_shape: tuple[int, int, int, int] | None = None        # (B, C, H, W), once prepared
 
     def __init__(self):
         super().__init__()
@@ -42,7 +51,7 @@ class Operator(nn.Module, ABC):
                 for name, path in part.files.items()}
 
     def register_drawn(self, name: str, dtype: torch.dtype = torch.float32) -> None:
-        """Make the attribute `name` a buffer for what `prepare` draws, one per image: a tensor (B, ...), empty before.
+        """Make the attribute `name` a buffer for what `draw` assigns, one per image: a tensor (B, ...), empty before.
 
         What is declared so is saved and loaded with the measurements; see `drawn`.
         """
@@ -55,34 +64,82 @@ class Operator(nn.Module, ABC):
                 if isinstance(part, Operator) for name in part.drawn_names}
 
     def restore_drawn(self, values: dict[str, Tensor]) -> None:
-        """Take `values`, as `drawn` gives them, in place of what `prepare` drew.
+        """Take `values`, as `drawn` gives them, in place of what was drawn.
 
         Raises:
-            UserError: one is missing, or has another shape than what `prepare` drew.
+            UserError: one is missing, has another shape than what was drawn, or values that nothing draws.
         """
         for name, tensor in self.drawn().items():
             found = f"shape {list(values[name].shape[1:])}" if name in values else "none"
             if name not in values or values[name].shape != tensor.shape:
                 raise UserError(f"operator '{self.name}' needs {name} of shape {list(tensor.shape[1:])}, found {found}")
             path, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(path), leaf, values[name].to(tensor))
+            part = self.get_submodule(path)
+            expected = part.refuse_drawn(leaf, values[name])
+            if expected is not None:
+                low, high = (value.item() for value in values[name].aminmax())
+                raise UserError(f"operator '{self.name}': {name} has values from {low:g} to {high:g}, expected "
+                                f"{expected}; was it made by another program?")
+            setattr(part, leaf, values[name].to(tensor))
+
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """What should be in place of the `values` (B, ...) of the drawn `name`, in words; None if they may be there.
+
+        Unless overridden, finite numbers may.
+        """
+        return None if values.isfinite().all() else "finite numbers"
 
     def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """(H, W) of the images whose measurements have `shape`, (C, h, w) or another; None where that does not tell.
+        """(H, W) of the images whose measurements have `shape`, two axes or more; None where that does not tell.
+
+        Unless overridden, measurements that may be pictures have the size of the image: (C, H, W) -> (H, W).
 
         Raises:
             UserError: no image has measurements of this shape.
         """
-        return tuple(shape[1:]) if len(shape) == 3 else None
+        return tuple(shape[1:]) if self.pictures and len(shape) == 3 else None
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
-        """Get ready for a batch of images of `shape` (B, C, H, W); draw masks or kernels from `randomness`.
+    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> Self:
+        """A copy for a batch of images of `shape` (B, C, H, W), with masks or kernels drawn from `randomness`.
+
+        Buffers, weights and modules are shared with this operator until `draw` assigns others, so a copy costs no
+        memory; move or cast an operator (`.to`) before it is prepared.
 
         Raises:
             UserError: the operator cannot serve images of this shape.
         """
         assert len(shape) == 4 and shape[0] == len(randomness), (shape, len(randomness))
-        self.image_shape = tuple(shape)
+        prepared = copy(self)
+        prepared.__dict__ |= {name: copy(vars(self)[name]) for name in ("_parameters", "_buffers", "_modules")}
+        prepared.image_shape = tuple(shape)
+        prepared.draw(prepared.image_shape, randomness)
+        return prepared
+
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Hook of `prepare`, called on the copy: assign what is random, one per image, and what depends on `shape`.
+
+        Assign new values to attributes; what is changed in place is changed in all copies. An operator that holds
+        others replaces each by a prepared copy of it.
+
+        Raises:
+            UserError: the operator cannot serve images of `shape` (B, C, H, W).
+        """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A(x), see `forward`.
+
+        Raises:
+            UserError: nobody has prepared the operator, or it does not give a real (B, ...) of the dtype of x.
+        """
+        if self.image_shape is None:
+            raise UserError(f"operator '{self.name}' is not prepared; use what its prepare(shape, randomness) returns")
+        y = super().__call__(x)
+        if y.dtype != x.dtype or y.dim() < 2 or len(y) != len(x):
+            remedy = "return torch.view_as_real(y), pairs of real numbers" if y.is_complex() else (
+                f"return a tensor ({len(x)}, ...) of two axes or more and of dtype {x.dtype}")
+            raise UserError(f"operator '{self.name}' gives measurements of shape {list(y.shape)} and dtype {y.dtype}; "
+                            f"{remedy}")
+        return y
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -93,14 +150,17 @@ class Operator(nn.Module, ABC):
         return torch.stack([self(candidate) for candidate in x])
 
     def initial_guess(self, y: Tensor) -> Tensor:
-        """The measurement in image space, (B, C, H, W), as DPPS's aligned initialisation starts from it."""
-        return y
+        """The measurement in image space, (B, C, H, W), as DPPS's aligned initialisation starts from it.
+
+        Unless overridden, y itself if it has the shape of the images, and mid-grey images, which say nothing, if not.
+        """
+        return y if y.shape == self.image_shape else y.new_zeros(self.image_shape)
 
     def lift(self, y: Tensor) -> Tensor:
         """The measurement in image space, (B, C, H, W), as it is shown and as the input metrics score it."""
         return self.initial_guess(y)
 
-    def observed(self, y: Tensor) -> Tensor:
+    def informative(self, y: Tensor) -> Tensor:
         """1 where an entry of y depends on the image, 0 where it is noise alone; in the shape of `y`."""
         return torch.ones_like(y)
 
@@ -112,9 +172,15 @@ class Operator(nn.Module, ABC):
         """What is kept of a noisy measurement: all of it, unless the operator says otherwise."""
         return y
 
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is kept of restored images `x` (B, C, H, W): all of them, unless the operator knows something from y."""
+        return x
+
 
 class LinearOperator(Operator):
-    """A linear forward model. `transpose` and `pinv` are derived from `forward`; override them by closed forms."""
+    """A linear forward model. All else is derived from `forward`; override `transpose` and `pinv` by closed forms."""
+
+    has_svd = False                                 # whether there is a closed form of it
 
     def transpose(self, y: Tensor) -> Tensor:
         """The adjoint A^T y, (B, ...) -> (B, C, H, W), by the vector-Jacobian product of `forward`."""
@@ -150,15 +216,38 @@ class LinearOperator(Operator):
         """The largest singular value of A for each image, (B,), from below."""
         return largest_eigenvalue(lambda v: self.transpose(self(v)), self.image_shape, y).sqrt()
 
+    def initial_guess(self, y: Tensor) -> Tensor:
+        """y itself if it has the shape of the images, otherwise the adjoint at the scale that explains y best:
+
+            x = a A^T y,   a = <A A^T y, y> / ||A A^T y||^2  of each image,
+
+        which is A^+ y where A A^T is a multiple of the identity. (B, ...) -> (B, C, H, W).
+        """
+        if y.shape == self.image_shape:
+            return y
+        adjoint = self.transpose(y)
+        explained = self(adjoint)
+        scale = dot(explained, y) / dot(explained, explained).clamp_min(torch.finfo(y.dtype).tiny)
+        return column(scale, adjoint) * adjoint
+
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The closest image to `x` (B, C, H, W) that has the measurement `y`: x - A^+(A x - y)."""
         return x - self.pinv(self(x) - y)
 
+    def svd(self) -> SVD:
+        """A = U S V^T of the prepared operator, exact, in float64; UserError unless `has_svd`."""
+        raise UserError(f"operator '{self.name}' has no singular value decomposition in closed form")
+
 
 class Noise(ABC):
-    """A noise model: how measurements are corrupted, and how far a prediction is from one."""
+    """A noise model: how measurements are corrupted, and how far a prediction is from one.
+
+    Attributes:
+        white_sigma: sigma of a noise that is N(0, sigma^2 I) whatever is measured, 0 without noise; else None.
+    """
 
     name: str                                       # set by the registry
+    white_sigma: float | None = None
 
     @abstractmethod
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
@@ -194,10 +283,3 @@ def get_operator(name: str, device: torch.device | str = "cpu", **params) -> Ope
 def get_noise(name: str, **params) -> Noise:
     """Build a registered noise model; UserError on an unknown name or parameter."""
     return NOISES.build(name, **params)
-
-
-def require_linear(operator: Operator, who: str) -> LinearOperator:
-    """Return `operator` if it is linear; otherwise UserError, before any sampling starts."""
-    if not isinstance(operator, LinearOperator):
-        raise UserError(f"{who} needs a linear operator, found '{operator.name}'; use method ps or dpps instead")
-    return operator

@@ -2,8 +2,7 @@
 
 import math
 from abc import abstractmethod
-from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
 from guided_diffusion.measurements.kernels import gaussian_kernel, motion_kernel, reflected_filter_matrix
+from guided_diffusion.measurements.svd import RANK, SVD, axis, separable
 from util.arrays import read_array
 from util.command import user_path
+from util.config.registry import Bounds, Fraction, Positive
 from util.errors import UserError
 from util.logger import get_logger
 from util.resizer import apply_matrices
@@ -23,6 +24,8 @@ from util.seeding import ImageRandomness
 logger = get_logger()
 
 Convolution = Literal["auto", "fft", "direct"]
+KernelSize = Annotated[int, Bounds(least=3)]
+Rcond = Annotated[float, Bounds(above=0, below=1, remedy="leave it out to cut at the numerical precision")]
 SUM_TOLERANCE = 1e-4    # how far from one a kernel's sum may be without a warning
 DEFAULT_RCOND = {torch.float32: math.sqrt(torch.finfo(torch.float32).eps), torch.float64: 1e-12}
 LARGEST_DENSE = 48 ** 2     # pixels of images whose A is decomposed as a matrix
@@ -37,6 +40,10 @@ class Blur(LinearOperator):
     r pixels and C the correlation that keeps the inner H x W values, so A^T = P^T C^T: a full convolution whose
     border of r pixels is folded back. Kernels are float64 and cast to the image's dtype.
 
+    `svd` is there for kernels that are a product of two profiles, as the reflection extends each axis by itself. The
+    DCT-I, whose boundary rule this is, makes every A with a symmetric kernel diagonal, but in a basis that is
+    orthogonal only if edge pixels count half: so its eigenvalues are not the singular values, and it serves no `svd`.
+
     Args:
         kernel_size: odd side of the kernel, at least 3; half of it must be smaller than the image.
         convolution: how C is computed; "auto" is "direct" for small kernels and "fft" for others, but for Gaussian blur
@@ -48,15 +55,11 @@ class Blur(LinearOperator):
             for noisy measurements.
     """
 
-    def __init__(self, kernel_size: int, convolution: Convolution = "auto", rcond: float | None = None):
+    def __init__(self, kernel_size: KernelSize, convolution: Convolution = "auto", rcond: Rcond | None = None):
         super().__init__()
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            nearest = max(3, kernel_size + 1)
-            raise UserError(f"{self.name}: kernel_size is {kernel_size}, expected an odd number of at least 3, which "
-                            f"keeps the image's size; use {nearest}")
-        if rcond is not None and not 0 < rcond < 1:
-            raise UserError(f"{self.name}: rcond is {rcond}, expected a number between 0 and 1; leave it out to cut "
-                            "at the numerical precision")
+        if kernel_size % 2 == 0:
+            raise UserError(f"{self.name}: kernel_size is {kernel_size}, expected an odd number, which keeps the "
+                            f"image's size; use {kernel_size + 1}")
         self.kernel_size, self.rcond = kernel_size, rcond
         self.radius = kernel_size // 2
         self.direct = convolution == "direct" or (convolution == "auto" and kernel_size <= LARGEST_DIRECT)
@@ -68,19 +71,23 @@ class Blur(LinearOperator):
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """The kernel of one image, (k, k) in float64 with sum one."""
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Make one kernel per image of `shape` (B, C, H, W).
 
         Raises:
             UserError: the image is too small to be extended by the kernel's radius.
         """
-        super().prepare(shape, randomness)
         if self.radius >= min(shape[2:]):
             raise UserError(f"{self.name}: a kernel_size of {self.kernel_size} needs images larger than {self.radius} "
                             f"pixels, found {shape[2]}x{shape[3]}; use a kernel_size of at most "
                             f"{2 * min(shape[2:]) - 1} or larger images")
         kernels = [self.draw_kernel(rng) for rng in randomness.numpy_generators]
         self.kernel = torch.from_numpy(np.stack(kernels))[:, None].to(self.kernel)
+
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """A kernel is not negative, and not nothing."""
+        fits = values.isfinite().all() and (values >= 0).all() and (values.flatten(1).sum(1) > 0).all()
+        return None if fits else "finite ones that are not negative and not all zero"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -174,28 +181,28 @@ class GaussianBlurOperator(Blur):
     singular values are the products of the axes': A^+ has a closed form.
     """
 
-    def __init__(self, kernel_size: int, intensity: float, convolution: Convolution = "auto",
-                 rcond: float | None = None):
+    has_svd = True
+
+    def __init__(self, kernel_size: KernelSize, intensity: Positive, convolution: Convolution = "auto",
+                 rcond: Rcond | None = None):
         super().__init__(kernel_size, convolution, rcond)
         self.intensity, self.convolution = intensity, convolution
         for name in ("height", "width"):            # G_h, G_w
             self.register_buffer(name, torch.empty(0, 0, dtype=torch.float64), persistent=False)
-        if intensity <= 0:
-            raise UserError(f"{self.name}: intensity is {intensity}, expected a positive standard deviation in pixels")
 
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """The same kernel (k, k) for every image."""
         return gaussian_kernel(self.kernel_size, self.intensity)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """As every blur, and build the matrices of the axes.
 
         Raises:
             UserError: the image is too small to be extended by the kernel's radius.
         """
-        super().prepare(shape, randomness)
+        super().draw(shape, randomness)
         self.separable = self.convolution == "auto" and max(shape[2:]) <= LARGEST_SEPARABLE
-        if self.separable and (len(self.height), len(self.width)) != tuple(shape[2:]):
+        if self.separable:
             self.height, self.width = (_gaussian_matrix(self.kernel_size, self.intensity, side).to(self.height)
                                        for side in shape[2:])
 
@@ -212,24 +219,18 @@ class GaussianBlurOperator(Blur):
 
         (B, C, H, W) -> the same shape.
         """
-        (u_h, s_h, vt_h), (u_w, s_w, vt_w) = (
-            _gaussian_svd(self.kernel_size, self.intensity, side, y.dtype, y.device) for side in y.shape[-2:])
-        gains = s_h[:, None] * s_w
-        inverse = torch.where(gains >= self._cutoff(y) * gains.max(), 1 / gains, 0)
-        return vt_h.mT @ (inverse * (u_h.mT @ y @ u_w)) @ vt_w
+        return self.svd(self._cutoff(y)).pinv(y)
+
+    def svd(self, rcond: float = RANK) -> SVD:
+        """The product of those of G_h and G_w; singular values below `rcond` of the largest count as 0."""
+        sides = {dim: self.image_shape[dim] for dim in (-2, -1)}
+        return separable({dim: axis(_gaussian_matrix, self.kernel_size, self.intensity, side)
+                          for dim, side in sides.items()}, rcond)
 
 
 def _gaussian_matrix(kernel_size: int, intensity: float, side: int) -> Tensor:
     """The blur of one axis of `side` pixels, (side, side) in float64 on the CPU."""
     return torch.from_numpy(reflected_filter_matrix(gaussian_kernel(kernel_size, intensity).sum(axis=0), side))
-
-
-@lru_cache(maxsize=4)
-def _gaussian_svd(kernel_size: int, intensity: float, side: int, dtype: torch.dtype,
-                  device: torch.device) -> tuple[Tensor, ...]:
-    """U, s, V^T of the blur of one axis of `side` pixels, computed in float64 on the CPU and kept on `device`."""
-    factors = torch.linalg.svd(_gaussian_matrix(kernel_size, intensity, side))
-    return tuple(factor.to(device, dtype) for factor in factors)
 
 
 @register_operator("motion_blur")
@@ -239,12 +240,10 @@ class MotionBlurOperator(Blur):
     `intensity` is 0 (a straight stroke) to 1 (a long, shaky one).
     """
 
-    def __init__(self, kernel_size: int, intensity: float, convolution: Convolution = "auto",
-                 rcond: float | None = None):
+    def __init__(self, kernel_size: KernelSize, intensity: Fraction, convolution: Convolution = "auto",
+                 rcond: Rcond | None = None):
         super().__init__(kernel_size, convolution, rcond)
         self.intensity = intensity
-        if not 0 <= intensity <= 1:
-            raise UserError(f"{self.name}: intensity is {intensity}, expected 0 (straight) to 1 (shaky)")
 
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """A kernel (k, k) drawn from `rng`."""
@@ -260,14 +259,37 @@ class KernelBlurOperator(Blur):
             by its sum, with a warning where that is not one.
     """
 
-    def __init__(self, kernel: str, convolution: Convolution = "auto", rcond: float | None = None):
+    def __init__(self, kernel: str, convolution: Convolution = "auto", rcond: Rcond | None = None):
         self.values = read_kernel(kernel)
         super().__init__(len(self.values), convolution, rcond)
         self.files = {kernel: user_path(kernel)}
+        self.profiles = _profiles(self.values)
+        if self.profiles is not None:
+            self.has_svd = True
 
     def draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
         """The same kernel (k, k) for every image."""
         return self.values
+
+    def svd(self) -> SVD:
+        """The product of those of the two axes, if the kernel is a product of two profiles; UserError otherwise."""
+        if self.profiles is None:
+            return super().svd()
+        return separable({dim: axis(_profile_matrix, profile, self.image_shape[dim])
+                          for dim, profile in zip((-2, -1), self.profiles, strict=True)})
+
+
+def _profiles(kernel: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The profiles along height and width, of sum one each, whose product is `kernel` (k, k) of sum one, to 1e-12 of
+    its largest value; None if there are none."""
+    height, width = kernel.sum(axis=1), kernel.sum(axis=0)
+    fits = np.abs(np.outer(height, width) - kernel).max() <= RANK * kernel.max()
+    return (tuple(height.tolist()), tuple(width.tolist())) if fits else None
+
+
+def _profile_matrix(profile: tuple[float, ...], side: int) -> Tensor:
+    """The blur of one axis of `side` pixels by a profile, (side, side) in float64 on the CPU."""
+    return torch.from_numpy(reflected_filter_matrix(np.array(profile), side))
 
 
 def read_kernel(file: str) -> np.ndarray:

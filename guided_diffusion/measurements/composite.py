@@ -26,30 +26,30 @@ class Chain(Operator):
         self.pictures = operators[-1].pictures
 
     def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """The sizes in turn, the last operator's first."""
+        """The sizes in turn, the last operator's first; None where one does not tell."""
         size = self.operators[-1].image_size_of(shape)
         for operator in reversed(self.operators[:-1]):
             size = size and operator.image_size_of((3, *size))
         return size
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Prepare the operators in turn, each for the shape that the one before it gives.
 
         Raises:
             UserError: an operator cannot serve what it is given; the message names it.
         """
-        super().prepare(shape, randomness)
-        x = self.origin.new_zeros(shape)
+        x, prepared = self.origin.new_zeros(shape), []
         for i, operator in enumerate(self.operators):
             if x.dim() != 4:
                 raise UserError(f"composite: operators[{i}] '{operator.name}' takes images, but what comes before it "
                                 f"gives measurements of shape {list(x.shape[1:])}; put that operator last")
             try:
-                operator.prepare(tuple(x.shape), randomness)
+                prepared.append(operator.prepare(tuple(x.shape), randomness))
             except UserError as error:
                 raise UserError(f"composite: operators[{i}]: {error}") from None
             with torch.no_grad():
-                x = operator(x)
+                x = prepared[-1](x)
+        self.operators = nn.ModuleList(prepared)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ...)."""
@@ -75,9 +75,9 @@ class Chain(Operator):
             y = operator.lift(y)
         return y
 
-    def observed(self, y: Tensor) -> Tensor:
-        """What the last operator observes, in the shape of y."""
-        return self.operators[-1].observed(y)
+    def informative(self, y: Tensor) -> Tensor:
+        """What the last operator says, in the shape of y."""
+        return self.operators[-1].informative(y)
 
     def keep(self, y: Tensor) -> Tensor:
         """What the last operator keeps, in the shape of y."""
@@ -118,6 +118,8 @@ class CompositeOperator(Operator):
         try:
             if "name" not in params:
                 raise UserError(f"'name' is missing; found {', '.join(map(str, params)) or 'nothing'}")
+            if params.get("keep_known"):
+                raise UserError("keep_known is for an operator alone, whose known pixels are those of the image")
             return OPERATORS.build(params["name"], **{key: value for key, value in params.items() if key != "name"})
         except UserError as error:
             raise UserError(f"composite: operators[{i}]: {error}") from None

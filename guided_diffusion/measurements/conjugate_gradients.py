@@ -42,29 +42,46 @@ def largest_eigenvalue(apply: LinearMap, shape: tuple[int, ...], like: Tensor) -
     return norm(v)
 
 
-def damped_inverse(forward: LinearMap, transpose: LinearMap, y: Tensor, damping: Tensor,
-                   max_iterations: int) -> tuple[Tensor, Tensor]:
-    """(A^T A + damping^2 I)^-1 A^T y of each image by conjugate gradients, and which images (B,) have converged.
+def conjugate_gradients(apply: LinearMap, b: Tensor, tolerance: float, max_iterations: int,
+                        start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The solution x of apply(x) = b for each image, and which images (B,) have converged.
 
-    Each image ends at its own relative residual of 1e-12 in float64 or 1e-5 in float32; the host asks every 25
-    iterations whether all have, the only times that it waits for the device.
+    Each image ends when its own ||b - apply(x)|| is at most `tolerance` times that at the start, ||b|| for zeros; the
+    host asks every 25 iterations whether all have, the only times that it waits for the device.
 
     Args:
-        forward, transpose: A and A^T.
-        y: (B, ...).
-        damping: (B,), 0 or more.
+        apply: a symmetric positive definite map, (B, ...) -> the same shape; linear in each image by itself.
+        b: (B, ...).
         max_iterations: 1 or more; with 25 or fewer the host never asks.
+        start: where to begin, in the shape of b; zeros when omitted.
     """
-    direction = residual = transpose(y)
-    x, gamma = torch.zeros_like(residual), dot(residual, residual)
-    target, tiny = gamma * TOLERANCE[y.dtype] ** 2, torch.finfo(y.dtype).tiny
+    x = torch.zeros_like(b) if start is None else start
+    direction = residual = b if start is None else b - apply(start)
+    gamma, tiny = dot(residual, residual), torch.finfo(b.dtype).tiny
+    target = gamma * tolerance ** 2
     for i in range(max_iterations):
         active = gamma > target
         if i and i % 25 == 0 and not active.any():
             break
-        image = transpose(forward(direction)) + column(damping ** 2, direction) * direction
+        image = apply(direction)
         step = column(torch.where(active, gamma / dot(direction, image).clamp_min(tiny), 0), x)
         x, residual = x + step * direction, residual - step * image
         gamma, previous = torch.where(active, dot(residual, residual), gamma), gamma
         direction = residual + column(gamma / previous.clamp_min(tiny), x) * direction
     return x, gamma <= target
+
+
+def damped_inverse(forward: LinearMap, transpose: LinearMap, y: Tensor, damping: Tensor,
+                   max_iterations: int) -> tuple[Tensor, Tensor]:
+    """(A^T A + damping^2 I)^-1 A^T y of each image by `conjugate_gradients`, and which images (B,) have converged.
+
+    Each image ends at its own relative residual of 1e-12 in float64 or 1e-5 in float32.
+
+    Args:
+        forward, transpose: A and A^T.
+        y: (B, ...).
+        damping: (B,), 0 or more.
+        max_iterations: 1 or more.
+    """
+    return conjugate_gradients(lambda x: transpose(forward(x)) + column(damping ** 2, x) * x, transpose(y),
+                               TOLERANCE[y.dtype], max_iterations)

@@ -1,13 +1,17 @@
 """Denoising: the measurement is the image itself, plus noise."""
 
+
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.svd import SVD, separable
 
 
 @register_operator("noise")
 class DenoiseOperator(LinearOperator):
     """A = I, for images of any shape and value range."""
+
+    has_svd = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
@@ -24,3 +28,7 @@ class DenoiseOperator(LinearOperator):
     def pinv(self, y: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
         return y
+
+    def svd(self) -> SVD:
+        """U = S = V = I."""
+        return separable({})

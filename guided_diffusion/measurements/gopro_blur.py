@@ -1,5 +1,7 @@
 """Blur as a camera makes it: exposures add up as light, and the picture is the camera's response to their mean."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from guided_diffusion.measurements.base import Operator, register_operator
 from guided_diffusion.measurements.kernels import motion_path
+from util.config.registry import Bounds, Count, Fraction
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -29,26 +32,20 @@ class GoproBlurOperator(Operator):
         intensity: of the motion, 0 (a straight stroke) to 1 (a long, shaky one).
     """
 
-    def __init__(self, frames: int = 16, kernel_size: int = 31, intensity: float = 0.5):
+    def __init__(self, frames: Count = 16, kernel_size: Annotated[int, Bounds(least=3)] = 31,
+                 intensity: Fraction = 0.5):
         super().__init__()
-        if frames < 1:
-            raise UserError(f"{self.name}: frames is {frames}, expected 1 or more")
-        if kernel_size < 3:
-            raise UserError(f"{self.name}: kernel_size is {kernel_size}, expected 3 or more pixels")
-        if not 0 <= intensity <= 1:
-            raise UserError(f"{self.name}: intensity is {intensity}, expected 0 (straight) to 1 (shaky)")
         self.frames, self.kernel_size, self.intensity = frames, kernel_size, intensity
         self.radius = kernel_size // 2
         self.register_drawn("shifts", torch.float64)                                               # (B, M, 2)
         self._paths: tuple[Tensor | None, list] = None, []      # shifts, and their values, read from the device once
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw a path per image of `shape` (B, C, H, W).
 
         Raises:
             UserError: the image is too small to be extended by the path's radius.
         """
-        super().prepare(shape, randomness)
         if self.radius >= min(shape[2:]):
             raise UserError(f"{self.name}: a kernel_size of {self.kernel_size} needs images larger than {self.radius} "
                             f"pixels, found {shape[2]}x{shape[3]}; use a kernel_size of at most "
@@ -78,6 +75,10 @@ class GoproBlurOperator(Operator):
                             for image, path in zip(light.unbind(1), self._shift_values(), strict=True)], dim=1)
         lit = mean > 0
         return 2 * torch.where(lit, torch.where(lit, mean, 1) ** (1 / GAMMA), 0) - 1
+
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """Frames lie within the radius."""
+        return None if (values.abs() <= self.radius).all() else f"pixels, {-self.radius} to {self.radius}"
 
     def _shift_values(self) -> list[list[list[float]]]:
         """The shifts as numbers, kept until others are drawn."""

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from guided_diffusion.measurements.base import Operator, register_operator
-from util.errors import UserError
+from util.config.registry import Positive
 
 
 @register_operator("hdr")
@@ -16,10 +16,8 @@ class HighDynamicRangeOperator(Operator):
         scale: the exposure s, positive.
     """
 
-    def __init__(self, scale: float = 2.0):
+    def __init__(self, scale: Positive = 2.0):
         super().__init__()
-        if scale <= 0:
-            raise UserError(f"hdr: scale is {scale}, expected a positive number")
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:

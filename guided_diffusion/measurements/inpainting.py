@@ -1,19 +1,26 @@
 """Inpainting: some pixels are missing."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.svd import SVD
 from util.arrays import read_array
 from util.command import user_path
-from util.config.registry import check_arguments
+from util.config.registry import Bounds, Count, Fraction, check_arguments
 from util.errors import UserError, did_you_mean
+from util.logger import get_logger
 from util.seeding import ImageRandomness
+
+logger = get_logger()
 
 NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
          "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}
 
+Pixels = Annotated[int, Bounds(least=0)]
 MARGIN = 16                                         # pixels between rectangle and border, as in DPS
 
 
@@ -33,10 +40,10 @@ class MaskGenerator:
             kept, of the images' size; for mask_type file.
     """
 
-    def __init__(self, mask_type: str, mask_len_range: tuple[int, int] | None = None,
-                 mask_prob_range: tuple[float, float] | None = None,
-                 image_size: int | tuple[int, int] | None = None,
-                 margin: tuple[int, int] | None = None, file: str | None = None):
+    def __init__(self, mask_type: str, mask_len_range: tuple[Count, Count] | None = None,
+                 mask_prob_range: tuple[Fraction, Fraction] | None = None,
+                 image_size: Count | tuple[Count, Count] | None = None,
+                 margin: tuple[Pixels, Pixels] | None = None, file: str | None = None):
         if mask_type not in NEEDS:
             raise UserError(f"mask_opt: unknown mask_type '{mask_type}'; {did_you_mean(mask_type, NEEDS)}")
         self.mask_type, self.margin = mask_type, margin
@@ -48,20 +55,14 @@ class MaskGenerator:
                 raise UserError(f"mask_opt: mask_type '{mask_type}' needs {key}; add it to mask_opt")
         if file is not None and mask_type != "file":
             raise UserError(f"mask_opt: file needs mask_type 'file', found '{mask_type}'; set mask_type: file")
-        self._check_ranges()
+        for key in ("mask_len_range", "mask_prob_range"):
+            low, high = given[key] or (0, 0)
+            if low > high:
+                raise UserError(f"mask_opt: {key} is [{low}, {high}], expected the lower end first")
+        if mask_prob_range is not None and mask_prob_range[0] == 1:
+            raise UserError("mask_opt: mask_prob_range is [1, 1], which leaves no pixel; it is the share of missing "
+                            "ones, such as [0.92, 0.92]")
         self.file, self.file_mask = file, read_mask(file) if file is not None else None
-
-    def _check_ranges(self) -> None:
-        if self.mask_len_range is not None:
-            low, high = self.mask_len_range
-            if not 1 <= low <= high:
-                raise UserError(f"mask_opt: mask_len_range is [{low}, {high}], expected 1 <= low <= high")
-        if self.mask_prob_range is not None:
-            low, high = self.mask_prob_range
-            if not 0 <= low <= high <= 1:
-                raise UserError(f"mask_opt: mask_prob_range is [{low}, {high}], expected 0 <= low <= high <= 1")
-        if self.margin is not None and min(self.margin) < 0:
-            raise UserError(f"mask_opt: margin is {list(self.margin)}, expected two numbers that are not negative")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise UserError if images of this size cannot have such a mask."""
@@ -137,6 +138,9 @@ def read_mask(file: str) -> np.ndarray:
     mask = (pixels.reshape(*pixels.shape[:2], -1) != 0).any(axis=2)
     if not mask.any():
         raise UserError(f"mask_opt: the mask in '{file}' is black everywhere; make the kept pixels white")
+    if (kept := mask.mean()) < 0.5:
+        logger.warning(f"mask_opt: the mask in '{file}' keeps {kept:.1%} of the pixels, the white ones, and the others "
+                       "are filled in; if white is what is missing, invert it")
     return mask.astype(np.float32)
 
 
@@ -150,24 +154,26 @@ class InpaintingOperator(LinearOperator):
         mask_opt: the keys of `MaskGenerator`.
         observed_only: drop the noise of missing pixels, as in DPS, Eq. 52. Off by default: the official code keeps
             that noise in y, where it adds a constant to every distance.
+        keep_known: put the known pixels of y, with their noise, into the restored images.
     """
 
-    def __init__(self, mask_opt: dict, observed_only: bool = False):
+    has_svd = True
+
+    def __init__(self, mask_opt: dict, observed_only: bool = False, keep_known: bool = False):
         super().__init__()
         check_arguments(MaskGenerator, mask_opt, where="operator 'inpainting': mask_opt")
         self.masks = MaskGenerator(**mask_opt)
-        self.observed_only = observed_only
+        self.observed_only, self.keep_known = observed_only, keep_known
         if self.masks.file is not None:
             self.files = {self.masks.file: user_path(self.masks.file)}
         self.register_drawn("mask")                                             # (B, 1, H, W) once prepared
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw one mask per image of `shape` (B, C, H, W).
 
         Raises:
             UserError: such masks do not fit images of this size.
         """
-        super().prepare(shape, randomness)
         height, width = shape[2:]
         self.masks.check_size(height, width)
         drawn = [self.masks.draw(height, width, rng) for rng in randomness.numpy_generators]
@@ -189,10 +195,22 @@ class InpaintingOperator(LinearOperator):
         """(B, C, H, W) -> the same."""
         return self(y)
 
-    def observed(self, y: Tensor) -> Tensor:
+    def informative(self, y: Tensor) -> Tensor:
         """The masks in the shape of y."""
         return self.mask.to(y).expand_as(y)
 
     def keep(self, y: Tensor) -> Tensor:
         """All of y, or its observed pixels if `observed_only`."""
         return self(y) if self.observed_only else y
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, or y where it is known if `keep_known`: (B, C, H, W) -> the same."""
+        return torch.where(self.mask > 0, y, x) if self.keep_known else x
+
+    def refuse_drawn(self, name: str, values: Tensor) -> str | None:
+        """A mask holds zeros and ones."""
+        return None if ((values == 0) | (values == 1)).all() else "0 for missing and 1 for kept pixels"
+
+    def svd(self) -> SVD:
+        """S = diag(m), V = I and U = diag(m)."""
+        return SVD(self.mask.double(), lambda c: c, lambda x: x, self.forward, self.forward)

@@ -1,6 +1,6 @@
 """JPEG: a photograph that was compressed and decoded."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from scipy.fft import dct
 from torch import Tensor
 
 from guided_diffusion.measurements.base import Operator, register_operator
+from util.config.registry import Bounds
 from util.errors import UserError
 from util.resizer import apply_matrices
 from util.seeding import ImageRandomness
@@ -40,10 +41,8 @@ class JPEGOperator(Operator):
         subsampling: of the chroma: 420 (4:2:0, half its rows and columns) or 444 (none).
     """
 
-    def __init__(self, quality: int, subsampling: Literal[420, 444] = 420):
+    def __init__(self, quality: Annotated[int, Bounds(1, 100)], subsampling: Literal[420, 444] = 420):
         super().__init__()
-        if not 1 <= quality <= 100:
-            raise UserError(f"jpeg: quality is {quality}, expected 1 to 100")
         self.quality, self.subsampling = quality, subsampling
         for name, value in {"luma_table": quantization_table(LUMA_TABLE, quality),
                             "chroma_table": quantization_table(CHROMA_TABLE, quality),
@@ -51,13 +50,12 @@ class JPEGOperator(Operator):
                             "dct": dct(np.eye(BLOCK), axis=0, norm="ortho")}.items():
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
-        """Get ready for images of `shape` (B, C, H, W).
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Nothing is random.
 
         Raises:
             UserError: C is neither 3 nor 1.
         """
-        super().prepare(shape, randomness)
         if shape[1] not in (1, 3):
             raise UserError(f"jpeg: found images of {shape[1]} channels, expected 3 (colour) or 1 (grey)")
 

@@ -12,22 +12,25 @@ from util.seeding import ImageRandomness
 
 @dataclass(frozen=True)
 class Measurement:
-    """Operator, noise model and y bound together: all that a method may know of the task."""
+    """Operator, noise model and y bound together: all that a method may know of the task.
 
-    operator: Operator
+    The class methods prepare a copy of the operator that they are given, so no measurement changes another.
+    """
+
+    operator: Operator                              # prepared
     noiser: Noise
     y: Tensor                                       # (B, ...)
 
     @classmethod
     def simulate(cls, operator: Operator, noiser: Noise, x: Tensor, randomness: ImageRandomness) -> "Measurement":
         """Measure clean images `x` (B, C, H, W) in [-1, 1]: draw the operator, apply it, add noise."""
-        operator.prepare(tuple(x.shape), randomness.for_purpose("operator"))
+        operator = operator.prepare(tuple(x.shape), randomness.for_purpose("operator"))
         with torch.no_grad():
             return cls(operator, noiser, operator.keep(noiser(operator(x), randomness.for_purpose("noise"))))
 
     @classmethod
-    def observed(cls, operator: Operator, noiser: Noise, y: Tensor, image_shape: tuple[int, int, int, int],
-                 randomness: ImageRandomness) -> "Measurement":
+    def from_data(cls, operator: Operator, noiser: Noise, y: Tensor, image_shape: tuple[int, int, int, int],
+                  randomness: ImageRandomness) -> "Measurement":
         """Measurements y (B, ...) that were made elsewhere, of images (B, C, H, W) that nobody knows.
 
         Entries that do not depend on the image, such as the missing pixels of an inpainting task, may hold anything;
@@ -37,15 +40,18 @@ class Measurement:
         Raises:
             UserError: the operator cannot serve such images, or gives measurements of another shape.
         """
-        operator.prepare(image_shape, randomness.for_purpose("operator"))
+        operator = operator.prepare(image_shape, randomness.for_purpose("operator"))
         with torch.no_grad():
             nothing = operator(y.new_zeros(image_shape))
-            if y.dim() == 4 and y.shape[1] == 3 and nothing.shape[1] == 1:
-                y = y.mean(dim=1, keepdim=True)
-            elif y.dim() == 4 and y.shape[1] == 1 and nothing.shape[2:] == y.shape[2:]:
-                y = y.expand_as(nothing)
+            if y.dim() == 3 and nothing.dim() == 4:
+                y = y[:, None]                                          # grey: (B, H, W) -> (B, 1, H, W)
+            if y.dim() >= 4 and y.shape[2:] == nothing.shape[2:]:
+                if y.shape[1] == 3 and nothing.shape[1] == 1:
+                    y = y.mean(dim=1, keepdim=True)
+                elif y.shape[1] == 1:
+                    y = y.expand_as(nothing)
             _check_same_shape(operator, y, nothing)
-            return cls(operator, noiser, torch.where(operator.observed(y) > 0, y, nothing))
+            return cls(operator, noiser, torch.where(operator.informative(y) > 0, y, nothing))
 
     @classmethod
     def stored(cls, operator: Operator, noiser: Noise, y: Tensor, image_shape: tuple[int, int, int, int],
@@ -55,7 +61,7 @@ class Measurement:
         Raises:
             UserError: y, image_shape, drawn and the operator do not belong together.
         """
-        operator.prepare(image_shape, randomness.for_purpose("operator"))
+        operator = operator.prepare(image_shape, randomness.for_purpose("operator"))
         operator.restore_drawn(drawn)
         with torch.no_grad():
             _check_same_shape(operator, y, operator(y.new_zeros(image_shape)))
@@ -72,7 +78,7 @@ class Measurement:
 
     def chi_square(self, x0: Tensor) -> Tensor:
         """||y - A(x0)||^2 over what the noise makes of it if x0 is the truth, m sigma^2 for Gaussian noise on the m
-        observed entries: (B, C, H, W) -> (B,).
+        informative entries: (B, C, H, W) -> (B,).
 
         About 1 for an image that agrees with its measurement as well as the truth does; NaN without noise.
         """
@@ -80,9 +86,13 @@ class Measurement:
         expected = self.noiser.expected_square(prediction)
         if expected is None:
             return torch.full((len(x0),), float("nan"), device=x0.device)
-        observed = self.operator.observed(self.y)
-        found = observed * (self.y - prediction) ** 2
-        return found.flatten(1).sum(1) / (observed * expected).flatten(1).sum(1)
+        informative = self.operator.informative(self.y)
+        found = informative * (self.y - prediction) ** 2
+        return found.flatten(1).sum(1) / (informative * expected).flatten(1).sum(1)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Restored images (B, C, H, W) as they are given out: as they are, unless the operator says otherwise."""
+        return self.operator.finish(x, self.y)
 
     def initial_guess(self) -> Tensor:
         """The measurement in image space, (B, C, H, W): where DPPS starts."""

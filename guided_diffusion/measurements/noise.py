@@ -2,36 +2,32 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import Noise, register_noise
+from util.config.registry import Bounds
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
 Range = tuple[float, float]
 IMAGE_RANGE, UNIT_RANGE = (-1, 1), (0, 1)
 GREY_LEVELS = 255
-LEAST, LARGEST = 1e-15, 1e15    # sigma and rate: their squares are float32 numbers, counts 64-bit integers
-
-
-def require(condition: bool, noise: Noise, key: str, value: object, expected: str) -> None:
-    """Raise UserError about the parameter `key` of `noise` unless `condition` holds."""
-    if not condition:
-        raise UserError(f"noise '{noise.name}': {key} is {value}, expected {expected}")
+# Squares of sigma and rate are float32 numbers, counts 64-bit integers.
+Rate = Annotated[float, Bounds(1e-15, 1e15)]
+Sigma = Annotated[float, Bounds(1e-15, 1e15, remedy="for no noise at all use noise: {name: clean}")]
 
 
 def sigma_of_images(noise: Noise, sigma: float, scale: Range) -> float:
-    """The standard deviation on [-1, 1] of a `sigma` that was stated on `scale`, [-1, 1] or [0, 1].
+    """The standard deviation on [-1, 1] of a `sigma` that was stated on `scale`.
 
     Raises:
-        UserError: it is not positive, or too small or too large for float32, or the scale is another.
+        UserError: the scale is neither [-1, 1] nor [0, 1].
     """
-    require(sigma > 0, noise, "sigma", sigma, "a positive number; for no noise at all use noise: {name: clean}")
-    require(LEAST <= sigma <= LARGEST, noise, "sigma", sigma, f"{LEAST:g} to {LARGEST:g}")
-    require(tuple(scale) in (IMAGE_RANGE, UNIT_RANGE), noise, "range", list(scale), "[-1, 1] or [0, 1]")
+    if tuple(scale) not in (IMAGE_RANGE, UNIT_RANGE):
+        raise UserError(f"noise '{noise.name}': range is {list(scale)}, expected [-1, 1] or [0, 1]")
     return 2 * sigma if tuple(scale) == UNIT_RANGE else sigma
 
 
@@ -49,6 +45,8 @@ def weighted_norm(residual: Tensor, variance: Tensor) -> Tensor:
 class Clean(Noise):
     """No noise: y = A(x)."""
 
+    white_sigma = 0.0
+
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same."""
         return y
@@ -63,8 +61,8 @@ class GaussianNoise(Noise):
         range: the scale that `sigma` is stated on. [0, 1], as in the papers, makes twice as much noise of a number.
     """
 
-    def __init__(self, sigma: float, range: Range = IMAGE_RANGE):
-        self.sigma = sigma_of_images(self, sigma, range)
+    def __init__(self, sigma: Sigma, range: Range = IMAGE_RANGE):
+        self.sigma = self.white_sigma = sigma_of_images(self, sigma, range)
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same shape."""
@@ -73,12 +71,6 @@ class GaussianNoise(Noise):
     def variance(self, prediction: Tensor) -> Tensor:
         """sigma^2 on [-1, 1] everywhere, in the shape of `prediction`."""
         return torch.full_like(prediction, self.sigma ** 2)
-
-
-def peak_of_rate(noise: Noise, rate: float) -> float:
-    """The expected count of a white pixel, 255 rate."""
-    require(LEAST <= rate <= LARGEST, noise, "rate", rate, f"a positive number, {LEAST:g} to {LARGEST:g}")
-    return GREY_LEVELS * rate
 
 
 def photon_counts(clean: Tensor, peak: float, randomness: ImageRandomness) -> Tensor:
@@ -136,9 +128,9 @@ class PoissonNoise(Noise):
             Variances are at least one count; below a_j = 1 the last two go on along their tangents.
     """
 
-    def __init__(self, rate: float = 1.0,
+    def __init__(self, rate: Rate = 1.0,
                  likelihood: Literal["official", "shot", "gaussian", "direct", "ls"] = "official"):
-        self.peak, self.likelihood = peak_of_rate(self, rate), likelihood
+        self.peak, self.likelihood = GREY_LEVELS * rate, likelihood         # peak: the mean count of a white pixel
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same shape."""
@@ -188,8 +180,8 @@ class PoissonGaussianNoise(Noise):
         range: the scale that `sigma` is stated on, [-1, 1] or [0, 1].
     """
 
-    def __init__(self, rate: float, sigma: float, range: Range = IMAGE_RANGE):
-        self.peak, self.sigma = peak_of_rate(self, rate), sigma_of_images(self, sigma, range)
+    def __init__(self, rate: Rate, sigma: Sigma, range: Range = IMAGE_RANGE):
+        self.peak, self.sigma = GREY_LEVELS * rate, sigma_of_images(self, sigma, range)
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same shape."""
@@ -212,8 +204,8 @@ class SpeckleNoise(Noise):
         sigma: relative standard deviation of the intensity, positive; a ratio, so it has no scale.
     """
 
-    def __init__(self, sigma: float):
-        self.sigma = sigma_of_images(self, sigma, IMAGE_RANGE)
+    def __init__(self, sigma: Sigma):
+        self.sigma = sigma
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """(B, ...) -> the same shape."""
@@ -240,8 +232,7 @@ class SaltAndPepperNoise(Noise):
         fraction: share of the entries that are replaced, above 0 and at most 1.
     """
 
-    def __init__(self, fraction: float):
-        require(0 < fraction <= 1, self, "fraction", fraction, "more than 0 and at most 1")
+    def __init__(self, fraction: Annotated[float, Bounds(above=0, most=1)]):
         self.fraction = fraction
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
@@ -271,11 +262,10 @@ class Quantization(Noise):
         levels: L itself, 2 to 65536; give one of the two.
     """
 
-    def __init__(self, bits: int | None = None, levels: int | None = None):
+    def __init__(self, bits: Annotated[int, Bounds(1, 16)] | None = None,
+                 levels: Annotated[int, Bounds(2, 2 ** 16)] | None = None):
         if (bits is None) == (levels is None):
             raise UserError(f"noise '{self.name}': found bits {bits} and levels {levels}, expected one of the two")
-        require(bits is None or 1 <= bits <= 16, self, "bits", bits, "1 to 16")
-        require(levels is None or 2 <= levels <= 2 ** 16, self, "levels", levels, "2 to 65536")
         self.step = 2 / ((levels or 2 ** bits) - 1)             # between neighbouring values
 
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:

@@ -65,13 +65,12 @@ class NonlinearBlurOperator(Operator):
             raise UserError(f"{self.name}: {error}; {WHERE_TO_GET}") from None
         self.network.eval().requires_grad_(False)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Draw a code per image of `shape` (B, 3, H, W).
 
         Raises:
             UserError: the images are not of 3 channels, or a side is no multiple of 128.
         """
-        super().prepare(shape, randomness)
         batch, channels, height, width = shape
         if channels != 3:
             raise UserError(f"{self.name}: found images of {channels} channels, expected 3")

@@ -1,17 +1,18 @@
 """Phase retrieval: the magnitudes of an oversampled Fourier transform."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from guided_diffusion.measurements.base import Operator, register_operator
+from util.config.registry import Bounds
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
 RANGES = ((-1, 1), (0, 1))
-MOST_OVERSAMPLING = 100
 
 
 @register_operator("phase_retrieval")
@@ -31,17 +32,15 @@ class PhaseRetrievalOperator(Operator):
 
     pictures = False
 
-    def __init__(self, oversample: float = 2.0, signal_range: tuple[float, float] = (-1, 1)):
+    def __init__(self, oversample: Annotated[float, Bounds(0, 100)] = 2.0,
+                 signal_range: tuple[float, float] = (-1, 1)):
         super().__init__()
-        if not 0 <= oversample <= MOST_OVERSAMPLING:
-            raise UserError(f"{self.name}: oversample is {oversample}, expected 0 to {MOST_OVERSAMPLING}; DPS uses 2.0")
         if tuple(signal_range) not in RANGES:
             raise UserError(f"{self.name}: signal_range is {list(signal_range)}, expected [-1, 1] or [0, 1]")
         self.oversample, self.signed = oversample, tuple(signal_range) == (-1, 1)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
-        """Record the image shape and the measurement's: nothing is random."""
-        super().prepare(shape, randomness)
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Record the sides of the measurement: nothing is random."""
         self.padded = tuple(map(self._padded, shape[2:]))
 
     def _padded(self, side: int) -> int:

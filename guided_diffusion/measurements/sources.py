@@ -17,6 +17,7 @@ from util.run.measurements import MeasurementFolder, StoredMeasurement
 from util.seeding import ImageRandomness
 
 COLOURS = 3
+LARGEST_VALUE = 5                                   # of a photograph on [-1, 1], with much noise
 
 logger = get_logger()
 
@@ -48,9 +49,11 @@ class Source(ABC):
                 randomness: ImageRandomness) -> Measurement:
         """The measurements (B, ...) of a batch, on `device`; UserError where operator and batch do not fit."""
 
-    @abstractmethod
     def check(self, operator: Operator, noiser: Noise) -> None:
         """Raise UserError, before anything is restored, if the operator does not fit what there is to restore."""
+        if (trial := self._trial()) is not None:
+            batch, randomness = trial
+            check_pictures(self.measure(operator, noiser, batch, torch.device("cpu"), randomness))
 
     def truth(self, batch: Batch, b: int) -> Tensor | None:
         """The clean image (3, H, W) of entry b; None where nobody knows it."""
@@ -97,9 +100,9 @@ class Simulated(Source):
                 randomness: ImageRandomness) -> Measurement:
         return Measurement.simulate(operator, noiser, batch.images.to(device), randomness)
 
-    def check(self, operator: Operator, noiser: Noise) -> None:
-        randomness = ImageRandomness(0, ["trial"], purpose="operator")
-        operator.prepare((1, COLOURS, self.image_size, self.image_size), randomness)
+    def _trial(self) -> tuple[Batch, ImageRandomness]:
+        grey = torch.zeros(1, COLOURS, self.image_size, self.image_size)
+        return Batch(["trial"], [0], grey), ImageRandomness(0, ["trial"])
 
     def truth(self, batch: Batch, b: int) -> Tensor:
         return batch.images[b]
@@ -128,13 +131,9 @@ class Observed(Source):
         try:
             if not operator.pictures and not all(map(self._is_array, batch.names)):
                 raise UserError(f"operator '{operator.name}' measures no pictures; give its measurements as .npy files")
-            if y.dim() < 3:
-                raise UserError(f"the measurement is {'x'.join(map(str, y.shape[1:]))}, expected two axes or more, "
-                                "such as (H, W) or (C, H, W)")
-            if y.dim() == 3 and operator.image_size_of((1, *y.shape[1:])) is not None:
-                y = y[:, None]                                          # grey: (B, H, W) -> (B, 1, H, W)
-            size = operator.image_size_of(y.shape[1:]) or (self.usual_size, self.usual_size)
-            return Measurement.observed(operator, noiser, y, (len(y), COLOURS, *size), randomness)
+            shape = y.shape[1:] if y.dim() > 3 else (1, *y.shape[1:])           # a channel axis, as grey has none
+            size = (operator.image_size_of(tuple(shape)) if y.dim() > 2 else None) or (self.usual_size, self.usual_size)
+            return Measurement.from_data(operator, noiser, y, (len(y), COLOURS, *size), randomness)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 
@@ -145,14 +144,17 @@ class Observed(Source):
         return [self.dataset.path_of(name)]
 
     def check(self, operator: Operator, noiser: Noise) -> None:
-        trial = self._trial()
-        if trial is None:
+        super().check(operator, noiser)
+        if (trial := self._trial()) is None:
             return
-        batch, randomness = trial
-        self.measure(operator, noiser, batch, torch.device("cpu"), randomness)
-        first = operator.drawn()
-        self.measure(operator, noiser, batch, torch.device("cpu"), ImageRandomness(1, batch.names))
-        drawn = [name for name, values in operator.drawn().items() if not torch.equal(values, first[name])]
+        batch, _ = trial
+        if operator.pictures and (largest := batch.images.abs().max().item()) > LARGEST_VALUE:
+            logger.warning(f"{batch.names[0]}: values up to {largest:g}, but photographs are on [-1, 1]; if these are "
+                           "grey levels from 0 to 255, divide them by 127.5 and subtract 1")
+        first, second = (self.measure(operator, noiser, batch, torch.device("cpu"), ImageRandomness(seed, batch.names))
+                         for seed in (0, 1))
+        drawn = [name for name, values in second.operator.drawn().items()
+                 if not torch.equal(values, first.operator.drawn()[name])]
         if drawn:
             logger.warning(f"operator '{operator.name}' draws its {', '.join(drawn)} at random, which is hardly how "
                            "the photographs were made; name a file with the kernel (operator blur) or the mask "
@@ -187,10 +189,6 @@ class Stored(Source):
         except UserError as error:
             raise UserError(f"{batch.names[0]}: {error}") from None
 
-    def check(self, operator: Operator, noiser: Noise) -> None:
-        batch, randomness = self._trial()
-        self.measure(operator, noiser, batch, torch.device("cpu"), randomness)
-
     def files(self, name: str) -> list[Path]:
         known = self.truths is not None and name in self.truths.names
         return [self.folder.path_of(name), *([self.truths.path_of(name)] if known else [])]
@@ -209,6 +207,15 @@ class Stored(Source):
         except UserError as error:
             logger.warning(f"{error}; {name} is not scored")
         return None
+
+
+def check_pictures(measurement: Measurement) -> None:
+    """Raise UserError unless what a measurement begins with and is shown as are images."""
+    for name in ("initial_guess", "lift"):
+        found = tuple(getattr(measurement, name)().shape)
+        if found != measurement.image_shape:
+            raise UserError(f"operator '{measurement.operator.name}': {name} gives {list(found)}, expected "
+                            f"{list(measurement.image_shape)}, the shape of the images")
 
 
 def _stack_drawn(stored: list[StoredMeasurement]) -> dict[str, Tensor]:

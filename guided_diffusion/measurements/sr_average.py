@@ -1,8 +1,11 @@
 """Super-resolution as DDRM has it: the average of blocks."""
 
+import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.svd import SVD, axis, separable
+from util.config.registry import Count
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -18,19 +21,18 @@ class BlockAverageOperator(LinearOperator):
         scale_factor: side s of a block, at least 1; it must divide height and width.
     """
 
-    def __init__(self, scale_factor: int):
+    has_svd = True
+
+    def __init__(self, scale_factor: Count):
         super().__init__()
-        if scale_factor < 1:
-            raise UserError(f"sr_average: scale_factor is {scale_factor}, expected an integer of at least 1")
         self.scale_factor = scale_factor
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
-        """Get ready for images of `shape` (B, C, H, W).
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+        """Nothing is random.
 
         Raises:
             UserError: the factor does not divide H and W.
         """
-        super().prepare(shape, randomness)
         h, w = shape[2:]
         if h % self.scale_factor or w % self.scale_factor:
             raise UserError(f"sr_average: scale_factor {self.scale_factor} does not divide the image size {h}x{w}; "
@@ -60,3 +62,12 @@ class BlockAverageOperator(LinearOperator):
     def initial_guess(self, y: Tensor) -> Tensor:
         """Nearest-neighbour upsampling: (B, C, H/s, W/s) -> (B, C, H, W)."""
         return self.pinv(y)
+
+    def svd(self) -> SVD:
+        """The product of those of the two axes: s = 1/scale_factor, or 0."""
+        return separable({dim: axis(_block_means, self.image_shape[dim], self.scale_factor) for dim in (-2, -1)})
+
+
+def _block_means(side: int, s: int) -> Tensor:
+    """What averages blocks of s values, (side/s, side)."""
+    return torch.eye(side // s, dtype=torch.float64).repeat_interleave(s, dim=1) / s

@@ -1,14 +1,23 @@
 """Super-resolution: antialiased bicubic reduction by an integer factor."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, register_operator
+from guided_diffusion.measurements.svd import SVD, axis, separable
+from util.config.registry import Count
 from util.errors import UserError
 from util.resizer import apply_matrices, resize, resize_matrix
 from util.seeding import ImageRandomness
+
+
+@lru_cache(maxsize=4)
+def _reduction(side: int, factor: int) -> tuple[Tensor, Tensor]:
+    """D (side/factor, side) of one axis and D^+, float64 on the CPU."""
+    matrix = resize_matrix(side, scale=1 / factor)
+    return matrix, torch.linalg.pinv(matrix)
 
 
 @register_operator("super_resolution")
@@ -24,25 +33,21 @@ class SuperResolutionOperator(LinearOperator):
         in_shape: [1, C, H, W] as in DPS's YAML; checked against the images where given, and needed for nothing.
     """
 
-    def __init__(self, scale_factor: int, in_shape: Sequence[int] | None = None):
+    has_svd = True
+
+    def __init__(self, scale_factor: Count, in_shape: tuple[int, int, int, int] | None = None):
         super().__init__()
-        if scale_factor < 1:
-            raise UserError(f"super_resolution: scale_factor is {scale_factor}, expected an integer of at least 1")
-        if in_shape is not None and len(in_shape) != 4:
-            raise UserError(f"super_resolution: in_shape is {list(in_shape)}, expected [1, channels, height, width]; "
-                            "leave in_shape out to take the images' own shape")
         self.scale_factor = scale_factor
         self.in_shape = in_shape
         for name in ("height", "width", "height_pinv", "width_pinv"):
             self.register_buffer(name, torch.empty(0, 0, dtype=torch.float64), persistent=False)
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
+    def draw(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> None:
         """Build the matrices for images of `shape` (B, C, H, W).
 
         Raises:
             UserError: the factor does not divide H and W, or `in_shape` is another shape.
         """
-        super().prepare(shape, randomness)
         factor, (h, w) = self.scale_factor, shape[2:]
         if self.in_shape is not None and tuple(self.in_shape[1:]) != tuple(shape[1:]):
             raise UserError(f"super_resolution: in_shape is {list(self.in_shape)}, but the images are "
@@ -51,10 +56,8 @@ class SuperResolutionOperator(LinearOperator):
         if h % factor or w % factor:
             raise UserError(f"super_resolution: scale_factor {factor} does not divide the image size {h}x{w}; choose "
                             "a factor that divides height and width, or another image size")
-        if (self.height.shape[1], self.width.shape[1]) != (h, w):
-            self.height = resize_matrix(h, scale=1 / factor).to(self.height)
-            self.width = resize_matrix(w, scale=1 / factor).to(self.width)
-            self.height_pinv, self.width_pinv = torch.linalg.pinv(self.height), torch.linalg.pinv(self.width)
+        self.height, self.height_pinv = (matrix.to(self.height) for matrix in _reduction(h, factor))
+        self.width, self.width_pinv = (matrix.to(self.width) for matrix in _reduction(w, factor))
 
     def image_size_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """(C, H/s, W/s) -> (H, W)."""
@@ -83,3 +86,8 @@ class SuperResolutionOperator(LinearOperator):
     def lift(self, y: Tensor) -> Tensor:
         """Bicubic upsampling: (B, C, H/s, W/s) -> (B, C, H, W)."""
         return resize(y, scale=self.scale_factor)
+
+    def svd(self) -> SVD:
+        """The product of those of D_h and D_w."""
+        return separable({dim: axis(resize_matrix, self.image_shape[dim], None, 1 / self.scale_factor)
+                          for dim in (-2, -1)})

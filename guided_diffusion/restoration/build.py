@@ -1,25 +1,51 @@
 """From the configuration to the parts of a run: named things, the source of measurements, the network."""
 
+import importlib.util
 import json
+import os
+import traceback
+from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from shlex import quote
 
-from data.dataloader import DATASETS, LARGEST_SIDE
+import torch
+
+from data.dataloader import DATASETS, LARGEST_SIDE, Batch
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
-from guided_diffusion.measurements import NOISES, OPERATORS, Noise
+from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
 from guided_diffusion.method import Method
-from guided_diffusion.priors.load import find_checkpoint
+from guided_diffusion.priors.load import check_model, find_checkpoint
 from guided_diffusion.restoration.catalogue import METHODS
-from guided_diffusion.restoration.restore import Task
-from guided_diffusion.unet import create_model
-from util.config.config import Choice, Config
+from util.checkpoint import fingerprint
+from util.command import user_path
+from util.config.config import REPOSITORY, Choice, Config, find_file
 from util.config.registry import Registry, check_arguments, defaults
 from util.errors import UserError
+from util.fetch import fetch, known_weights
 from util.logger import get_logger
 from util.run.measurements import MeasurementFolder
+from util.run.team import Team
+from util.seeding import ImageRandomness
 
 logger = get_logger()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that a restoration needs besides the network."""
+
+    source: Source
+    operator: Operator
+    noiser: Noise
+    sampler: Sampler
+    method: Method
+
+    def measure(self, batch: Batch, device: torch.device, randomness: ImageRandomness) -> Measurement:
+        """The measurements (B, ...) of a batch, on `device`; UserError where operator and batch do not fit."""
+        return self.source.measure(self.operator, self.noiser, batch, device, randomness)
 
 
 def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFolder | None = None,
@@ -37,8 +63,11 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
     sampler, noiser, method = build_parts(config, overrides)
     operator = build_named(OPERATORS, config.operator, "measurement.operator.name", overrides)
     method.check(operator, noiser)
+    if method.needs_exact_prior and "prior" not in config.model:
+        raise UserError(f"conditioning method '{method.name}' needs a prior that is known in closed form, found a "
+                        "network; give one, such as --model_config configs/exact_gaussian_model_config.yaml")
     if method.needs_prior:
-        find_checkpoint(config)
+        find_checkpoint(config.model)
         if config.model.get("class_cond", False) and config.model.get("class_label") is None:
             raise UserError("model config: class_cond is true, but class_label is missing; set it to the class to "
                             "restore with (0 to 999)")
@@ -56,10 +85,11 @@ def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Nois
     Raises:
         UserError: a name or a parameter is wrong.
     """
-    check_arguments(create_model, config.model, "model config")
+    check_model(config.model)
     check_arguments(create_sampler, config.diffusion, "diffusion config")
     sampler = create_sampler(**config.diffusion)
-    sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
+    if "prior" not in config.model:                 # exact ones have the channels that the sampler asks for
+        sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
     noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
     return sampler, noiser, build_named(METHODS, config.conditioning, "conditioning.method", overrides)
 
@@ -77,16 +107,20 @@ def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequen
     try:
         return registry.build(choice.name, **choice.params)
     except UserError as error:
-        renamed = any(override.partition("=")[0].strip() == path for override in overrides)
-        if not renamed or choice.name not in registry or not choice.params:
+        section, set_by_hand = path.rpartition(".")[0], {override.partition("=")[0].strip() for override in overrides}
+        if choice.name not in registry or not choice.params:
             raise
-        section, known = path.rpartition(".")[0], defaults(registry[choice.name])
-        fitting = {key: value for key, value in choice.params.items() if key in known}
-        fitting = {} if fitting == choice.params else fitting               # then a value is wrong, not a name
-        remedies = [f"{section}.params={json.dumps(fitting)}" if section == "conditioning" else
-                    f"{section}={{name: {choice.name}}}"]
-        remedies += ["measurement.mask_opt=null"] if "mask_opt" in choice.params else []
-        raise UserError(f"{error}. The task file's parameters ({', '.join(choice.params)}) still apply; "
+        known, old, remedies = defaults(registry[choice.name]), [], []
+        if path in set_by_hand:                     # the name alone: all its parameters are the task file's
+            old, fitting = list(choice.params), {key: value for key, value in choice.params.items() if key in known}
+            fitting = {} if fitting == choice.params else fitting           # then a value is wrong, not a name
+            remedies = [f"{section}.params={json.dumps(fitting)}" if section == "conditioning" else
+                        f"{section}={{name: {choice.name}}}"]
+        if set_by_hand & {path, section} and "mask_opt" in set(choice.params) - set(known):
+            old, remedies = old or ["mask_opt"], [*remedies, "measurement.mask_opt=null"]
+        if not remedies:
+            raise
+        raise UserError(f"{error}. The task file's parameters ({', '.join(old)}) still apply; "
                         f"replace them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
 
 
@@ -118,3 +152,55 @@ def build_source(config: Config, folder: MeasurementFolder | None, overrides: Se
     return Simulated(dataset)
 
 
+def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, object]:
+    """All that decides the results of a run, as plain YAML values; files by their fingerprints."""
+    checkpoint = find_checkpoint(config.model) if task.method.needs_prior else None
+    given = {"tile": args.tile, "load_measurements": args.load_measurements,
+             "checkpoint": checkpoint and fingerprint(Path(checkpoint)),
+             "files": {name: fingerprint(path) for name, path in task.operator.files_read().items()} or None}
+    return {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
+            **{key: value for key, value in given.items() if value is not None}}
+
+
+def require_apart(config: Config, run: Path) -> None:
+    """UserError if a run in this folder would find its results among its images the next time."""
+    root = config.data.params.get("root")
+    if root is not None:
+        data, results = (Path(os.path.realpath(user_path(path))) for path in (root, run))
+        if results.is_relative_to(data) or data.is_relative_to(results):
+            raise UserError(f"the results would go to {run}, and the images come from {root}: the next run would "
+                            "restore results; choose a --save_dir apart from --data")
+
+
+def fetch_weights(config: Config, team: Team) -> None:
+    """Fetch the weights of the network and of the operator, where they are missing and known to models/files.yaml.
+
+    Raises:
+        UserError: they cannot be fetched.
+    """
+    if team.leads:
+        places = {weights.place.resolve(): weights for weights in known_weights().values()}
+        for named in (config.model.get("model_path"), config.operator.params.get("model_path")):
+            path = (REPOSITORY / user_path(named)).resolve() if named else None
+            if path in places and not path.exists():
+                fetch(places[path])
+        team.publish("fetched", "")
+    team.receive("fetched")
+
+
+def load_plugin(file: str) -> None:
+    """Run a Python file of the user's, which registers operators, noises or methods.
+
+    Raises:
+        UserError: there is no such file, or it fails.
+    """
+    path = find_file(file, "--plugin").resolve()
+    spec = importlib.util.spec_from_file_location(f"plugin_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"--plugin {file}: expected a Python file, which ends in .py")
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:                      # whatever the user's code raises
+        where = next((f", line {frame.lineno}" for frame in reversed(traceback.extract_tb(error.__traceback__))
+                      if frame.filename == str(path)), "")
+        raise UserError(f"--plugin {file}{where}: {type(error).__name__}: {error}") from None

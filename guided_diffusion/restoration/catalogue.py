@@ -3,13 +3,18 @@ value."""
 
 import inspect
 import textwrap
+from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
 
 import guided_diffusion.condition_methods
 import guided_diffusion.solvers
 from data.dataloader import DATASETS
+from guided_diffusion.condition_methods.likelihoods import LIKELIHOODS
+from guided_diffusion.condition_methods.step_size import SCHEDULES
 from guided_diffusion.gaussian_diffusion import SAMPLERS, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS
+from guided_diffusion.priors.analytic import PRIORS
+from guided_diffusion.priors.load import model_builder
 from guided_diffusion.unet import create_model
 from util.config.config import Config, Key, leaves
 from util.config.registry import REQUIRED, Registry, annotations, check_arguments, defaults, describe
@@ -17,6 +22,7 @@ from util.config.yaml_text import flow
 
 WIDTH = 110                                         # columns of the list
 FURTHEST_COMMENT = 60                               # column in which comments stand, unless a value needs more
+OPTIONS = ("seed", "num_samples", "precision", "tile", "load_measurements")         # those that decide results
 METHODS = guided_diffusion.condition_methods.CONDITIONING_METHODS       # the solvers are in it, too
 
 
@@ -26,21 +32,25 @@ def list_choices() -> str:
     return catalogue({
         "operators (measurement.operator)": OPERATORS, "noises (measurement.noise)": NOISES,
         "methods (conditioning.method; parameters in conditioning.params)": METHODS,
+        "likelihoods (likelihood of a method; a name, or {name: ..., parameters})": LIKELIHOODS,
+        "step size schedules (schedule of a likelihood; a name, or {name: ..., parameters})": SCHEDULES,
         "datasets (data)": DATASETS, samplers: SAMPLERS, "reverse process (--diffusion_config)": create_sampler,
-        "prior (--model_config)": create_model}, names_only=[samplers])
+        "prior (--model_config)": create_model,
+        "exact priors (prior of --model_config)": PRIORS}, names_only=[samplers])
 
 
-def resolved_config(config: Config, options: Mapping[str, tuple[object, str]]) -> str:
+def resolved_config(config: Config, args: Namespace) -> str:
     """The configuration as YAML, with defaults, and the origin of each value as a comment.
 
     Args:
-        options: settings of the command line, name -> (value, origin).
+        args: the command line, for the options that decide results.
 
     Raises:
         UserError: an unknown name or parameter, or a value of the wrong type.
     """
+    options = {name: (vars(args)[name], f"--{name}" if name in args.given else "default") for name in OPTIONS}
     return complete(config, {
-        ("model",): create_model, ("diffusion",): create_sampler,
+        ("model",): model_builder(config.model), ("diffusion",): create_sampler,
         ("conditioning", "params"): METHODS[config.conditioning.name],
         ("data",): DATASETS[config.data.name],
         ("measurement", "operator"): OPERATORS[config.operator.name],
@@ -62,9 +72,8 @@ def complete(config: Config, builders: Mapping[Key, Callable], more: Mapping[str
         section = tree
         for name in path:
             section = section[name]
-        named = "name" in section and "name" not in defaults(builder)
-        check_arguments(builder, {key: value for key, value in section.items() if not (named and key == "name")},
-                        ".".join(path))
+        names = {"name", "prior"} - set(defaults(builder))
+        check_arguments(builder, {key: value for key, value in section.items() if key not in names}, ".".join(path))
         for name, default in defaults(builder).items():
             if name not in section:
                 section[name] = list(default) if isinstance(default, tuple) else default

@@ -1,18 +1,24 @@
 """From restored batches to finished images: samples are brought together, judged and saved."""
 
 import math
+from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor
 
 from data.dataloader import Batch
 from guided_diffusion.measurements.measurement import Measurement
-from guided_diffusion.measurements.sources import Source
-from guided_diffusion.restoration.monitor import Monitor
+from guided_diffusion.measurements.sources import Source, to_store
+from guided_diffusion.priors.load import autocast_dtype
+from guided_diffusion.restoration.build import Task
+from guided_diffusion.restoration.monitor import Course
+from guided_diffusion.restoration.plan import Plan
+from util.config.config import Config
 from util.errors import UserError
 from util.logger import get_logger
 from util.memory import free_memory, is_out_of_memory
@@ -79,18 +85,19 @@ class Gatherer:
             self.again[0]()
             del self.again[0]
 
-    def begin(self, images: Iterable[str]) -> None:
-        """Get ready for these images, perhaps once more."""
-        self.outcomes.clear()
-        for image in images:
-            if image not in self.finished:
-                self.run.begin(image)
+    def begin(self, batch: Batch) -> None:
+        """Get ready for a batch; of the images whose first sample is in it, what came before is forgotten."""
+        for name, sample in zip(batch.names, batch.samples, strict=True):
+            if sample == 0:
+                self.outcomes.pop(name, None)
+            if name not in self.finished:
+                self.run.begin(name)
 
-    def add(self, batch: Batch, measurement: Measurement, restored: Tensor, monitor: Monitor) -> None:
-        """Take in a restored batch (B, 3, H, W), and save the images that are complete with it."""
+    def add(self, batch: Batch, measurement: Measurement, course: Course) -> None:
+        """Take in a restored batch, and save the images that are complete with it."""
         self._settle()
-        course = monitor.course(restored)
-        seconds, evaluations = monitor.seconds / len(restored), monitor.evaluations / len(restored)
+        restored = course.restored
+        seconds, evaluations = course.seconds / len(restored), course.evaluations / len(restored)
         for b, judged in enumerate(judge(measurement, restored)):
             outcome = Outcome(str(batch.samples[b]), seconds=seconds, network_evaluations=evaluations,
                               trajectory=course.trajectory(b), diverged=course.diverged[b], **judged)
@@ -122,6 +129,27 @@ class Gatherer:
             save()
         else:
             self.pending.append((save, self.thread.submit(save)))
+
+
+def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory, plan: Plan, device: torch.device,
+                 metrics: Metrics | None) -> Gatherer:
+    """The gatherer of a run; beside a GPU it works in the background."""
+    settings = config.as_dict()["measurement"]
+    store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
+                    observed=config.observed) if args.save_measurements else None
+    explain = partial(likely_cause, has_scale="scale" in signature(type(task.method)).parameters,
+                      half_precision=autocast_dtype(config.model, args.precision) is not None)
+    return Gatherer(run, task.source, metrics, args.num_samples, plan.finished, explain, store, device.type == "cuda")
+
+
+def load_metrics(task: Task, plan: Plan, fid: bool, weights_dir: str | None, device: torch.device) -> Metrics | None:
+    """What judges the images, with the networks that are needed; None where nobody knows the truth."""
+    if task.source.knows_truth:
+        per_image = ["lpips_vgg", "lpips_alex"] if plan.groups else []
+        return Metrics(device, weights_dir, [*per_image, "inception"] if fid else per_image)
+    if fid:
+        logger.warning("left out: FID and KID, as there are no true images to compare with")
+    return None
 
 
 def ran_out_of_memory(future: Future) -> bool:
@@ -156,7 +184,7 @@ def likely_cause(trajectory: Trajectory, has_scale: bool = False, half_precision
     if not distances:
         return "its measurement distance was never finite: check measurement.noise (the noise level) and the data"
     rise = f"its measurement distance rose from {distances[0]:.3g} to {max(distances):.3g}: "
-    rise *= max(distances) > 2 * distances[0]
+    rise = rise if max(distances) > 2 * distances[0] else ""
     if half_precision and not rise:
         return "probably an overflow in half precision: try --precision fp32"
     if has_scale:

@@ -3,49 +3,25 @@
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.dataloader import Batch
+from guided_diffusion.measurements.measurement import Measurement
+from util.logger import count, duration, get_logger
 from util.run.directory import RunDirectory
 from util.run.team import Team
 
 CHECK_EVERY = 50                                    # steps between two questions whether all of a batch has diverged
+WORTH_SAYING, LONG = 60, 7200                       # seconds of a run: a forecast, and one with advice
 
-
-class AllDiverged(Exception):
-    """No entry of a batch has a finite state any more."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """What the entries of a batch went through.
-
-    Attributes:
-        indices: of the steps, in order, counting down to 0.
-        distances: of each entry, the measurement distance of every step.
-        diverged: of each entry, the step after which its state was not finite; None where it always was.
-    """
-
-    indices: list[int]
-    distances: list[list[float]]
-    diverged: list[int | None]
-
-    def trajectory(self, b: int) -> tuple[tuple[int, float], ...]:
-        """(step index, measurement distance) of entry b, up to where it diverged."""
-        last = self.diverged[b] or 0
-        return tuple((i, d) for i, d in zip(self.indices, self.distances[b], strict=True) if i >= last)
+logger = get_logger()
 
 
 class Monitor:
-    """The callback of the sampling loop; a context manager.
-
-    What it learns of a step stays on the device until the batch is done, but for the distance that the bar shows at
-    every redrawing, and a question every 50 steps.
+    """The progress of a run, on a bar; a context manager.
 
     Args:
         model: the network whose evaluations are counted, an image that goes through it being one; None for none.
@@ -55,18 +31,22 @@ class Monitor:
         num_samples: posterior samples of each.
         num_steps: steps of each sample.
         every: save the state after every N-th step; None for never.
+
+    Attributes:
+        steps_done: by this process; an image has `num_samples * num_steps`.
     """
 
     def __init__(self, model: nn.Module | None, run: RunDirectory, team: Team, images: int, num_samples: int,
                  num_steps: int, every: int | None = None):
         self.run, self.team, self.num_samples, self.num_steps, self.every = run, team, num_samples, num_steps, every
-        self.steps = images * num_samples * num_steps
-        self.evaluations = 0                        # in this batch
+        self.total = images * num_samples * num_steps
+        self.evaluations = 0
         self.interval = 1.0 if sys.stderr.isatty() else 10.0        # seconds between two redrawings
         self.drawn = -math.inf                      # when the bar was drawn
-        self.pending, self.in_batch = 0, 0          # steps since then, and those of a batch that is not done
-        self.bar = tqdm(total=self.steps, unit=" steps", desc="Restoring", dynamic_ncols=True, mininterval=0,
-                        miniters=1, disable=not team.leads)
+        self.steps_done, self.steps_told = 0, 0     # the team knows of the second
+        self.forecast_due = True
+        self.bar = tqdm(total=self.total, unit=" steps", desc="Restoring", dynamic_ncols=True, mininterval=0,
+                        miniters=1, disable=not (team.leads and self.total))
         if model is not None:
             model.register_forward_pre_hook(self._count)
 
@@ -81,56 +61,13 @@ class Monitor:
             self.draw()
         self.bar.close()
 
-    def follow(self, batch: Batch, shape: tuple[int, ...], restore: Callable[["Monitor"], Tensor]) -> Tensor:
-        """restore(callback) with the clock running: the images of `shape`, NaN if all entries diverge on the way."""
-        self.pending -= self.in_batch               # an attempt that ran out of memory
-        self.batch, self.evaluations, self.in_batch, self.started = batch, 0, 0, time.perf_counter()
-        self.indices: list[int] = []
-        self.distances: list[Tensor] = []           # (B,) each
-        self.diverged: Tensor | None = None         # (B,) step indices, -1 for finite states
-        try:
-            return restore(self)
-        except AllDiverged:
-            return torch.full(shape, math.nan, device=self.diverged.device)
-
-    def course(self, restored: Tensor) -> Course:
-        """What became of the batch, (B, 3, H, W); waits for the device."""
-        self.pending += len(restored) * self.num_steps - self.in_batch
-        self.in_batch = 0
-        self._note_divergence(restored, 0)
-        distances = torch.stack(self.distances, dim=1).tolist() if self.distances else [[] for _ in restored]
-        return Course(self.indices, distances, [None if i < 0 else i for i in self.diverged.tolist()])
-
-    def _note_divergence(self, x: Tensor, index: int) -> None:
-        finite = x.isfinite().flatten(1).all(dim=1)
-        before = torch.full_like(finite, -1, dtype=torch.long) if self.diverged is None else self.diverged
-        self.diverged = torch.where(finite | (before >= 0), before, index)
-
-    @property
-    def seconds(self) -> float:
-        """Time since the batch began."""
-        return time.perf_counter() - self.started
+    def follow(self, batch: Batch, measurement: Measurement) -> "Course":
+        """The course of a batch, which begins now."""
+        return Course(self, batch, measurement)
 
     def skip_image(self) -> None:
         """One image fewer to restore."""
         self.team.add("skipped", self.num_samples * self.num_steps)
-
-    def __call__(self, step, x_prev: Tensor, distance: Tensor) -> None:
-        """After a step: x_{t-1} (B, 3, H, W) and the measurement distances (B,)."""
-        self.indices.append(step.index)
-        self.distances.append(distance)
-        self._note_divergence(x_prev, step.index)
-        self.pending += len(x_prev)
-        self.in_batch += len(x_prev)
-        self.refresh(distance)
-        if self.every and step.index % self.every == 0:
-            self._save_pictures(step.index, x_prev, step.x0_hat)
-        if len(self.indices) % CHECK_EVERY == 0 and bool((self.diverged >= 0).all()):
-            raise AllDiverged
-
-    def _save_pictures(self, index: int, x_prev: Tensor, x0_hat: Tensor) -> None:
-        for name, k, x, x0 in zip(self.batch.names, self.batch.samples, x_prev, x0_hat, strict=True):
-            self.run.save_progress(name, str(k) if self.num_samples > 1 else None, index, x, x0)
 
     def refresh(self, distance: Tensor | None = None) -> None:
         """Draw the bar, if it is time, with the mean of the distances (B,)."""
@@ -139,9 +76,106 @@ class Monitor:
                 self.bar.set_postfix_str(f"distance {distance.nanmean().item():.3g}", refresh=False)
             self.draw()
 
+    def forecast(self, entries: int, seconds: float) -> None:
+        """Say how long all will take, if that is minutes or more.
+
+        Args:
+            entries: of a batch.
+            seconds: that one step of it takes.
+        """
+        self.forecast_due = False
+        steps = math.ceil(self.total / entries / self.team.size)
+        sentence = f"{count(steps, 'step')} of about {seconds:.3g} s: {duration(steps * seconds)}"
+        if steps * seconds >= LONG:
+            logger.warning(f"{sentence}; fewer steps (--set diffusion.timestep_respacing=100) or images (--limit) take "
+                           "less, and the same command continues what is interrupted")
+        elif steps * seconds >= WORTH_SAYING:
+            logger.info(sentence)
+
     def draw(self) -> None:
         """Draw the bar, and let other processes know of the steps of this one."""
-        done = self.team.add("steps", self.pending)
-        self.bar.total = self.steps - self.team.add("skipped", 0)
+        done = self.team.add("steps", self.steps_done - self.steps_told)
+        self.bar.total = self.total - self.team.add("skipped", 0)
         self.bar.update(done - self.bar.n)
-        self.drawn, self.pending = time.perf_counter(), 0
+        self.drawn, self.steps_told = time.perf_counter(), self.steps_done
+
+
+class AllDiverged(Exception):
+    """No entry of a batch has a finite state any more."""
+
+
+class Course:
+    """What the entries of a batch go through: the callback of their restoration, and the context that it runs in.
+
+    What it learns of a step stays on the device until the batch is done, but for the distance that the bar shows at
+    every redrawing, and a question every 50 steps. When no entry is finite any more, the block ends there.
+
+    Attributes:
+        restored: what comes of the batch, (B, 3, H, W), to be set within the block; NaN unless it is.
+        indices: of the steps, in order, counting down to 0.
+        distances: of each entry, the measurement distance of every step.
+        diverged: of each entry, the step after which its state was not finite; None where it always was.
+        seconds, evaluations: that the batch took, all entries together; evaluations are the network's.
+    """
+
+    def __init__(self, monitor: Monitor, batch: Batch, measurement: Measurement):
+        self.monitor, self.batch = monitor, batch
+        self.restored = torch.full((), math.nan, device=measurement.y.device).expand(measurement.image_shape)
+        self.indices: list[int] = []
+        self.distances: list[list[float]] = []
+        self.diverged: list[int | None] = []
+        self._distances: list[Tensor] = []          # (B,) of every step
+        self._diverged: Tensor | None = None        # (B,) step indices, -1 for finite states
+        self.begun, self.seconds, self.evaluations = time.perf_counter(), 0.0, -monitor.evaluations
+        self.steps_before = monitor.steps_done
+
+    def __enter__(self) -> "Course":
+        return self
+
+    def __call__(self, step, x_prev: Tensor, distance: Tensor) -> None:
+        """After a step: x_{t-1} (B, 3, H, W) and the measurement distances (B,)."""
+        self.indices.append(step.index)
+        self._distances.append(distance)
+        self._note_divergence(x_prev, step.index)
+        self.monitor.steps_done += len(x_prev)
+        if self.monitor.forecast_due:
+            self._forecast(distance)
+        self.monitor.refresh(distance)
+        if self.monitor.every and step.index % self.monitor.every == 0:
+            self._save_pictures(step.index, x_prev, step.x0_hat)
+        if len(self.indices) % CHECK_EVERY == 0 and bool((self._diverged >= 0).all()):
+            raise AllDiverged
+
+    def __exit__(self, kind: type | None, *_: object) -> bool:
+        """Wait for the device, and learn what became of the batch."""
+        if kind not in (None, AllDiverged):
+            return False
+        self.monitor.steps_done = self.steps_before + len(self.restored) * self.monitor.num_steps
+        self._note_divergence(self.restored, 0)
+        self.diverged = [None if index < 0 else index for index in self._diverged.tolist()]
+        self.distances = torch.stack(self._distances, dim=1).tolist() if self._distances else [[]] * len(self.restored)
+        self.seconds = time.perf_counter() - self.begun
+        self.evaluations += self.monitor.evaluations
+        return True
+
+    def _forecast(self, distance: Tensor) -> None:
+        """Of the duration of the second step, as the first one may warm up."""
+        distance.tolist()                           # waits for the device
+        now = time.perf_counter()
+        if len(self.indices) == 2:
+            self.monitor.forecast(len(distance), now - self.first_step)
+        self.first_step = now
+
+    def trajectory(self, b: int) -> tuple[tuple[int, float], ...]:
+        """(step index, measurement distance) of entry b, up to where it diverged."""
+        last = self.diverged[b] or 0
+        return tuple((i, d) for i, d in zip(self.indices, self.distances[b], strict=True) if i >= last)
+
+    def _note_divergence(self, x: Tensor, index: int) -> None:
+        finite = x.isfinite().flatten(1).all(dim=1)
+        before = torch.full_like(finite, -1, dtype=torch.long) if self._diverged is None else self._diverged
+        self._diverged = torch.where(finite | (before >= 0), before, index)
+
+    def _save_pictures(self, index: int, x_prev: Tensor, x0_hat: Tensor) -> None:
+        for name, k, x, x0 in zip(self.batch.names, self.batch.samples, x_prev, x0_hat, strict=True):
+            self.monitor.run.save_progress(name, str(k) if self.monitor.num_samples > 1 else None, index, x, x0)

@@ -2,10 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,10 +16,11 @@ from torch import Tensor
 from data.dataloader import group_images
 from guided_diffusion.measurements import Measurement
 from guided_diffusion.measurements.sources import Source
-from guided_diffusion.restoration.restore import Task
+from guided_diffusion.restoration.build import Task
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import count, get_logger
 from util.memory import free_memory, is_out_of_memory
+from util.run.console import device_name
 from util.run.directory import RunDirectory
 from util.run.team import Team
 from util.seeding import ImageRandomness
@@ -25,6 +29,7 @@ from util.seeding import ImageRandomness
 DEFAULT_BATCH_PIXELS = {"cpu": 4 * 128 ** 2, "cuda": 8 * 256 ** 2}
 WARM_UP, MEASURED = 1, 2                            # steps of every attempt
 WORTHWHILE = 1.03                                   # a doubling goes on while it gives this many times the images
+NEARLY_CLEAN = 0.5                                  # alpha_bar of a first step that noise alone is no start for
 
 logger = get_logger()
 
@@ -45,6 +50,11 @@ class Plan:
     batch_size: int
     groups: Sequence[Sequence[int]]
 
+    @property
+    def images_left(self) -> int:
+        """How many images there are to restore."""
+        return sum(map(len, self.groups))
+
     def largest_batch(self, num_samples: int) -> int:
         """Entries of the largest batch that there will be, with `num_samples` of each image."""
         return min(self.batch_size, num_samples * max(map(len, self.groups)))
@@ -55,33 +65,74 @@ def default_entries(image_size: int | None, device: torch.device) -> int:
     return 1 if image_size is None else max(1, DEFAULT_BATCH_PIXELS[device.type] // image_size ** 2)
 
 
-def make_plan(source: Source, limit: int | None, num_samples: int, batch_size: int | str | None, default: int,
-              run: RunDirectory, team: Team, search: Callable[[int], int]) -> Plan:
+def make_plan(args: Namespace, task: Task, run: RunDirectory, team: Team, load: Callable[[], Callable],
+              device: torch.device) -> Plan:
     """What is left to do, as the leading process sees it.
 
     Args:
-        source: of the images.
-        limit: how many of them are asked for, the first ones; None for all.
-        num_samples: posterior samples of each.
-        batch_size: entries per batch; "auto" to have them searched; None for `default`.
-        default: entries per batch where nobody says otherwise.
-        search: search(entries) -> the fastest batch size for so many.
+        args: limit: how many images are asked for, the first ones; None for all. num_samples: posterior samples of
+            each. batch_size: entries per batch; "auto" to have them searched; None for `default_entries`.
+        load: gives the network, for the search.
 
     Raises:
         UserError: the file of a finished image has other contents now.
     """
-    names = source.names[:limit]
+    names, size = task.source.names[:args.limit], task.source.image_size
+    default = default_entries(size, device)
     if team.leads:
-        team.publish("finished", json.dumps([name for name in names if is_finished(run, source, name)]))
+        team.publish("finished", json.dumps([name for name in names if is_finished(run, task.source, name)]))
     finished = frozenset(json.loads(team.receive("finished")))
-    if batch_size == "auto" and team.leads:
-        team.publish("batch_size", str(_fastest(run, partial(search, len(names) * num_samples))))
-    entries = int(team.receive("batch_size")) if batch_size == "auto" else batch_size or default
-    if not isinstance(batch_size, int):             # all samples of an image in one batch, if nobody says otherwise
-        entries = num_samples * max(1, entries // num_samples)
-    groups = [group for group in group_images(len(names), entries, num_samples)
+    entries = args.batch_size or default
+    if entries == "auto":
+        if team.leads:
+            search = partial(best_batch_size, task, load, size, device, len(names) * args.num_samples)
+            measurable = task.method.needs_prior and size is not None
+            team.publish("batch_size", str(_fastest(run, search if measurable else lambda: default)))
+        entries = int(team.receive("batch_size"))
+    if not isinstance(args.batch_size, int):        # all samples of an image in one batch, if nobody says otherwise
+        entries = args.num_samples * max(1, entries // args.num_samples)
+    groups = [group for group in group_images(len(names), entries, args.num_samples)
               if not all(names[index] in finished for index in group)]
     return Plan(names, finished, entries, groups)
+
+
+def announce(task: Task, run: RunDirectory, plan: Plan, team: Team, device: torch.device, progress: int | None) -> None:
+    """Say what is going to be done, and on what.
+
+    Args:
+        progress: whether and how often the state is saved on the way.
+    """
+    images = f"{count(len(plan.names), 'image')} of {task.source.size}"
+    before = f" ({len(plan.finished)} finished before)" if plan.finished else ""
+    steps = f", {count(task.sampler.num_steps, 'step')}" if task.method.needs_prior else ""
+    processes = f"{team.size} processes, each on " if team.size > 1 else ""
+    logger.info(f"{task.operator.name} by {task.method.name}: {images}{before}{steps}, on "
+                f"{processes}{device_name(device)}")
+    for sentence in remarks(task, run, plan, progress):
+        logger.warning(sentence)
+    if 0 < len(plan.groups) < team.size:
+        logger.info(f"{count(len(plan.groups), 'batch', 'batches')} for {team.size} processes: a smaller --batch_size "
+                    "gives all some work")
+
+
+def remarks(task: Task, run: RunDirectory, plan: Plan, progress: int | None) -> Iterator[str]:
+    """What a user of the run may not have meant."""
+    schedule = task.sampler.schedule
+    if task.method.needs_prior and (start := schedule.alphas_cumprod[-1]) > NEARLY_CLEAN:
+        yield (f"timestep_respacing keeps no step noisier than t = {schedule.timesteps[-1]}, where images are nearly "
+               f"clean (alpha_bar {start:.4g}), but sampling begins there from noise; keep noisier ones")
+    gone = sorted({row.image for row in run.rows} - set(task.source.names))
+    if gone:
+        which = f"1 image ({gone[0]})" if len(gone) == 1 else f"{len(gone)} images ({gone[0]}, ...)"
+        yield f"metrics.csv and summary.json hold {which} no longer in the data; --overwrite begins anew"
+    if progress and (without := [name for name in plan.finished if not has_progress(run.path, name)]):
+        yield (f"--progress: nothing was saved on the way of {count(len(without), 'image')} finished before; "
+               "--overwrite restores all anew")
+
+
+def has_progress(run: Path, image: str) -> bool:
+    """Whether the folder of a run holds states on the way to an image, or to a sample of it."""
+    return any(next(run.glob(f"progress/{escape(image)}{sample}/x_*.png"), None) for sample in ("", "_[0-9]*"))
 
 
 def is_finished(run: RunDirectory, source: Source, name: str) -> bool:
@@ -109,20 +160,21 @@ class _Enough(Exception):
     """Ends a restoration whose first steps were measured."""
 
 
-def best_batch_size(task: Task, prior: Callable, image_size: int, device: torch.device, most: int) -> int:
+def best_batch_size(task: Task, load: Callable[[], Callable], image_size: int, device: torch.device, most: int) -> int:
     """Entries per batch, a power of 2 or `most`: doubled until images per second stop growing or memory ends.
 
     Each is tried by the first steps of restoring grey images; restorations do not depend on the choice, but for the
     rounding of their last digits.
 
     Args:
+        load: gives the network.
         image_size: side of all images.
         most: entries that there are to restore.
     """
     rates: dict[int, float] = {}
     size = 1
     while size not in rates:
-        rate = _rate(task, prior, (size, 3, image_size, image_size), device)
+        rate = _rate(task, load(), (size, 3, image_size, image_size), device)
         if rate is None:
             break
         rates[size] = rate

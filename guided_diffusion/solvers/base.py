@@ -1,14 +1,15 @@
-"""What the classical restorers share: arrays on [0, 1], one image at a time, no prior and nothing random."""
+"""What methods with a loop of their own share; the classical restorers among them need no prior."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.gaussian_diffusion import Sampler
+from guided_diffusion.gaussian_diffusion import Sampler, Step
+from guided_diffusion.measurements.base import LinearOperator
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import Method
 from util.seeding import ImageRandomness
@@ -16,10 +17,31 @@ from util.seeding import ImageRandomness
 
 @dataclass(frozen=True)
 class Iteration:
-    """What a callback learns of a method without diffusion: index 0 is the last; x0_hat (B, C, H, W)."""
+    """What a callback learns of an iteration that is no reverse step: index 0 is the last; x0_hat (B, C, H, W)."""
 
     index: int
     x0_hat: Tensor
+
+
+class Solver(Method):
+    """A restoration that is a loop over states, each of which `restore` reports."""
+
+    @abstractmethod
+    def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
+                 randomness: ImageRandomness) -> Iterator[tuple[Step | Iteration, Tensor]]:
+        """What happened and the state after it (B, C, H, W), `num_steps` times; the last state is the restored image.
+
+        Runs without gradients; where it needs some, it enables them.
+        """
+
+    @torch.no_grad()
+    def restore(self, prior: Callable, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
+                callback: Callable | None = None) -> Tensor:
+        """The last of `iterates`, (B, C, H, W)."""
+        for step, x in self.iterates(prior, sampler, measurement, randomness):
+            if callback is not None:
+                callback(step, x, measurement.distance(x))
+        return x
 
 
 class ClassicalRestorer(Method):
@@ -53,3 +75,8 @@ class ClassicalRestorer(Method):
 def to_arrays(x: Tensor) -> np.ndarray:
     """Images (B, C, H, W) on the scale [-1, 1] -> (B, H, W, C) float64 on [0, 1], not clipped."""
     return x.detach().cpu().double().permute(0, 2, 3, 1).numpy() / 2 + 0.5
+
+
+def unit_measurement(operator: LinearOperator, y: Tensor) -> Tensor:
+    """What `operator` measures of (x + 1)/2, on [0, 1], where it measures `y` of x on [-1, 1]: (B, ...) -> the same."""
+    return (y + operator(y.new_ones(operator.image_shape))) / 2

@@ -19,6 +19,7 @@ from guided_diffusion.measurements.inpainting import InpaintingOperator
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import CONDITIONING_METHODS, register_conditioning_method
 from guided_diffusion.solvers.base import ClassicalRestorer, to_arrays
+from util.config.registry import Count, NonNegative, Positive
 from util.errors import UserError
 
 
@@ -60,14 +61,13 @@ class Tikhonov(ClassicalRestorer):
     operator with any border.
 
     Args:
-        balance: noise over signal, above 0; larger is smoother.
+        balance: noise over signal; larger is smoother.
     """
 
     needs_linear = True
 
-    def __init__(self, balance: float = 0.03):
+    def __init__(self, balance: Positive = 0.03):
         self.balance = balance
-        self.require(balance > 0, "balance", "more than 0")
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         penalised = Penalised(measurement.operator, self.balance)
@@ -105,14 +105,13 @@ class TotalVariation(Denoiser):
     `denoise_tv_chambolle`.
 
     Args:
-        weight: on [0, 1], 0 or more; 0 leaves v as it is.
+        weight: on [0, 1]; 0 leaves v as it is.
         after, after_params: see `Denoiser`.
     """
 
-    def __init__(self, weight: float = 0.05, after: str = "lift", after_params: dict | None = None):
+    def __init__(self, weight: NonNegative = 0.05, after: str = "lift", after_params: dict | None = None):
         super().__init__(after, after_params)
         self.weight = weight
-        self.require(weight >= 0, "weight", "0 or more")
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         return [tv_denoised(image, self.weight) for image in self.first.estimate(measurement)]
@@ -130,21 +129,17 @@ class NonLocalMeans(Denoiser):
     Buades, Coll & Morel (2005), "A non-local algorithm for image denoising"; scikit-image's `denoise_nl_means`.
 
     Args:
-        h: how fast weights fall with the patches' distance, on [0, 1], above 0.
+        h: how fast weights fall with the patches' distance, on [0, 1].
         sigma: standard deviation of the noise, on [0, 1]: expected and taken off the patches' distance.
-        patch_size: side of the patches, at least 1.
-        patch_distance: how far apart two patches may be, in pixels, at least 1.
+        patch_size: side of the patches.
+        patch_distance: how far apart two patches may be, in pixels.
         after, after_params: see `Denoiser`.
     """
 
-    def __init__(self, h: float = 0.02, sigma: float = 0.02, patch_size: int = 5, patch_distance: int = 6,
-                 after: str = "lift", after_params: dict | None = None):
+    def __init__(self, h: Positive = 0.02, sigma: NonNegative = 0.02, patch_size: Count = 5,
+                 patch_distance: Count = 6, after: str = "lift", after_params: dict | None = None):
         super().__init__(after, after_params)
         self.h, self.sigma, self.patch_size, self.patch_distance = h, sigma, patch_size, patch_distance
-        self.require(h > 0, "h", "more than 0")
-        self.require(sigma >= 0, "sigma", "0 or more")
-        self.require(patch_size >= 1, "patch_size", "1 or more")
-        self.require(patch_distance >= 1, "patch_distance", "1 or more")
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         return [denoise_nl_means(image, self.patch_size, self.patch_distance, self.h, sigma=self.sigma, channel_axis=-1)
@@ -154,10 +149,11 @@ class NonLocalMeans(Denoiser):
 class Deconvolution(ClassicalRestorer):
     """A deconvolution by the kernel of each image, every channel by itself."""
 
-    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
-        if not isinstance(operator, Blur):
-            raise UserError(f"conditioning method '{self.name}' needs a convolution by a known kernel (gaussian_blur, "
-                            f"motion_blur or blur), found '{operator.name}'; use total_variation instead")
+    needs = "a convolution by a known kernel (gaussian_blur, motion_blur or blur)"
+
+    @classmethod
+    def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
+        return isinstance(operator, Blur)
 
 
 @register_conditioning_method("wiener")
@@ -168,12 +164,11 @@ class Wiener(Deconvolution):
     convolution exactly.
 
     Args:
-        balance: noise over signal, above 0; larger is smoother.
+        balance: noise over signal; larger is smoother.
     """
 
-    def __init__(self, balance: float = 0.01):
+    def __init__(self, balance: Positive = 0.01):
         self.balance = balance
-        self.require(balance > 0, "balance", "more than 0")
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         # operators correlate; the point spread function of the convolution is the kernel turned by half a circle
@@ -199,12 +194,11 @@ class RichardsonLucy(Deconvolution):
     asymmetric kernel is the blur of no image.
 
     Args:
-        num_iter: iterations, at least 1.
+        num_iter: iterations.
     """
 
-    def __init__(self, num_iter: int = 20):
+    def __init__(self, num_iter: Count = 20):
         self.num_iter = num_iter
-        self.require(num_iter >= 1, "num_iter", "1 or more")
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         operator, y = measurement.operator, measurement.y.double()
@@ -229,14 +223,14 @@ class Biharmonic(ClassicalRestorer):
             weight, see `total_variation`, and the missing pixels are computed again from it.
     """
 
-    def __init__(self, tv_weight: float = 0.0):
-        self.tv_weight = tv_weight
-        self.require(tv_weight >= 0, "tv_weight", "0 or more")
+    needs = "missing pixels (inpainting)"
 
-    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
-        if not isinstance(operator, InpaintingOperator):
-            raise UserError(f"conditioning method '{self.name}' needs missing pixels (inpainting), found "
-                            f"'{operator.name}'; use total_variation instead")
+    def __init__(self, tv_weight: NonNegative = 0.0):
+        self.tv_weight = tv_weight
+
+    @classmethod
+    def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
+        return isinstance(operator, InpaintingOperator)
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
         missing = measurement.operator.mask.cpu().numpy()[:, 0] == 0                                    # (B, H, W)

@@ -1,6 +1,8 @@
-"""The training loss of Nichol & Dhariwal (2021), "Improved Denoising Diffusion Probabilistic Models", and its bound."""
+"""The training loss of Nichol & Dhariwal (2021), "Improved Denoising Diffusion Probabilistic Models", its bound, and
+weights of its timesteps."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,21 @@ from guided_diffusion.posterior_mean_variance import EpsilonXMeanProcessor, Lear
 from guided_diffusion.schedule import Schedule
 from util.img_utils import PIXEL_STEP
 
+LossWeight = Literal["none", "min_snr", "p2"]
+SNR_LIMIT = 5.0                                     # gamma of min-SNR
+
+
+def loss_weights(schedule: Schedule, kind: LossWeight) -> Tensor:
+    """Weight of each timestep's squared error of eps, (T,) float32 of mean 1; SNR = alpha_bar / (1 - alpha_bar).
+
+    "none": 1, as Ho et al. (2020). "min_snr": min(SNR, 5) / SNR, Hang et al. (2023), "Efficient Diffusion Training via
+    Min-SNR Weighting Strategy". "p2": 1 / (1 + SNR), Choi et al. (2022), "Perception Prioritized Training of Diffusion
+    Models". Both take weight from the least noise, whose details matter less to what an image shows.
+    """
+    snr = torch.from_numpy(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod))
+    weights = {"none": torch.ones_like(snr), "min_snr": snr.clamp(max=SNR_LIMIT) / snr, "p2": 1 / (1 + snr)}[kind]
+    return (weights / weights.mean()).float()
+
 
 class HybridLoss(nn.Module):
     """L_simple + weight L_vlb (Nichol & Dhariwal, 2021, eq. 16) for a network that predicts eps and learned_range.
@@ -16,19 +33,24 @@ class HybridLoss(nn.Module):
     Args:
         schedule: the forward process, with all its timesteps.
         vlb_weight: of the bound, which is summed over the timesteps in bits per dimension; 0.001 in the paper.
+        loss_weight: of the timesteps in L_simple, see `loss_weights`.
     """
 
-    def __init__(self, schedule: Schedule, vlb_weight: float):
+    def __init__(self, schedule: Schedule, vlb_weight: float, loss_weight: LossWeight = "none"):
         super().__init__()
+        self.register_buffer("weights", loss_weights(schedule, loss_weight))
         self.schedule, self.vlb_weight = schedule, vlb_weight
         self.mean = EpsilonXMeanProcessor(schedule, clip_denoised=False)
         self.variance = LearnedRangeVarianceProcessor(schedule)
 
     def forward(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean crops (B, 3, s, s), steps (B,), N(0, I) like x0 -> mean loss, mean squared error of eps (scalars)."""
+        """Clean crops (B, 3, s, s), steps (B,), N(0, I) like x0 -> mean loss, mean squared error of eps (scalars).
+
+        The second is not weighted.
+        """
         squares, bits = self.terms(model, x0, index, noise)
-        simple = squares.mean()
-        return simple + self.vlb_weight * self.schedule.num_steps * bits.mean(), simple.detach()
+        loss = (self.weights[index] * squares).mean()
+        return loss + self.vlb_weight * self.schedule.num_steps * bits.mean(), squares.detach().mean()
 
     def terms(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The same -> each image's mean squared error of eps, (B,), and term of the bound, bits per dimension, (B,)."""

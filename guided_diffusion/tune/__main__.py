@@ -12,9 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from guided_diffusion.tune.arguments import parse_arguments
+from util.command import check_command_line, choose_device, output_file, run_command, run_program, user_path
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
 from guided_diffusion.restoration.build import build_task
 from guided_diffusion.tune.grid import (
-    COLUMNS,
     Point,
     Result,
     at_the_edge,
@@ -24,66 +29,18 @@ from guided_diffusion.tune.grid import (
     read_grid,
     result_of,
 )
-from util.command import (
-    DEFAULT_PRECISION,
-    MOST_SAMPLES,
-    PRECISIONS,
-    Parser,
-    at_most,
-    choose_device,
-    natural,
-    output_file,
-    positive,
-    run_command,
-    run_program,
-    user_path,
-)
 from util.config.config import find_file, read_yaml
 from util.config.yaml_text import parse_yaml, set_values
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.logger import get_logger
+from util.logger import count, duration, get_logger
 from util.metrics.weights import WeightStore
-from util.reproduce_table.job import Job, Options, count, duration, execute
+from util.reproduce_table.job import Job, Options, execute
 from util.reproduce_table.spec import Run
 
 TASK_SECTIONS = ("conditioning", "data", "measurement")
 
 logger = get_logger()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.tune", description="Tune settings of a task on a few images.",
-                    allow_abbrev=False)
-    add = parser.add_argument
-    add("--task_config", required=True, metavar="FILE", help="the task (YAML)")
-    add("--grid", action="append", required=True, metavar="KEY=A,B,C",
-        help="values to try, such as conditioning.params.scale=0.1,0.3,1; repeatable: all combinations are run")
-    add("--out", required=True, metavar="FILE", help="receives the task with the best values")
-    add("--data", metavar="FOLDER", help="the images, or 'skimage'; default: what the task file says")
-    add("--limit", type=positive, metavar="N", help="the first N images only")
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network; default %(default)s")
-    add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
-        help="the reverse process; default %(default)s")
-    add("--by", choices=list(COLUMNS), help="what decides: the highest psnr or ssim, the lowest lpips, or the "
-        "chi_square nearest to 1; default: psnr, or chi_square where the truth is not known")
-    add("--of", choices=("samples", "mean"), default="samples",
-        help="judge the samples one by one, or each image's mean of --samples; default %(default)s")
-    add("--samples", type=at_most(MOST_SAMPLES), default=1, metavar="K",
-        help="posterior samples per image; default %(default)s")
-    add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
-        help="change a configuration value of every run, and of --out if it is one of the task file; repeatable")
-    add("--save_dir", metavar="FOLDER", help="where the runs go; default ./results/tune/<name of the task file>")
-    add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
-    add("--batch_size", type=positive, metavar="N", help="images restored together")
-    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
-        help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
-    add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
-    add("--gpu", type=natural, metavar="N", help="index of the GPU")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
-    add("--overwrite", action="store_true", help="replace --out, and results of other settings in --save_dir")
-    return parser.parse(argv)
 
 
 def place_for(file: str, overwrite: bool) -> Path:
@@ -118,8 +75,7 @@ def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
               (*args.overrides, *point.overrides))
     config = run.load(args.data)
     task = build_task(config, run.overrides, chosen=args.data is not None)
-    options = Options(args.data, args.seed, args.limit, args.samples, args.batch_size, args.gpu, args.nproc,
-                      weights_dir=args.weights_dir, precision=args.precision)
+    options = Options.of(args, num_samples=args.samples, overwrite=False)
     job = Job(run, config, task.source.names[:args.limit], save_dir, options, task.method.num_steps(task.sampler))
     return job.replacing() if args.overwrite else job
 
@@ -154,14 +110,10 @@ def tune(args: argparse.Namespace) -> int:
     grid = read_grid(args.grid)
     folder = user_path(args.save_dir or f"./results/tune/{Path(args.task_config).stem}")
     jobs = plan(args, tried := points(grid), folder)
-    logger.info(f"{count(len(jobs), 'point')} of {count(len(jobs[0].names), 'image')}, "
-                f"{sum(not job.to_do for job in jobs)} of them finished before")
+    logger.info(f"{count(len(jobs), 'run')} of {count(len(jobs[0].names), 'image')}, "
+                f"{sum(not job.left for job in jobs)} of them finished before")
     started = time.perf_counter()
-    try:
-        execute(jobs, "Tuning", lambda job: job.run.method)
-    except KeyboardInterrupt:
-        logger.error(f"interrupted: {sum(not job.missing() for job in jobs)} of {len(jobs)} points are finished, all "
-                     f"finished images are kept in {folder}; the same command continues")
+    if not execute(jobs, "Tuning", lambda job: job.run.method, folder):
         return 130
     results = [result_of(point, job, args.of == "mean") for point, job in zip(tried, jobs, strict=True)]
     best, by = choose(results, args.by)
@@ -174,7 +126,7 @@ def tune(args: argparse.Namespace) -> int:
         logger.warning(sentence)
     wrong = sum(bool(job.error) for job in jobs)
     if wrong:
-        logger.error(f"{wrong} of {len(jobs)} points went wrong; the same command with --overwrite tries them again")
+        logger.error(f"{wrong} of {len(jobs)} runs went wrong; the same command with --overwrite tries them again")
     return 1 if wrong else 0
 
 

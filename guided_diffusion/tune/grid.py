@@ -3,11 +3,11 @@
 import hashlib
 import itertools
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from guided_diffusion.tune.arguments import COLUMNS
 from util.config.config import SECTIONS
 from util.config.yaml_text import parse_yaml
 from util.errors import UserError, did_you_mean
@@ -16,9 +16,10 @@ from util.metrics.statistics import Summary, describe
 from util.reproduce_table.job import Job
 
 TUNABLE = ("conditioning", "measurement")           # sections of the task file
-COLUMNS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg", "chi_square": "chi_square"}
 TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (vgg)", "chi_square": "chi-square"}
-FORMATS = {"psnr": ".2f", "ssim": ".3f", "lpips": ".3f", "chi_square": ".3f"}
+MERITS = {"psnr": lambda mean: mean, "ssim": lambda mean: mean, "lpips": lambda mean: -mean,
+          "chi_square": lambda mean: -abs(mean - 1)}
+EXAMPLE = "expected key=values, such as conditioning.params.scale=0.1,0.3,1"
 LONGEST_NAME = 120
 
 
@@ -67,10 +68,9 @@ def read_grid(options: Sequence[str]) -> dict[str, list[object]]:
         try:
             values = parse_yaml(f"[{text}]")
         except ValueError as error:
-            raise UserError(f"--grid {option}: {error}; expected key=values, such as "
-                            "conditioning.params.scale=0.1,0.3,1") from None
+            raise UserError(f"--grid {option}: {error}; {EXAMPLE}") from None
         if not equals or not key or not values:
-            raise UserError(f"--grid {option}: expected key=values, such as conditioning.params.scale=0.1,0.3,1")
+            raise UserError(f"--grid {option}: {EXAMPLE}")
         _check_key(key, option)
         if key in grid:
             raise UserError(f"--grid {option}: {key} stands in two of the options; give all its values in one")
@@ -102,10 +102,9 @@ def result_of(point: Point, job: Job, of_mean: bool) -> Result:
     Args:
         of_mean: the figures are those of the samples' mean images; otherwise of the samples, all alike.
     """
-    rows = [] if job.failed else [row for row in job.all_rows() if (row["sample"] == MEAN) is of_mean]
-    images = [row["image"] for row in rows]
-    figures = {name: describe([float(row[column] or "nan") for row in rows], images)
-               for name, column in COLUMNS.items()}
+    rows = [row for row in job.all_rows() if (row.sample == MEAN) is of_mean]
+    images = [row.image for row in rows]
+    figures = {name: describe([getattr(row, column) for row in rows], images) for name, column in COLUMNS.items()}
     return Result(point, figures, len(set(images)), job.error)
 
 
@@ -129,9 +128,7 @@ def choose(results: Sequence[Result], by: str | None) -> tuple[Result, str]:
         remedy = f"; choose by {' or '.join(others)}" if others else ""
         raise UserError(f"nothing can be chosen by {by}: {reason}{remedy}")
     complete = [r for r in results if r.figures[by]["count"] == known[by]]
-    merit = {"psnr": lambda mean: mean, "ssim": lambda mean: mean, "lpips": lambda mean: -mean,
-             "chi_square": lambda mean: -abs(mean - 1)}[by]
-    return max(complete, key=lambda r: merit(r.figures[by]["mean"])), by
+    return max(complete, key=lambda r: MERITS[by](r.figures[by]["mean"])), by
 
 
 def at_the_edge(grid: dict[str, list[object]], best: Point) -> list[str]:
@@ -150,22 +147,18 @@ def markdown(results: Sequence[Result], best: Result, by: str) -> str:
     """A table of all points: settings, then every figure that is known with its 95 % interval; `**` marks the best."""
     keys = [key for key, _ in results[0].point.settings]
     shown = [name for name in COLUMNS if any(r.figures[name]["count"] for r in results)]
-    titles = [*keys, *(TITLES[name] + " *" * (name == by) for name in shown), "images"]
-    lines = [_line(titles), _line(["---"] * len(titles))]
+    titles = [*keys, *(f"{TITLES[name]} *" if name == by else TITLES[name] for name in shown), "images"]
+    lines = [titles, ["---"] * len(titles)]
     for result in results:
         cells = [json.dumps(value) for _, value in result.point.settings]
-        cells += [_cell(result.figures[name], FORMATS[name]) for name in shown]
+        cells += [_cell(result.figures[name], ".2f" if name == "psnr" else ".3f") for name in shown]
         cells.append(f"FAILED: {result.error}" if result.error and not result.images else str(result.images))
-        lines.append(_line([f"**{cell}**" for cell in cells] if result is best else cells))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        lines.append([f"**{cell}**" for cell in cells] if result is best else cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _cell(figure: Summary, form: str) -> str:
-    if figure["mean"] is None or not math.isfinite(figure["mean"]):
+    if figure["mean"] is None:
         return "-"
-    interval = figure["ci95"]
-    return f"{figure['mean']:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
+    interval = f" [{figure['ci95'][0]:{form}}, {figure['ci95'][1]:{form}}]" if figure["ci95"] else ""
+    return f"{figure['mean']:{form}}{interval}"

@@ -1,19 +1,24 @@
 """What is printed side by side: our figures, the paper's, their difference, and why a figure is absent."""
 
+import io
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.reproduce_table.conftest import read_csv
-from util.metrics.weights import INCEPTION
 from util.reproduce_table import __main__ as reproduce_table
-from util.reproduce_table import text
+from util.reproduce_table import scores
 from util.reproduce_table.job import Job, Options
+from util.reproduce_table.plots import draw
+from util.reproduce_table.scores import Entry, Score, score
 from util.reproduce_table.spec import METRICS, load_table
-from util.reproduce_table.text import Entry, Score, evaluate, score
+from util.reproduce_table.text import latex
+from util.run.table import NUMBERS
 
 
 def test_a_table_is_run_and_stands_beside_the_paper(run, in_process):
@@ -41,6 +46,7 @@ def test_a_table_is_run_and_stands_beside_the_paper(run, in_process):
     assert cells["psnr", "sr", "other"]["remark"] == "not run"
     assert Image.open(folder / "table.png").width > 600
     assert "super_resolution by ps" in (folder / "sr/dps/log.txt").read_text()
+    assert rf"{mean:.2f} \pm" in (folder / "table.tex").read_text()
 
 
 def test_of_several_samples_the_best_fit_counts(run, tree, in_process):
@@ -64,31 +70,54 @@ def test_metrics_that_cannot_be_had_give_their_reason(run, tree, in_process):
     assert {r["ours"] for r in read_csv("results/tables/tiny/table.csv") if r["metric"] != "psnr"} == {""}
 
 
-def test_fid_is_of_the_saved_images(run, tree, in_process, monkeypatch):
-    class Colours:
-        def features(self, x):
-            return x.mean(dim=(1, 2))               # (3, H, W) -> (3,)
-
-    monkeypatch.setattr(text, "_features", lambda gpu, weights_dir: Colours())
+def test_fid_is_of_the_saved_images(run, tree, in_process, tiny_inception):
+    scores._inception.cache_clear()
     tree["metrics"] = ["fid"]
-    Path("weights").mkdir()
-    (Path("weights") / INCEPTION.name).touch()
-    assert run("--methods", "free", "--weights_dir", "weights")[0] == 0
+    assert run("--methods", "free")[0] == 0
     row, = [r for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "free"]
     assert float(row["ours"]) > 0 and row["images"] == "3" and row["ci95_low"] == ""
-    job, = reproduce_table.plan(load_table("tiny.yaml").select(["free"]), reproduce_table.parse_arguments(
-        ["tiny.yaml", "--weights_dir", "weights"]), Path("results/tables/tiny"))
+    job, = reproduce_table.plan(load_table("tiny.yaml", ["free"]), reproduce_table.parse_arguments(
+        ["tiny.yaml"]), Path("results/tables/tiny"))
     for name in job.names:
         shutil.copy(job.path / "label" / f"{name}.png", job.path / "recon" / f"{name}.png")
     assert score(job, "fid").value == pytest.approx(0, abs=1e-3)
+    scores._inception.cache_clear()
 
 
-def test_a_line_plot_over_x(run, tree, in_process):
-    tree |= {"plot": "line", "log_x": True, "x_label": "steps", "metrics": ["psnr"]}
+def test_latex_is_what_a_paper_prints(tree):
+    """A row per method, ours and the paper's, tasks and metrics across; the best of ours in bold."""
+    tree["title"], tree["tasks"]["sr"]["title"] = "T", "50 % of _x_"
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    table = load_table("tiny.yaml")
+    values = {("dps", "psnr"): Score(20.5, 20, 21, 3), ("free", "psnr"): Score(19.0, images=1),
+              ("dps", "ssim"): Score(0.75, 0.7, 0.8, 3), ("free", "ssim"): Score(0.8125, 0.8, 0.825, 3)}
+    entries = [Entry(cell, cell.run, values.get((cell.method, cell.metric), Score())) for cell in table.cells]
+    lines = latex(table, [entry for entry in entries if entry.cell.task == "sr"]).splitlines()
+    assert lines[1:] == [
+        r"\begin{tabular}{lrr}", r"\toprule", r" & \multicolumn{2}{c}{50 \% of \_x\_} \\",
+        r"Method & PSNR in dB $\uparrow$ & SSIM $\uparrow$ \\", r"\midrule",
+        r"DPS & $\mathbf{20.50 \pm 0.50}$ & $0.750 \pm 0.050$ \\", r"DPS (paper) & 99 &  \\",
+        r"Free & $19.00$ & $\mathbf{0.812 \pm 0.012}$ \\", r"Other (paper) & 1.5 & 0.2 \\", r"\bottomrule",
+        r"\end{tabular}"]
+
+
+@pytest.mark.parametrize("kind", [{"plot": "bar"}, {"plot": "line", "log_x": True, "x_label": "steps"}])
+def test_a_picture_shows_our_intervals_and_the_papers_figures(tree, kind, monkeypatch):
+    drawn = []
+    for name, original in (("errorbar", Axes.errorbar), ("plot", Axes.plot)):
+        monkeypatch.setattr(Axes, name, lambda *args, name=name, original=original, **options:
+                            drawn.append((name, *args[1:])) or original(*args, **options))
+    tree |= kind
     tree["tasks"]["sr"]["x"], tree["tasks"]["noise"]["x"] = 1, 10
-    assert run("--limit", "2")[0] == 0
-    picture = Image.open("results/tables/tiny/table.png").convert("RGB")
-    assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 100
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    table = load_table("tiny.yaml")
+    own = [Entry(cell, cell.run, Score(20.5, 20, 21, 3) if cell.run and cell.metric == "psnr" else Score())
+           for cell in table.cells]
+    picture = Image.open(io.BytesIO(draw(table, own)))
+    assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 50
+    lists = kind["plot"] == "line"
+    assert [item for item in drawn if item[0] == "errorbar" and 20.5 in np.ravel(item[2 if lists else 1])]
+    assert [item for item in drawn if item[0] == "plot" and 99.0 in np.ravel(item[2 if lists else 1])]
 
 
 @pytest.mark.parametrize("paper, excluded", [(10.0, False), (9.0, True), (12.9, False), (13.1, True)])
@@ -102,16 +131,12 @@ def test_a_figure_is_marked_when_the_interval_excludes_it(tree, paper, excluded)
     assert not Entry(cell, None, Score(11.0, images=1)).excludes_paper  # one image has no interval
 
 
-def test_every_metric_is_a_column_that_runs_write(tree, run, in_process):
-    tree["methods"] = {"free": tree["methods"]["free"]}
-    del tree["paper"]
-    assert run("--limit", "1")[0] == 0
-    columns = set(read_csv("results/tables/tiny/sr/free/super_resolution/vanilla/metrics.csv")[0])
-    assert {metric.column for metric in METRICS.values()} - {None} <= columns
+def test_every_metric_is_a_column_that_runs_write(tree):
+    assert {metric.column for metric in METRICS.values()} - {None} <= set(NUMBERS)
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     table = load_table("tiny.yaml")
-    assert [entry.score.remark for entry in evaluate(table, [
-        Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1), 1)
-    ])] == ["no image is finished"] * 2
+    job = Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1), 1)
+    assert score(job, "psnr").remark == "no image is finished"
 
 
 def test_a_table_of_the_papers_figures_alone(run, tree):

@@ -13,8 +13,8 @@ from tests.reproduce_table.conftest import MODEL, read_csv
 from util.reproduce_table import __main__ as reproduce_table
 from util.reproduce_table import job
 from util.reproduce_table.job import Job, Options
+from util.reproduce_table.scores import score
 from util.reproduce_table.spec import Run, load_table
-from util.reproduce_table.text import score
 
 
 def test_what_is_there_is_not_run_again_and_more_images_are_added(run, in_process):
@@ -79,14 +79,16 @@ def test_a_dry_run_lists_cost_and_time_and_runs_nothing(run, in_process):
     status, out, err = run("--limit", "3", "--dry_run", "--batch_size", "1")
     assert status == 0, err
     rows = {line[:44].strip(): line[44:].split() for line in out.splitlines() if "," in line[:44]}
-    assert rows["SR, DPS"][:2] == ["3", "6"] and rows["SR, DPS"][3] == "s"
+    assert rows["SR, DPS"][:4] == ["3", "of", "3", "6"] and rows["SR, DPS"][5] == "s"
     assert "3 runs, 18 network evaluations" in out and "nothing was run" in out
     assert not Path("results").exists()
     assert len(in_process) == 2                                         # one trial per method
+    assert "missing" not in err
     assert run("--limit", "2", "--methods", "free")[0] == 0
     assert "free" in in_process[-1][-1]
-    out = run("--limit", "3", "--dry_run", "--methods", "free")[1]
+    _, out, err = run("--limit", "5", "--dry_run", "--methods", "free")
     assert "1 run, 2 network evaluations" in out                        # two of the three images are there
+    assert "the data have 3 images: 2 are missing for --limit 5" in err
 
 
 def test_a_method_without_a_network_takes_one_step(run, tree, in_process):
@@ -114,7 +116,7 @@ def test_the_command_as_a_user_starts_it(tree):
     del tree["tasks"]["noise"]
     steps = []
     Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    table = load_table("tiny.yaml").select(["free"])
+    table = load_table("tiny.yaml", ["free"])
     args = reproduce_table.parse_arguments(["tiny.yaml", "--limit", "1"])
     job, = reproduce_table.plan(table, args, Path("results"))
     assert job.missing() == 1
@@ -154,3 +156,5 @@ def test_torchrun_inside_where_asked_for():
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
     arguments = sample_condition.parse_arguments(command[6:])
     assert (arguments.data, arguments.num_samples, arguments.save_dir) == ("photos", 4, "place")
+    command = job_of(Options("photos", 0, None, 1, nproc=8, launcher=("srun", "torchrun", "--nnodes=2"))).command()
+    assert command[:4] == ["srun", "torchrun", "--nnodes=2", job.PROGRAM]

@@ -4,16 +4,15 @@ Only the structure is checked here; the parameters of a named thing (operator, n
 sampler) are checked against its signature when it is built.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from util.command import user_path
-from util.config.yaml_text import ConfigLoader as ConfigLoader
-from util.config.yaml_text import parse_yaml
+from util.config.yaml_text import LONGEST, parse_yaml
 from util.errors import UserError, did_you_mean
 
-LARGEST_FILE = 2 ** 18                              # bytes of a YAML file
+LARGEST_FILE = 4 * LONGEST                          # bytes of a YAML file
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECTIONS = {                                        # the fixed keys; any other section holds free parameters
     (): ("conditioning", "data", "diffusion", "measurement", "model"),
@@ -88,19 +87,21 @@ def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
         UserError: it is in neither; the message names the nearest file beside it, and the remedy.
     """
     wanted = user_path(path)
-    candidates = (wanted, REPOSITORY / wanted)
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    for candidate in candidates:
-        if candidate.exists():
-            raise UserError(f"{what} {path} is {'a folder' if candidate.is_dir() else 'a device'}, expected a file")
-    siblings = {str(wanted.parent / p.name) for c in candidates if c.parent.is_dir()
-                for p in c.parent.iterdir() if p.suffix == wanted.suffix}
-    if not siblings and wanted.suffix in (".yaml", ".yml"):                     # its folder was forgotten
-        siblings = {f"configs/{p.name}" for p in (REPOSITORY / "configs").glob("*.yaml")}
-    hints = [did_you_mean(wanted, siblings)] * bool(siblings) + [remedy] * bool(remedy)
-    raise UserError("; ".join([f"{what} {path} not found", *hints]))
+    places = (wanted, REPOSITORY / wanted)
+    for place in places:
+        if place.is_file():
+            return place
+    for place in places:
+        if place.exists() or place.is_symlink():
+            kind = "a folder" if place.is_dir() else "a device" if place.exists() else "a link to nothing"
+            raise UserError(f"{what} {path} is {kind}, expected a file")
+    suffixes = (".yaml", ".yml") if wanted.suffix in ("", ".yaml", ".yml") else (wanted.suffix,)
+    siblings = {str(wanted.parent / file.name) for place in places if place.parent.is_dir()
+                for file in place.parent.iterdir() if file.suffix in suffixes and file.is_file()}
+    if not siblings and ".yaml" in suffixes:                                    # its folder was forgotten
+        siblings = {f"configs/{file.name}" for file in (REPOSITORY / "configs").glob("*.yaml")}
+    hint = did_you_mean(wanted, siblings) if siblings else ""
+    raise UserError("; ".join(filter(None, (f"{what} {path} not found", hint, remedy))))
 
 
 def read_yaml(path: str | Path, what: str = "configuration") -> dict[str, object]:
@@ -137,11 +138,12 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
     Raises:
         UserError: a file that cannot be read, or a structure that is not a configuration's.
     """
-    task = read_yaml(task_config, "task configuration")
-    _check_keys(task, ("conditioning", "data", "measurement"), str(task_config))
-    tree = {**task, "model": read_yaml(model_config, "model configuration"),
-            "diffusion": read_yaml(diffusion_config, "diffusion configuration")}
     files = {"model": model_config, "diffusion": diffusion_config}
+    task = read_yaml(task_config, "task configuration")
+    for key in task.keys() & files.keys():
+        raise UserError(f"{task_config}: unknown key '{key}', which has a file of its own: --{key}_config")
+    _check_keys(task, (), str(task_config))
+    tree = task | {key: read_yaml(file, f"{key} configuration") for key, file in files.items()}
     origins = {key: f"{files[key[0]]}: {'.'.join(key[1:])}" if key[0] in files else f"{task_config}: {'.'.join(key)}"
                for key in leaves(tree)}
     if data is not None:
@@ -155,7 +157,8 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
     for override in overrides:
         key, value = _apply(tree, override)
         _mark(origins, key, value, f"--set {'.'.join(key)}")
-        changed += [".".join(key)] if key[0] not in files else []
+        if key[0] not in files:
+            changed.append(".".join(key))
     where = f"{task_config} (with --set {', '.join(changed)})" if changed else str(task_config)
     return replace(_config(tree, where), origins=_resolved(tree, origins))
 
@@ -193,10 +196,8 @@ def _apply(tree: dict, override: str) -> tuple[Key, object]:
         value = parse_yaml(text)
     except ValueError as error:
         raise UserError(f"--set {override}: {error}") from None
-    for depth, key in enumerate(keys):
-        choices = SECTIONS.get(keys[:depth])
-        if choices and key not in choices:
-            raise UserError(f"--set {path}: unknown key '{key}'; {did_you_mean(key, choices)}")
+    for depth in range(len(keys)):
+        _check_keys(keys[depth:depth + 1], keys[:depth], f"--set {path}")
     section = tree
     for depth, key in enumerate(keys[:-1], start=1):
         if section.get(key) is None:
@@ -210,49 +211,45 @@ def _apply(tree: dict, override: str) -> tuple[Key, object]:
 
 def _config(tree: dict, file: str) -> Config:
     """Sort a tree of values into a `Config`; `file` is the task file and what was changed of it, for messages."""
-    conditioning = _section(tree, "conditioning", f"{file}: ")
-    _check_keys(conditioning, SECTIONS[("conditioning",)], f"{file}: conditioning")
-    params = conditioning.get("params")
-    measurement = _section(tree, "measurement", f"{file}: ")
-    _check_keys(measurement, SECTIONS[("measurement",)], f"{file}: measurement")
-    operator = _named(measurement, "operator", f"{file}: measurement.")
+    conditioning, data = _choice(tree, file, "conditioning", name="method"), _choice(tree, file, "data")
+    measurement = _section(tree, file, "measurement")
+    operator, noise = (_choice(tree, file, "measurement", key) for key in ("operator", "noise"))
     if measurement.get("mask_opt") is not None:
         if "mask_opt" in operator.params:
             raise UserError(f"{file}: measurement.mask_opt and measurement.operator.mask_opt are both set; keep one "
                             "(--set measurement.mask_opt=null drops the first)")
-        operator.params["mask_opt"] = _section(measurement, "mask_opt", f"{file}: measurement.")
-    observed, data = measurement.get("observed", False), _named(tree, "data", f"{file}: ")
+        operator.params["mask_opt"] = _section(tree, file, "measurement", "mask_opt")
+    observed = measurement.get("observed", False)
     if not isinstance(observed, bool):
         raise UserError(f"{file}: measurement.observed is {observed!r}, expected true or false")
     if observed:
         data.params["observed"] = True
-    return Config(
-        model=_mapping(tree["model"], "model"),
-        diffusion=_mapping(tree["diffusion"], "diffusion"),
-        conditioning=Choice(_name(conditioning, "method", f"{file}: conditioning"),
-                            {} if params is None else _mapping(params, f"{file}: conditioning.params")),
-        data=data,
-        operator=operator,
-        noise=_named(measurement, "noise", f"{file}: measurement."))
+    params = conditioning.params.get("params")
+    if params is not None:
+        _mapping(params, f"{file}: conditioning.params")
+    return Config(model=_mapping(tree["model"], "model"), diffusion=_mapping(tree["diffusion"], "diffusion"),
+                  conditioning=Choice(conditioning.name, params or {}), data=data, operator=operator, noise=noise)
 
 
-def _section(tree: dict, key: str, prefix: str) -> dict:
-    if key not in tree:
-        raise UserError(f"{prefix}'{key}' is missing")
-    return _mapping(tree[key], prefix + key)
+def _section(tree: dict, file: str, *path: str) -> dict:
+    """The mapping at `path`; UserError if it is missing, something else, or has unknown keys."""
+    for depth, key in enumerate(path, start=1):
+        where = ".".join(path[:depth])
+        if key not in tree:
+            raise UserError(f"{file}: '{where}' is missing")
+        tree = _mapping(tree[key], f"{file}: {where}")
+        _check_keys(tree, path[:depth], f"{file}: {where}")
+    return tree
 
 
-def _named(tree: dict, key: str, prefix: str) -> Choice:
-    section = _section(tree, key, prefix)
-    return Choice(_name(section, "name", prefix + key), {k: value for k, value in section.items() if k != "name"})
-
-
-def _name(section: dict, key: str, where: str) -> str:
-    if key not in section:
-        raise UserError(f"{where}: '{key}' is missing; found {', '.join(section) or 'an empty section'}")
-    if not isinstance(section[key], str):
-        raise UserError(f"{where}: {key} is {section[key]!r}, expected a name")
-    return section[key]
+def _choice(tree: dict, file: str, *path: str, name: str = "name") -> Choice:
+    """The section at `path` as a name, which stands under `name`, and parameters."""
+    section, where = _section(tree, file, *path), f"{file}: {'.'.join(path)}"
+    if name not in section:
+        raise UserError(f"{where}: '{name}' is missing; found {', '.join(section) or 'an empty section'}")
+    if not isinstance(section[name], str):
+        raise UserError(f"{where}: {name} is {section[name]!r}, expected a name")
+    return Choice(section[name], {key: value for key, value in section.items() if key != name})
 
 
 def _mapping(value: object, where: str) -> dict:
@@ -262,7 +259,8 @@ def _mapping(value: object, where: str) -> dict:
     return value
 
 
-def _check_keys(section: dict, choices: Sequence[str], where: str) -> None:
-    for key in section:
-        if key not in choices:
-            raise UserError(f"{where}: unknown key '{key}'; {did_you_mean(key, choices)}")
+def _check_keys(keys: Iterable[str], place: Key, where: str) -> None:
+    """UserError for the first key that may not stand at this place."""
+    for key in keys:
+        if place in SECTIONS and key not in SECTIONS[place]:
+            raise UserError(f"{where}: unknown key '{key}'; {did_you_mean(key, SECTIONS[place])}")

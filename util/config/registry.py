@@ -7,12 +7,12 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import ge, gt, le, lt
 from typing import Annotated
 
 from util.errors import UserError, did_you_mean
 
 LARGEST_INTEGER, LARGEST_NUMBER = 2 ** 31 - 1, 1e150     # of a parameter; a float holds the square of the second
-LARGEST_FACTOR = 10 ** 6                            # the squares of larger whole numbers may not be an int64
 REQUIRED = inspect.Parameter.empty                  # stands for the default of a parameter that has none
 
 
@@ -23,27 +23,27 @@ class Bounds:
     Attributes:
         least, most: the smallest and the largest value allowed.
         above, below: values that are just not allowed.
+        remedy: what somebody wants who gives another number, for messages.
     """
 
     least: float | None = None
     most: float | None = None
     above: float | None = None
     below: float | None = None
+    remedy: str = ""
 
     def __contains__(self, value: object) -> bool:
         """Whether a number lies within the range."""
-        return ((self.least is None or value >= self.least) and (self.most is None or value <= self.most)
-                and (self.above is None or value > self.above) and (self.below is None or value < self.below))
+        limits = ((self.least, ge), (self.most, le), (self.above, gt), (self.below, lt))
+        return all(limit is None or holds(value, limit) for limit, holds in limits)
 
     def __str__(self) -> str:
         """Words for the range: "0 or more", "more than 0 and at most 1"."""
-        lower = f"{self.least:g} or more" if self.least is not None else (
-            f"more than {self.above:g}" if self.above is not None else "")
-        upper = f"at most {self.most:g}" if self.most is not None else (
-            f"less than {self.below:g}" if self.below is not None else "")
         if self.least is not None and self.most is not None:
             return f"{self.least:g} to {self.most:g}"
-        return " and ".join(filter(None, (lower, upper)))
+        words = {"{:g} or more": self.least, "more than {:g}": self.above, "at most {:g}": self.most,
+                 "less than {:g}": self.below}
+        return " and ".join(form.format(bound) for form, bound in words.items() if bound is not None)
 
 
 Positive = Annotated[float, Bounds(above=0)]
@@ -89,10 +89,43 @@ class Registry:
         """UserError unless there is a class `name` and `params` fit its signature."""
         check_arguments(self[name], params, where=f"{self.kind} '{name}'")
 
+    def parts(self, choice: str | dict) -> tuple[str, dict]:
+        """Name and parameters of what is chosen by its name, or by a mapping that holds `name` and parameters."""
+        params = {"name": choice} if isinstance(choice, str) else dict(choice)
+        if "name" not in params:
+            raise UserError(f"{self.kind} {choice!r:.60} has no name; expected {{name: ...}}, one of {', '.join(self)}")
+        return params.pop("name"), params
+
+    def make(self, choice: str | dict):
+        """Instantiate what is chosen, see `parts` and `build`."""
+        name, params = self.parts(choice)
+        return self.build(name, **params)
+
     def build(self, name: str, /, **params):
         """Instantiate the class registered as `name` after checking `params` against its signature."""
         self.check(name, **params)
         return self[name](**params)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A thing of a registry, chosen by a parameter, as its annotation: `Annotated[str | dict, OneOf(REGISTRY)]`.
+
+    The value is a name, or a mapping of `name` and the thing's own parameters.
+    """
+
+    registry: Registry
+
+    def __contains__(self, choice: str | dict) -> bool:
+        """True; UserError, which says more than False would, where there is no such thing or its parameters are wrong.
+        """
+        name, params = self.registry.parts(choice)
+        self.registry.check(name, **params)
+        return True
+
+    def __str__(self) -> str:
+        """Words for the choice."""
+        return f"one of {', '.join(self.registry)}"
 
 
 def _checked(init: Callable, kind: str) -> Callable:
@@ -105,7 +138,7 @@ def _checked(init: Callable, kind: str) -> Callable:
             given = signature.bind(self, *args, **kwargs).arguments
         except TypeError:                           # an unknown or a missing one: named below, or by Python
             given = {"self": self, **kwargs}
-        params = {key: value for key, value in list(given.items())[1:]}
+        params = dict(list(given.items())[1:])
         check_arguments(init, params, where=f"{kind} '{self.name}'")
         hints = annotations(init)
         init(self, **{key: as_float(value, hints.get(key)) for key, value in params.items()})
@@ -135,28 +168,45 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
     for key in params:
         if key not in accepted:
             choices = did_you_mean(key, accepted) if accepted else "it takes no parameters"
-            raise UserError(f"{where}: unknown key '{key}'; {choices}")
+            place = place_within(function, key)
+            raise UserError(f"{where}: unknown key '{key}'; {f'it stands in {place}' if place else choices}")
     for key, default in accepted.items():
         if default is REQUIRED and key not in params:
             raise UserError(f"{where}: '{key}' is missing; it takes {', '.join(accepted)}")
     hints = annotations(function)
     for key, value in params.items():
         if key in hints and not fits(value, hints[key]):
-            raise UserError(f"{where}: {key} is {value!r:.60}, expected {describe(hints[key])}{_most(value)}")
+            raise UserError(f"{where}: {key} is {value!r:.60}, expected {describe(hints[key])}"
+                            f"{_remedy(hints[key], value)}")
 
 
-def _most(value: object) -> str:
-    if not isinstance(value, (int, float)) or not LARGEST_INTEGER < abs(value) < math.inf:
-        return ""
-    return f"; at most {LARGEST_INTEGER} where it is whole, {LARGEST_NUMBER:g} otherwise"
+def _remedy(hint: object, value: object) -> str:
+    """What a message adds about numbers that are too large, and what `Bounds` says to do."""
+    remedies = [bounds.remedy for kind in (hint, *typing.get_args(hint)) for bounds in getattr(kind, "__metadata__", ())
+                if isinstance(bounds, Bounds) and bounds.remedy]
+    if isinstance(value, (int, float)) and LARGEST_INTEGER < abs(value) < math.inf:
+        remedies.append(f"at most {LARGEST_INTEGER} where it is whole, {LARGEST_NUMBER:g} otherwise")
+    return "".join(f"; {remedy}" for remedy in remedies)
+
+
+def place_within(function: Callable, key: str) -> str | None:
+    """Where `key` stands among the parameters of what the function's own parameters choose, such as
+    "likelihood: {name: point, power: ...}"; None if it does not."""
+    for parameter, hint in annotations(function).items():
+        for chosen in typing.get_args(hint):
+            for name in chosen.registry if isinstance(chosen, OneOf) else ():
+                cls = chosen.registry[name]
+                inner = f"{key}: ..." if key in defaults(cls) else place_within(cls, key)
+                if inner:
+                    return f"{parameter}: {{name: {name}, {inner}}}"
+    return None
 
 
 def as_float(value: object, hint: object) -> object:
-    """A large whole number as the float that `hint` asks for: squares of floats are numbers that tensors know."""
+    """A whole number as the float that `hint` asks for: the squares of large ones are no int64, which tensors want."""
     kinds = {typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
              for kind in (hint, *typing.get_args(hint))}
-    floats = float in kinds and int not in kinds
-    return float(value) if floats and type(value) is int and abs(value) > LARGEST_FACTOR else value
+    return float(value) if type(value) is int and float in kinds and int not in kinds else value
 
 
 def fits(value: object, hint: object) -> bool:
@@ -169,18 +219,14 @@ def fits(value: object, hint: object) -> bool:
     if origin is typing.Literal:
         return any(value == a and type(value) is type(a) for a in arguments)
     if origin in (list, tuple, Sequence):
-        items = [a for a in arguments if a is not Ellipsis]
         fixed = origin is tuple and Ellipsis not in arguments
-        return (isinstance(value, (list, tuple))
-                and (not fixed or len(value) == len(items))
-                and all(fits(v, items[i if fixed else 0]) for i, v in enumerate(value)))
-    if origin is dict:
-        return isinstance(value, dict)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER
-    return not isinstance(hint, type) or isinstance(value, hint)
+        items = arguments if fixed else arguments[:1] * len(value) if isinstance(value, (list, tuple)) else ()
+        return isinstance(value, (list, tuple)) and len(value) == len(items) and all(map(fits, value, items))
+    if hint in (int, float):
+        kinds, most = (int, LARGEST_INTEGER) if hint is int else ((int, float), LARGEST_NUMBER)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= most
+    kind = origin or hint
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 def describe(hint: object) -> str:
@@ -195,8 +241,7 @@ def describe(hint: object) -> str:
         return "one of " + ", ".join(repr(a) for a in arguments)
     if origin in (list, tuple, Sequence):
         fixed = origin is tuple and Ellipsis not in arguments
-        return f"a list of {len(arguments)}, each {describe(arguments[0])}" if fixed else (
-            f"a list, each entry {describe(arguments[0])}")
+        return f"a list{f' of {len(arguments)}, each' if fixed else ', each entry'} {describe(arguments[0])}"
     names = {type(None): "null", float: "a finite number", int: "an integer", bool: "true or false",
              str: "a string", dict: "a mapping"}
     return names.get(origin or hint, getattr(hint, "__name__", str(hint)))

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from util.errors import UserError
 from util.img_utils import load_image
 from util.logger import get_logger
+from util.metrics.arguments import TITLES
 from util.metrics.pairs import MEAN, Pair
 from util.metrics.perceptual import EXTRACTOR, frechet_distance, kernel_distance
-from util.metrics.scores import PER_IMAGE, TITLES, Metrics, Scores
+from util.metrics.scores import PER_IMAGE, Metrics, Scores
 from util.metrics.statistics import describe
 
 

@@ -6,6 +6,7 @@ metrics were defined with (TensorFlow's of 2015-12-05, converted) and its biline
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,14 +49,6 @@ class InceptionFeatures(nn.Module):
         return features
 
 
-def _lpips_vgg(path: Path) -> nn.Module:
-    return _lpips("vgg", "vgg16", path)
-
-
-def _lpips_alex(path: Path) -> nn.Module:
-    return _lpips("alex", "alexnet", path)
-
-
 def _lpips(net: str, backbone: str, path: Path) -> nn.Module:
     """LPIPS 0.1 (Zhang et al., 2018) on a torchvision network, whose file is read strictly and without running code."""
     from torchvision.models import get_model
@@ -73,8 +66,8 @@ def _lpips(net: str, backbone: str, path: Path) -> nn.Module:
 
 
 NETWORKS: dict[str, tuple[str, WeightsFile, Callable[[Path], nn.Module]]] = {
-    "lpips_vgg": ("LPIPS (vgg)", VGG16, _lpips_vgg),
-    "lpips_alex": ("LPIPS (alex)", ALEXNET, _lpips_alex),
+    "lpips_vgg": ("LPIPS (vgg)", VGG16, partial(_lpips, "vgg", "vgg16")),
+    "lpips_alex": ("LPIPS (alex)", ALEXNET, partial(_lpips, "alex", "alexnet")),
     "inception": ("FID and KID", INCEPTION, InceptionFeatures),
 }
 
@@ -106,17 +99,6 @@ def _build_quietly(build: Callable[[Path], nn.Module], path: Path) -> nn.Module:
         return build(path)
 
 
-class _Given(nn.Module):
-    """Stands for the network where features are already computed."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
 def frechet_distance(real: Tensor, restored: Tensor) -> float:
     """FID (Heusel et al., 2017) of features (N, D) and (M, D): the Frechet distance of the Gaussians fitted to them.
 
@@ -127,7 +109,7 @@ def frechet_distance(real: Tensor, restored: Tensor) -> float:
         return float("nan")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
+    metric = FrechetInceptionDistance(feature=_given(real), sync_on_compute=False)
     return max(0.0, float(_compute(metric, real, restored)))
 
 
@@ -147,9 +129,15 @@ def kernel_distance(real: Tensor, restored: Tensor, seed: int = 0) -> float:
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
         warnings.simplefilter("ignore")             # that features are kept
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size,
-                                         sync_on_compute=False)
+        metric = KernelInceptionDistance(feature=_given(real), subsets=subsets, subset_size=size, sync_on_compute=False)
         return float(_compute(metric, real, restored)[0])
+
+
+def _given(features: Tensor) -> nn.Module:
+    """Stands for the network where features are already computed."""
+    network = nn.Identity()
+    network.num_features = features.shape[1]
+    return network
 
 
 def _compute(metric: nn.Module, real: Tensor, restored: Tensor) -> Tensor | tuple[Tensor, Tensor]:

@@ -25,8 +25,6 @@ class Scores:
     lpips_alex: float = float("nan")
 
 
-TITLES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips_vgg": ("LPIPS (vgg)", 4),
-          "lpips_alex": ("LPIPS (alex)", 4), "fid": ("FID", 2), "kid": ("KID", 5)}      # and how many decimals to print
 PER_IMAGE = tuple(field.name for field in fields(Scores))
 
 

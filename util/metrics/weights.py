@@ -4,8 +4,6 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -67,7 +65,7 @@ class WeightStore:
         if self.folder is not None and not self.folder.is_dir():
             raise UserError(f"--weights_dir: folder '{folder}' not found; expected one that holds {VGG16.name}, "
                             f"{ALEXNET.name} and {INCEPTION.name}, or some of them")
-        self._unreachable: dict[str, str] = {}      # server -> why; each is asked once
+        self._unreachable: dict[str, str] = {}      # server -> why, or nothing; each is asked once
 
     @property
     def place(self) -> Path:
@@ -81,27 +79,31 @@ class WeightStore:
             MissingWeightsError: it is not there and cannot be fetched.
         """
         folders = [self.folder, hub_folder()] if self.folder else [hub_folder()]
-        for folder in folders:
-            for name in (file.name, file.other_name):
-                if name and (folder / name).is_file():
-                    return folder / name
+        for path in (folder / name for folder in folders for name in (file.name, file.other_name) if name):
+            if path.is_file():
+                return path
         if self.folder is not None:
             raise MissingWeightsError("no such file")
-        self._check_server(file.url)
-        try:
-            return _fetch(file, hub_folder() / file.name)
-        except Exception as error:          # the network, the disk and a damaged download fail in many ways
-            raise MissingWeightsError(_reason(error)) from None
-
-    def _check_server(self, url: str) -> None:
-        server = urlsplit(url).netloc
+        server = urlsplit(file.url).netloc
         if server not in self._unreachable:
-            try:
-                _check_reachable(url)
-                return
-            except Exception as error:      # as many ways
-                self._unreachable[server] = _reason(error)
-        raise MissingWeightsError(self._unreachable[server])
+            self._unreachable[server] = _trouble_reaching(file.url)
+        if self._unreachable[server]:
+            raise MissingWeightsError(self._unreachable[server])
+        return _fetch(file, hub_folder() / file.name)
+
+
+def _fetch(file: WeightsFile, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    get_logger().info(f"fetching {file.name} ({file.megabytes} MB, only once)")
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        torch.hub.download_url_to_file(file.url, str(path), hash_prefix=file.sha256_prefix)
+    except Exception as error:              # the network, the disk and a damaged download fail in many ways
+        raise MissingWeightsError(_reason(error)) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return path
 
 
 def _reason(error: Exception) -> str:
@@ -109,40 +111,21 @@ def _reason(error: Exception) -> str:
     return str(getattr(cause, "strerror", None) or cause or type(cause).__name__).splitlines()[0][:100]
 
 
-def _fetch(file: WeightsFile, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    get_logger().info(f"fetching {file.name} ({file.megabytes} MB, only once)")
-    with _socket_timeout(NETWORK_TIMEOUT):
-        torch.hub.download_url_to_file(file.url, str(path), hash_prefix=file.sha256_prefix)
-    return path
-
-
-def _check_reachable(url: str) -> None:
-    """Raise OSError unless the server answers in time; a thread, because looking up a host name has no timeout."""
-    failure: list[Exception] = [TimeoutError(f"no answer within {NETWORK_TIMEOUT:.0f} s")]
+def _trouble_reaching(url: str) -> str:
+    """Why a server does not answer in time, if so; a thread asks, because looking up a host name has no timeout."""
+    trouble = [f"no answer within {NETWORK_TIMEOUT:.0f} s"]
 
     def ask() -> None:
         try:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.build_opener().open(request, timeout=NETWORK_TIMEOUT).close()
-            failure.clear()
+            trouble.clear()
         except urllib.error.HTTPError:              # an answer, too; some servers refuse HEAD and serve GET
-            failure.clear()
-        except Exception as error:
-            failure[:] = [error]
+            trouble.clear()
+        except Exception as error:                  # in as many ways
+            trouble[:] = [_reason(error)]
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(NETWORK_TIMEOUT)
-    if failure:
-        raise failure[0]
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(previous)
+    return "".join(trouble)

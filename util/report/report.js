@@ -2,21 +2,18 @@
 
 // Tables: a click on a column's title sorts by it, numbers as numbers; cells without a value stay last.
 function sortTable(header) {
-  const row = header.parentElement;
-  const body = row.closest("table").tBodies[0];
-  const column = [...row.children].indexOf(header);
-  const text = header.classList.contains("text");
-  const first = text || header.dataset.first === "ascending" ? "ascending" : "descending";
-  const now = header.getAttribute("aria-sort");
-  const order = now === "none" ? first : now === "ascending" ? "descending" : "ascending";
+  const heads = [...header.parentElement.children], column = heads.indexOf(header);
+  const body = header.closest("table").tBodies[0], text = header.classList.contains("text");
+  const usual = text || header.dataset.first ? "ascending" : "descending", now = header.getAttribute("aria-sort");
+  const order = now === "none" ? usual : now === "ascending" ? "descending" : "ascending";
   const sign = order === "ascending" ? 1 : -1;
   const value = (line) => line.children[column].dataset.value;
   const compare = (a, b) => {
-    if (value(a) === "" || value(b) === "") return (value(a) === "") - (value(b) === "");
-    return sign * (text ? value(a).localeCompare(value(b), undefined, { numeric: true }) : value(a) - value(b));
+    if (a === "" || b === "") return (a === "") - (b === "");
+    return sign * (text ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
   };
-  for (const other of row.children) other.setAttribute("aria-sort", other === header ? order : "none");
-  body.append(...[...body.rows].sort(compare));
+  for (const other of heads) other.setAttribute("aria-sort", other === header ? order : "none");
+  body.append(...[...body.rows].sort((a, b) => compare(value(a), value(b))));
 }
 
 for (const button of document.querySelectorAll("th button"))
@@ -24,6 +21,8 @@ for (const button of document.querySelectorAll("th button"))
 
 // Crops: one square for all pictures of a strip, in shares of their width, height and shorter side.
 const clamp = (value, low, high) => Math.min(Math.max(value, low), Math.max(low, high));
+const KEYS = { ArrowLeft: [-1, 0, 1], ArrowRight: [1, 0, 1], ArrowUp: [0, -1, 1], ArrowDown: [0, 1, 1],
+               "+": [0, 0, 0.8], "=": [0, 0, 0.8], "-": [0, 0, 1.25] };
 
 class Strip {
   constructor(element) {
@@ -31,16 +30,15 @@ class Strip {
     this.pictures = [...element.querySelectorAll(".picture img")];
     [this.x, this.y, this.side] = element.dataset.crop.split(",").map(Number);
     for (const image of this.pictures) {
-      const frame = document.createElement("div");
-      const zoom = document.createElement("canvas");
+      const frame = document.createElement("div"), zoom = document.createElement("canvas");
       frame.className = "frame";
       zoom.setAttribute("role", "img");
       zoom.setAttribute("aria-label", `Crop of: ${image.alt}`);
-      image.parentElement.append(frame);
+      image.after(frame);
       image.parentElement.after(zoom);
       image.draggable = false;
       image.addEventListener("pointerdown", (event) => this.begin(event, image));
-      image.addEventListener("click", (event) => this.tapped && this.centre(event, image));
+      image.addEventListener("click", (event) => this.dragged || this.centre(event, image));
       image.addEventListener("load", () => this.draw());
     }
     element.addEventListener("keydown", (event) => this.key(event));
@@ -52,7 +50,6 @@ class Strip {
     this.side = clamp(side, Math.min(1, 8 / shorter), 1);
     this.x = clamp(x, 0, 1 - (this.side * shorter) / image.naturalWidth);
     this.y = clamp(y, 0, 1 - (this.side * shorter) / image.naturalHeight);
-    this.element.dataset.crop = [this.x, this.y, this.side].map((value) => value.toFixed(4)).join(",");
     this.draw();
   }
 
@@ -66,33 +63,28 @@ class Strip {
       const zoom = image.parentElement.nextElementSibling;
       zoom.width = zoom.height = side;
       zoom.getContext("2d").drawImage(image, left, top, side, side, 0, 0, side, side);
-      Object.assign(image.nextElementSibling.style, {
-        left: `${(100 * left) / width}%`, top: `${(100 * top) / height}%`,
-        width: `${(100 * side) / width}%`, height: `${(100 * side) / height}%`,
-      });
+      const box = [left / width, top / height, side / width, side / height].map((share) => `${100 * share}%`);
+      [image.nextElementSibling.style.left, image.nextElementSibling.style.top,
+       image.nextElementSibling.style.width, image.nextElementSibling.style.height] = box;
     }
   }
 
   // A click or a tap moves the square; dragging with a mouse or pen draws a new one.
   begin(event, image) {
-    this.tapped = event.pointerType === "touch";
-    if (this.tapped || event.button !== 0) return;
-    event.preventDefault();
+    this.dragged = false;
+    if (event.pointerType === "touch" || event.button !== 0) return;
     this.element.focus({ preventScroll: true });
-    const box = image.getBoundingClientRect(), shorter = Math.min(box.width, box.height);
-    const far = (e) => Math.max(Math.abs(e.clientX - event.clientX), Math.abs(e.clientY - event.clientY));
+    const box = image.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
     const drag = (e) => {
-      if (far(e) < 5) return;
-      const left = event.clientX - box.left - (e.clientX < event.clientX ? far(e) : 0);
-      const top = event.clientY - box.top - (e.clientY < event.clientY ? far(e) : 0);
-      this.place(left / box.width, top / box.height, far(e) / shorter, image);
-    };
-    const end = (e) => {
-      window.removeEventListener("pointermove", drag);
-      if (far(e) < 5) this.centre(event, image);
+      const right = e.clientX - event.clientX, down = e.clientY - event.clientY;
+      const side = Math.max(Math.abs(right), Math.abs(down));
+      if (side < 5) return;
+      this.dragged = true;
+      this.place((right < 0 ? x - side : x) / box.width, (down < 0 ? y - side : y) / box.height,
+                 side / Math.min(box.width, box.height), image);
     };
     window.addEventListener("pointermove", drag);
-    window.addEventListener("pointerup", end, { once: true });
+    window.addEventListener("pointerup", () => window.removeEventListener("pointermove", drag), { once: true });
   }
 
   centre(event, image) {
@@ -102,13 +94,10 @@ class Strip {
   }
 
   key(event) {
-    const moves = { ArrowLeft: [-1, 0, 1], ArrowRight: [1, 0, 1], ArrowUp: [0, -1, 1], ArrowDown: [0, 1, 1],
-                    "+": [0, 0, 0.8], "=": [0, 0, 0.8], "-": [0, 0, 1.25] };
     const image = this.pictures[0];
-    if (!(event.key in moves) || event.ctrlKey || event.metaKey || event.altKey || !image?.naturalWidth) return;
+    if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey || !image?.naturalWidth) return;
     event.preventDefault();
-    const [right, down, zoom] = moves[event.key];
-    const shorter = Math.min(image.naturalWidth, image.naturalHeight);
+    const [right, down, zoom] = KEYS[event.key], shorter = Math.min(image.naturalWidth, image.naturalHeight);
     const step = Math.max(1 / shorter, this.side / 8), grown = (this.side * (1 - zoom)) / 2;
     this.place(this.x + (right * step + grown) * (shorter / image.naturalWidth),
                this.y + (down * step + grown) * (shorter / image.naturalHeight), this.side * zoom, image);

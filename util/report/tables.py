@@ -1,12 +1,18 @@
-"""The tables of a report, which a click on a column's title sorts."""
+"""The tables of a report, which a click on a column's title sorts; `report.html` says how a cell is shown."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from util.metrics.pairs import MEAN
 from util.metrics.statistics import Summary, describe
-from util.report.data import MEAN, Run, number, remark
-from util.report.markup import Markup, element, join
+from util.report.runs import Run
+
+COSTS = ("network_evaluations", "seconds")          # without intervals
+DASH = "\N{EN DASH}"
+
+Cell = tuple[str, object, str, str]                 # text, what it is sorted by, small text below, class
+Table = dict[str, object]                           # note, heads: (title, class, first order), rows: lists of cells
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,16 @@ class Column:
     better: int = 0                                 # 1 where higher is better, -1 where lower is, else 0
     baseline: str = ""                              # the same score of the lifted measurement
 
+    @property
+    def head(self) -> tuple[str, str, str]:
+        """Its title, which says what is better, class and first order."""
+        return (self.title + {1: "\N{NO-BREAK SPACE}↑", -1: "\N{NO-BREAK SPACE}↓", 0: ""}[self.better], "",
+                "ascending" if self.better < 0 else "")
+
+    def digits(self, value: float) -> str:
+        """A value as it is shown."""
+        return DASH if math.isnan(value) else f"{value:{self.form}}".rstrip(".")    # "#.3g" leaves the point of 210.
+
 
 COLUMNS = (
     Column("psnr", "PSNR (dB)", ".2f", 1, "psnr_input"), Column("ssim", "SSIM", ".3f", 1, "ssim_input"),
@@ -28,97 +44,66 @@ COLUMNS = (
     Column("distance", "distance", "#.4g"), Column("chi_square", "chi-square", "#.3g"),
     Column("std", "deviation", ".3f"), Column("error_to_std", "error / deviation", ".2f"),
     Column("network_evaluations", "evaluations", ".0f"), Column("seconds", "seconds", ".1f"))
-ARROWS = {1: "\N{NO-BREAK SPACE}↑", -1: "\N{NO-BREAK SPACE}↓", 0: ""}
-DASH = "\N{EN DASH}"
-COSTS = ("network_evaluations", "seconds")
-
-Line = tuple[str, dict[str, Summary], int]          # label, column -> statistics, number of images
 
 
-def score_table(runs: Sequence[Run]) -> Markup:
-    """Means with their 95 % intervals, a line per method, the best mean of each column in bold."""
-    lines = _lines(runs)
-    columns = [c for c in COLUMNS if any(line[1].get(c.name, {}).get("mean") is not None for line in lines)]
-    best = {c.name: _best(c, [line for line in lines if line[0] != "measurement"]) for c in columns}
-    rows = []
-    for label, statistics, images in lines:
-        cells = [element("td", {"data-value": label}, label), element("td", {"data-value": images}, images)]
-        cells += [_mean_cell(c, statistics.get(c.name), best[c.name]) for c in columns]
-        rows.append(element("tr", {}, *cells))
-    text = "Means over images, below them 95 % intervals (bootstrap over images); in bold the best mean."
-    return _table(text, ["method", "images"], ["text", ""], columns, rows)
+def score_table(runs: Sequence[Run]) -> Table:
+    """Means with their 95 % intervals: the measurement's, then a line per method, the best of these in bold."""
+    lines = [line for run in runs for mean in (False, True) if (line := _means(run, mean))]
+    lines = [*[line for run in runs if (line := _baseline(run))][:1], *lines]
+    columns = [c for c in COLUMNS if any(c.name in means for _, means, _ in lines)]
+    best = {}
+    for c in columns:
+        known = [means[c.name]["mean"] for label, means, _ in lines if label != "measurement" and c.name in means]
+        best[c.name] = c.better * max(c.better * mean for mean in known) if c.better and len(known) > 1 else None
+    rows = [[_word(label), _word(images), *(_mean(c, means.get(c.name), best[c.name]) for c in columns)]
+            for label, means, images in lines]
+    return {"note": "Means over images, below them 95 % intervals (bootstrap over images); in bold the best mean.",
+            "heads": [("method", "text", ""), ("images", "", ""), *(c.head for c in columns)], "rows": rows}
 
 
-def _lines(runs: Sequence[Run]) -> list[Line]:
-    lines = []
-    for run in runs:
-        for mean in (False, True):
-            rows = [row for row in run.rows if (row["sample"] == MEAN) is mean]
-            if rows:
-                several = max(len(run.of(image)) for image in run.images[:1]) - 1
-                label = f"{run.method}, mean of {several}" if mean else run.method
-                images = [row["image"] for row in rows]
-                values = {c.name: [math.nan if remark(row) else number(row, c.name) for row in rows] for c in COLUMNS}
-                lines.append((label, {name: describe(column, images) for name, column in values.items()},
-                              len(set(images))))
-    for run in runs:
-        first = [run.of(image)[0] for image in run.images]
-        baseline = {c.name: describe([number(row, c.baseline) for row in first], run.images)
-                    for c in COLUMNS if c.baseline}
-        if any(summary["mean"] is not None for summary in baseline.values()):
-            return [("measurement", baseline, len(first)), *lines]
-    return lines
+def _means(run: Run, mean: bool) -> tuple[str, dict[str, Summary], int] | None:
+    """Label, statistics of the columns that are known, and number of images: of the samples, or of their means."""
+    rows = [row for row in run.rows if (row.sample == MEAN) is mean]
+    label = f"{run.label}, mean of {len(run.of(rows[0].image)) - 1}" if rows and mean else run.label
+    values = {c.name: [getattr(row, c.name) if row.ok else math.nan for row in rows] for c in COLUMNS}
+    return _line(label, values, [row.image for row in rows])
 
 
-def _best(column: Column, lines: Sequence[Line]) -> float | None:
-    means = [line[1][column.name]["mean"] for line in lines if line[1][column.name]["mean"] is not None]
-    return column.better * max(column.better * mean for mean in means) if column.better and len(means) > 1 else None
+def _baseline(run: Run) -> tuple[str, dict[str, Summary], int] | None:
+    first = [run.of(image)[0] for image in run.images]
+    values = {c.name: [getattr(row, c.baseline) for row in first] for c in COLUMNS if c.baseline}
+    return _line("measurement", values, run.images)
 
 
-def _mean_cell(column: Column, summary: Summary | None, best: float | None) -> Markup:
-    if summary is None or summary["mean"] is None:
-        return element("td", {"data-value": ""}, DASH)
-    low_high = summary["ci95"] if column.name not in COSTS else None
-    interval = [element("small", {}, DASH.join(digits(bound, column) for bound in low_high))] if low_high else []
-    return element("td", {"data-value": repr(summary["mean"]), "class": "best" if summary["mean"] == best else None},
-                   digits(summary["mean"], column), *interval)
+def _line(label: str, values: dict[str, list[float]], images: Sequence[str]
+          ) -> tuple[str, dict[str, Summary], int] | None:
+    described = {name: describe(column, images) for name, column in values.items()}
+    known = {name: summary for name, summary in described.items() if summary["mean"] is not None}
+    return (label, known, len(set(images))) if known else None
 
 
-def digits(value: float, column: Column) -> str:
-    """A value as its column shows it."""
-    return f"{value:{column.form}}".rstrip(".")     # "#.3g" keeps the zeros of 2.10, and the point of 210.
+def _mean(column: Column, summary: Summary | None, best: float | None) -> Cell:
+    if summary is None:
+        return DASH, "", "", ""
+    interval = () if column.name in COSTS else summary["ci95"] or ()
+    return (column.digits(summary["mean"]), repr(summary["mean"]), DASH.join(map(column.digits, interval)),
+            "best" if summary["mean"] == best else "")
 
 
-def image_table(runs: Sequence[Run]) -> Markup:
-    """A line per image, method and sample, as metrics.csv has them, folded away."""
-    table = [(run, row) for run in runs for row in run.rows]
-    columns = [c for c in COLUMNS if any(not math.isnan(number(row, c.name)) for _, row in table)]
-    told = any(remark(row) for _, row in table)
-    rows = []
-    for run, row in table:
-        words = [row["image"], run.method, row["sample"], *[row.get("status", "")] * told]
-        cells = [element("td", {"class": "text", "data-value": word}, word) for word in words]
-        for column in columns:
-            value, text = number(row, column.name), row.get(column.name, "")
-            cells.append(element("td", {"data-value": "" if math.isnan(value) else text.replace("inf", "Infinity")},
-                                 DASH if math.isnan(value) else digits(value, column)))
-        rows.append(element("tr", {}, *cells))
-    titles = ["image", "method", "sample", *["status"] * told]
-    return element("details", {}, element("summary", {}, f"Scores of every image ({len(rows)} rows)"),
-                   _table("As in metrics.csv.", titles, ["text"] * len(titles), columns, rows))
+def image_table(runs: Sequence[Run]) -> Table:
+    """A line per image, method and sample, as metrics.csv has them."""
+    lines = [(run, row) for run in runs for row in run.rows]
+    columns = [c for c in COLUMNS if any(not math.isnan(getattr(row, c.name)) for _, row in lines)]
+    heads = [(word, "text", "") for word in ("image", "method", "sample", "status")]
+    rows = [[*map(_word, (row.image, run.label, row.sample, row.status)),
+             *(_number(c, getattr(row, c.name)) for c in columns)] for run, row in lines]
+    return {"note": "As in metrics.csv.", "heads": [*heads, *(c.head for c in columns)], "rows": rows}
 
 
-def _table(text: str, titles: Sequence[str], kinds: Sequence[str], columns: Sequence[Column], rows: Sequence[Markup]
-           ) -> Markup:
-    heads = [_head(title, kind) for title, kind in zip(titles, kinds, strict=True)]
-    heads += [_head(c.title + ARROWS[c.better], "", c.better < 0) for c in columns]
-    table = element("table", {"aria-label": text}, element("thead", {}, element("tr", {}, *heads)),
-                    element("tbody", {}, *rows))
-    return join(element("p", {"class": "note"}, text),
-                element("div", {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": text}, table))
+def _word(text: object) -> Cell:
+    return str(text), text, "", "" if isinstance(text, int) else "text"
 
 
-def _head(title: str, kind: str, low_first: bool = False) -> Markup:
-    return element("th", {"scope": "col", "class": kind or None, "aria-sort": "none",
-                          "data-first": "ascending" if low_first else None},
-                   element("button", {"type": "button"}, title))
+def _number(column: Column, value: float) -> Cell:
+    order = "" if math.isnan(value) else f"{value:.6g}".replace("inf", "Infinity")
+    return column.digits(value), order, "", ""

@@ -1,7 +1,7 @@
 """Reproduce a paper's table: `python -m util.reproduce_table configs/tables/dps_ffhq_linear.yaml --data FOLDER`.
 
 Runs what is missing through `sample_condition.py`, one run per task and method, each of them resumable; then prints and
-writes table.md, table.csv and table.png: paper | ours +- 95 % interval | difference.
+writes table.md, table.tex, table.csv and table.png: paper | ours +- 95 % interval | difference.
 """
 
 import argparse
@@ -9,53 +9,30 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.command import check_command_line, run_command, run_program, user_path
+from util.reproduce_table.arguments import parse_arguments
+
+if __name__ == "__main__":                          # before the imports that take seconds
+    check_command_line(parse_arguments)
+
 from data.dataloader import DATASETS
-from guided_diffusion.measurements import OPERATORS
-from guided_diffusion.restoration.build import build_parts
-from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive, run_command, run_program, user_path
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.logger import get_logger
+from util.logger import count, duration, get_logger
 from util.metrics.weights import WeightStore
 from util.reproduce_table.job import (
     Job,
     Options,
-    count,
-    duration,
-    evaluations,
+    ask_steps,
     execute,
-    images_left,
     seconds_per_evaluation,
 )
 from util.reproduce_table.plots import draw
-from util.reproduce_table.spec import PaperTable, Run, load_table
-from util.reproduce_table.text import evaluate, markdown, to_csv
+from util.reproduce_table.scores import evaluate
+from util.reproduce_table.spec import PaperTable, load_table
+from util.reproduce_table.text import latex, markdown, to_csv
 
 logger = get_logger()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m util.reproduce_table", description="Reproduce a paper's table, side by side.",
-                    allow_abbrev=False)
-    add = parser.add_argument
-    add("table", help="the table (YAML), such as configs/tables/demo.yaml")
-    add("--data", metavar="FOLDER", help="the images, or 'skimage'; default: what the table or its task files say")
-    add("--methods", metavar="A,B", help="run these methods of the table only; default: all that can be run")
-    add("--limit", type=positive, metavar="N", help="the first N images only")
-    add("--save_dir", help="where results go; default ./results/tables/<name of the table>")
-    add("--seed", type=natural, default=0, help="of all random numbers; default %(default)s")
-    add("--batch_size", type=positive, metavar="N", help="images restored together")
-    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
-        help="number format of the network; default %(default)s: float32, with TF32 convolutions on GPUs that have it")
-    add("--nproc", type=positive, default=1, metavar="N", help="processes per run, by torchrun; default %(default)s")
-    add("--gpu", type=natural, metavar="N", help="index of the GPU")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; nothing is fetched then")
-    add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
-        help="change a configuration value of every run; repeatable")
-    add("--overwrite", action="store_true", help="replace the results of earlier runs")
-    add("--dry_run", action="store_true", help="list the runs, their cost and the time they would take; run none")
-    return parser.parse(argv)
 
 
 def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]:
@@ -64,58 +41,56 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
     Files that only some runs need, such as checkpoints, are looked for by these.
     """
     spec = table.spec
-    options = Options(args.data or spec.data, args.seed, args.limit or spec.limit, spec.num_samples, args.batch_size,
-                      args.gpu, args.nproc, args.overwrite, args.weights_dir, args.precision)
+    options = Options.of(args, data=args.data or spec.data, limit=args.limit or spec.limit,
+                         num_samples=spec.num_samples)
     WeightStore(args.weights_dir)                   # complains about a folder that is not there
     jobs = []
-    for run in table.runs:
+    for run, steps in zip(table.runs, ask_steps(table.runs, options.data), strict=True):
+        if isinstance(steps, UserError):
+            raise UserError(f"{table.title(run)}: {steps}")
         config = run.load(options.data)
-        try:
-            sampler, _, method = build_parts(config, run.overrides)
-            OPERATORS.check(config.operator.name, **config.operator.params)
-        except UserError as error:
-            raise UserError(f"{title(table, run)}: {error}") from None
-        images = DATASETS.build(config.data.name, **config.data.params)
-        jobs.append(Job(run, config, images.names[:options.limit], folder / run.task / run.method, options,
-                        method.num_steps(sampler)))
+        names = DATASETS.build(config.data.name, **config.data.params).names[:options.limit]
+        jobs.append(Job(run, config, names, folder / run.task / run.method, options, steps))
+    fewest = min((len(job.names) for job in jobs), default=0)
+    if options.limit and fewest < options.limit and jobs:
+        logger.warning(f"the data have {count(fewest, 'image')}: {options.limit - fewest} are missing for --limit "
+                       f"{options.limit}{'' if args.limit else ', which the table asks for'}")
     return jobs
 
 
-def title(table: PaperTable, run: Run) -> str:
-    """Words for a run: its task and its method."""
-    return f"{table.tasks[run.task].title}, {table.methods[run.method].title}"
-
-
-def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> None:
+def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
     """List what would be run: images, network evaluations, and the time of each run from a measured step."""
-    logger.info(f"{table.spec.title}\n\n{'run':44}  {'images':>7}  {'evaluations':>11}  {'time':>12}")
+    logger.info(f"{table.spec.title}\n\n{'run':44}  {'images':>11}  {'evaluations':>11}  {'time':>12}")
     measured: dict[tuple[object, ...], float | UserError] = {}
-    times, said = [], set()
+    times: list[float] = []
     for job in jobs:
-        try:
-            times.append(estimate(job, measured))
-        except UserError as error:
-            job.error, job.failed = str(error), True
-            if job.error not in said:
-                logger.error(f"{title(table, job.run)}: {error}")
-            said.add(job.error)
-        time_left = "unknown" if job.failed else duration(times[-1])
-        logger.info(f"{title(table, job.run)[:44]:44}  {images_left(job):7}  {evaluations(job):11}  {time_left:>12}")
+        found = estimate(job, measured)
+        if isinstance(found, UserError):
+            if str(found) not in {job.error for job in jobs}:
+                logger.error(f"{table.title(job.run)}: {found}")
+            job.error, time_left = str(found), "unknown"
+        else:
+            times.append(found)
+            time_left = duration(found)
+        logger.info(f"{table.title(job.run)[:44]:44}  {f'{job.left} of {len(job.names)}':>11}  {job.evaluations:11}  "
+                    f"{time_left:>12}")
     unknown = len(jobs) - len(times)
-    total = " and ".join([duration(sum(times))] * (bool(times) or not unknown)
-                         + [f"{count(unknown, 'run')} of unknown time"] * (unknown > 0))
-    logger.info(f"\n{count(len(jobs), 'run')}, {sum(map(evaluations, jobs))} network evaluations, "
-                f"{total} on this machine with {nproc} process{'es' * (nproc > 1)}; nothing was run")
+    total = [duration(sum(times))] if times or not unknown else []
+    total += [f"{count(unknown, 'run')} of unknown time"] if unknown else []
+    logger.info(f"\n{count(len(jobs), 'run')}, {sum(job.evaluations for job in jobs)} network evaluations, "
+                f"{' and '.join(total)} on this machine with {nproc} process{'' if nproc == 1 else 'es'}; nothing was "
+                "run")
+    return 1 if unknown else 0
 
 
-def estimate(job: Job, measured: dict[tuple[object, ...], float | UserError]) -> float:
-    """Seconds that a job will take; UserError if its steps cannot be run.
+def estimate(job: Job, measured: dict[tuple[object, ...], float | UserError]) -> float | UserError:
+    """Seconds that a job will take, or why it cannot be run.
 
     Steps of each kind are tried once, and what came of it is remembered in `measured`.
     """
     size = job.config.data.params.get("image_size") or job.config.model.get("image_size")
     kind = (job.run.model_config, job.config.conditioning.name, size)
-    if not evaluations(job):
+    if not job.evaluations:
         return 0.0
     if kind not in measured:
         try:
@@ -123,39 +98,30 @@ def estimate(job: Job, measured: dict[tuple[object, ...], float | UserError]) ->
         except UserError as error:
             measured[kind] = error
     found = measured[kind]
-    if isinstance(found, UserError):
-        raise found
-    return evaluations(job) * found / job.options.nproc
+    return found if isinstance(found, UserError) else job.evaluations * found / job.options.nproc
 
 
 def reproduce(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
-    table = load_table(args.table)
-    table = table.select(args.methods.split(",") if args.methods is not None else None).extend(args.overrides)
+    table = load_table(args.table, None if args.methods is None else args.methods.split(","), args.overrides)
     folder = user_path(args.save_dir or f"./results/tables/{table.name}")
     jobs = plan(table, args, folder)
     if args.dry_run:
-        dry_run(table, jobs, args.nproc)
-        return 1 if any(job.error for job in jobs) else 0
+        return dry_run(table, jobs, args.nproc)
     started = time.perf_counter()
-    try:
-        logger.info(f"{table.spec.title}: {count(len(jobs), 'run')}, "
-                    f"{sum(not job.to_do for job in jobs)} of them finished before")
-        execute(jobs, "Table", lambda job: title(table, job.run))
-    except KeyboardInterrupt:
-        logger.error(f"interrupted: {sum(not job.missing() for job in jobs)} of {len(jobs)} runs are finished, all "
-                     f"finished images are kept in {folder}; the same command continues")
+    logger.info(f"{table.spec.title}: {count(len(jobs), 'run')}, {sum(not job.left for job in jobs)} of them finished "
+                "before")
+    if not execute(jobs, "Table", lambda job: table.title(job.run), folder):
         return 130
     entries = evaluate(table, jobs)
     text = markdown(table, entries)
-    write_atomically(folder / "table.md", text.encode())
-    write_atomically(folder / "table.csv", to_csv(entries).encode())
-    draw(table, entries, folder / "table.png")
-    logger.info(f"\n{text}\n{folder / 'table.md'}, table.csv and table.png, in "
-                f"{duration(time.perf_counter() - started)}")
-    wrong = [job for job in jobs if job.error]
+    for name, content in (("table.md", text), ("table.tex", latex(table, entries)), ("table.csv", to_csv(entries))):
+        write_atomically(folder / name, content.encode())
+    write_atomically(folder / "table.png", draw(table, entries))
+    logger.info(f"\n{text}\n{folder / 'table.md'}, .tex, .csv and .png, in {duration(time.perf_counter() - started)}")
+    wrong = sum(bool(job.error) for job in jobs)
     if wrong:
-        logger.error(f"{len(wrong)} of {len(jobs)} runs went wrong; the same command tries them again")
+        logger.error(f"{wrong} of {len(jobs)} runs went wrong; the same command tries them again")
     return 1 if wrong else 0
 
 

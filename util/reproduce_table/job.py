@@ -1,11 +1,14 @@
-"""One run of a paper's table: its folder, the command line that fills it, and what is already there."""
+"""One run of a paper's table or of a grid: its folder, the command line that fills it, and what is already there."""
 
-import csv
+import argparse
+import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,19 +18,23 @@ from tqdm import tqdm
 from util.checkpoint import fingerprint
 from util.command import DEFAULT_PRECISION
 from util.config.config import REPOSITORY, Config, find_file
-from util.config.yaml_text import parse_yaml
 from util.errors import UserError
 from util.logger import get_logger
 from util.reproduce_table.spec import Run
+from util.run.config_file import read_settings
+from util.run.layout import TABLE
+from util.run.table import Row, read_table
 
 logger = get_logger()
 
+PROGRAM = str(REPOSITORY / "sample_condition.py")
+CHECK = (sys.executable, "-m", "guided_diffusion.restoration.check")
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")            # what a progress bar writes: steps done / of all
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line of the table hands on to every run."""
+    """What a command line hands on to every run; see `add_options`."""
 
     data: str | None
     seed: int
@@ -39,14 +46,20 @@ class Options:
     overwrite: bool = False
     weights_dir: str | None = None
     precision: str = DEFAULT_PRECISION
+    launcher: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, **more) -> "Options":
+        """Those of a command line with `add_options`; `more` counts instead."""
+        return cls(**{name: more.get(name, getattr(args, name, None)) for name in cls.__dataclass_fields__})
 
     def arguments(self) -> list[str]:
         """The options of `sample_condition.py`."""
         given = {"data": self.data, "limit": self.limit, "batch_size": self.batch_size, "gpu": self.gpu,
-                 "weights_dir": self.weights_dir}
+                 "weights_dir": self.weights_dir, "seed": self.seed, "num_samples": self.num_samples,
+                 "precision": self.precision}
         parts = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
-        return [*parts, "--seed", str(self.seed), "--num_samples", str(self.num_samples),
-                "--precision", self.precision, *["--overwrite"] * self.overwrite]
+        return [*parts, "--overwrite"] if self.overwrite else parts
 
 
 @dataclass
@@ -78,22 +91,15 @@ class Job:
         """The folder with metrics.csv, recon/ and label/."""
         return self.save_dir / self.config.operator.name / self.config.conditioning.name
 
-    def all_rows(self) -> list[dict[str, str]]:
-        """The lines of metrics.csv of this run's images, in the file's order: their samples and the samples' means."""
-        try:
-            with open(self.path / "metrics.csv", newline="", encoding="utf-8") as file:
-                table = list(csv.DictReader(file))
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"cannot read {self.path / 'metrics.csv'}: {error}") from None
+    def all_rows(self) -> list[Row]:
+        """The lines of metrics.csv of this run's images: their samples and the samples' means; none if it failed."""
         wanted = set(self.names)
-        return [row for row in table if row.get("image") in wanted]
+        return [] if self.failed else [row for row in read_table(self.path) if row.image in wanted]
 
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self) -> list[Row]:
         """A line of metrics.csv for every image that is finished: of several samples the one that fits y best."""
         several = self.options.num_samples > 1
-        chosen = {row["image"]: row for row in self.all_rows() if not several or row.get("best") == "1"}
+        chosen = {row.image: row for row in self.all_rows() if not several or row.best == 1}
         return [chosen[name] for name in self.names if name in chosen]
 
     def missing(self) -> int:
@@ -101,40 +107,38 @@ class Job:
         return len(self.names) - len(self.rows()) if self._same_settings() else len(self.names)
 
     @property
-    def to_do(self) -> bool:
-        """Whether there is anything to run."""
-        return self.missing() > 0 or self.options.overwrite
+    def left(self) -> int:
+        """How many images are to be restored."""
+        return len(self.names) if self.options.overwrite else self.missing()
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that this takes."""
+        return self.left * self.options.num_samples * self.steps
 
     def replacing(self) -> "Job":
         """This job, told to replace what is there if that is of other settings."""
-        foreign = (self.path / "metrics.csv").is_file() and not self._same_settings()
+        foreign = (self.path / TABLE).is_file() and not self._same_settings()
         return replace(self, options=replace(self.options, overwrite=True)) if foreign else self
 
     def _same_settings(self) -> bool:
+        wanted = {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples,
+                  "precision": self.options.precision}
         try:
-            found = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
-            return all(found[key] == value for key, value in self._settings().items()) and self._same_prior(found)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    def _settings(self) -> dict[str, object]:
-        return {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples,
-                "precision": self.options.precision}
-
-    def _same_prior(self, found: dict[str, object]) -> bool:
-        """Whether the checkpoint is still the one of the run that `found` describes; results may outlive it."""
-        try:
-            return "checkpoint" not in found or found["checkpoint"] == fingerprint(
-                find_file(self.config.model["model_path"], "checkpoint"))
+            found = read_settings(self.path)
         except UserError:
-            return True
+            return False
+        if "checkpoint" in found:
+            with suppress(UserError):               # results may outlive it
+                wanted["checkpoint"] = fingerprint(find_file(self.config.model.get("model_path", ""), "checkpoint"))
+        return all(found.get(key) == value for key, value in wanted.items())
 
     def command(self) -> list[str]:
         """The command line, as a user would type it."""
-        python = [sys.executable]
+        start = [sys.executable]
         if self.options.nproc > 1:
-            python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.options.nproc}"]
-        return [*python, str(REPOSITORY / "sample_condition.py"), *self.run.options(), *self.options.arguments(),
+            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.options.nproc}"]
+        return [*(self.options.launcher or start), PROGRAM, *self.run.options(), *self.options.arguments(),
                 "--save_dir", str(self.save_dir)]
 
     def execute(self, advance: Callable[[int, int], None]) -> None:
@@ -148,7 +152,7 @@ class Job:
                             "choose another folder with --save_dir") from None
         self.warnings += [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
         if status:
-            self.error, self.failed = _reason(status, lines), status != 1
+            self.error, self.failed = reason(status, lines), status != 1
 
 
 def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda done, total: None,
@@ -157,7 +161,7 @@ def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda 
     lines: list[str] = []
     # a group of its own: Ctrl-C in a terminal reaches this process only, which passes it on once
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                          errors="replace", start_new_session=True) as process:
+                          errors="replace", start_new_session=True, env=environment()) as process:
         try:
             for line in process.stdout:             # universal newlines: a carriage return ends a line, too
                 if found := PROGRESS.search(line):
@@ -172,10 +176,30 @@ def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda 
     return process.returncode, lines
 
 
-def _reason(status: int, lines: Sequence[str]) -> str:
+def reason(status: int, lines: Sequence[str]) -> str:
     """The line that says why a run ended with `status`."""
     errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
     return (errors or list(lines[-1:]) or [f"exit status {status}"])[0]
+
+
+def ask_steps(runs: Sequence[Run], data: str | None) -> list[int | UserError]:
+    """Steps of one sample in each run, or what is wrong with its configuration; the command line knows both."""
+    answers = json.loads(ask(json.dumps([run.arguments(data) for run in runs]))) if runs else []
+    return [UserError(answer["error"]) if "error" in answer else answer["steps"] for answer in answers]
+
+
+def ask(runs: str) -> str:
+    """What the command line's check says of runs, JSON to JSON, asked once: it takes seconds to start."""
+    process = subprocess.run(CHECK, input=runs, capture_output=True, text=True, encoding="utf-8", env=environment())
+    if process.returncode:
+        raise UserError(f"{' '.join(CHECK)}: {reason(process.returncode, process.stderr.splitlines())}")
+    return process.stdout
+
+
+def environment() -> dict[str, str]:
+    """That of this process, in which programs of this repository are found wherever they are started."""
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def seconds_per_evaluation(job: Job) -> float:
@@ -185,71 +209,51 @@ def seconds_per_evaluation(job: Job) -> float:
         UserError: the run ends with an error, which is the message.
     """
     batch = job.options.batch_size or 1
-    options = replace(job.options, limit=2 * batch, num_samples=1, batch_size=batch, nproc=1, overwrite=False)
+    options = replace(job.options, limit=2 * batch, num_samples=1, batch_size=batch, nproc=1, overwrite=False,
+                      launcher=())
     with TemporaryDirectory() as folder:
-        command = [sys.executable, str(REPOSITORY / "sample_condition.py"), *job.run.options(), *options.arguments(),
-                   "--set", "diffusion.timestep_respacing=2", "--save_dir", folder]
-        status, lines = launch(command)
-        trial = replace(job, save_dir=Path(folder), options=options)
+        few = replace(job.run, overrides=(*job.run.overrides, "diffusion.timestep_respacing=2"))
+        trial = replace(job, run=few, save_dir=Path(folder), options=options)
+        status, lines = launch(trial.command())
         rows = trial.rows() if status in (0, 1) else []
     if not rows:
-        raise UserError(_reason(status, lines))
-    return min(float(row["seconds"]) / (float(row["network_evaluations"]) or job.steps) for row in rows)
+        raise UserError(reason(status, lines))
+    return min(row.seconds / (row.network_evaluations or job.steps) for row in rows)
 
 
-def images_left(job: Job) -> int:
-    """Images that a job still has to restore."""
-    return len(job.names) if job.options.overwrite else job.missing()
-
-
-def evaluations(job: Job) -> int:
-    """Network evaluations that a job still needs."""
-    return images_left(job) * job.options.num_samples * job.steps
-
-
-def execute(jobs: Sequence[Job], label: str, title: Callable[[Job], str]) -> None:
+def execute(jobs: Sequence[Job], label: str, title: Callable[[Job], str], folder: Path) -> bool:
     """Run what is missing, with one progress bar over all of it; what goes wrong stands in the jobs.
 
     Args:
         label: what the bar is called.
         title: words for a job.
+        folder: where they all go.
+
+    Returns:
+        Whether it came to its end; False where it was interrupted, which is said.
     """
-    todo = [job for job in jobs if job.to_do]
-    said: set[str] = set()
-    with tqdm(total=sum(map(evaluations, todo)), unit=" evaluations", desc=label, dynamic_ncols=True,
-              mininterval=0.1 if sys.stderr.isatty() else 10.0) as bar:
-        for number, job in enumerate(todo, start=1):
-            start, share = bar.n, evaluations(job)
-            bar.set_postfix_str(f"run {number} of {len(todo)}: {title(job)}")
-
-            def advance(done: int, total: int, start: int = start, share: int = share) -> None:
-                bar.update(start + share * done // max(total, 1) - bar.n)
-
-            job.execute(advance)
-            if job.failed:
-                bar.total -= share                  # time left is that of what is still run
-                bar.update(start - bar.n)
-            else:
-                advance(1, 1)
-            if job.error:
-                logger.error(f"{title(job)}: {job.error}")
-            for warning in job.warnings:
-                if warning not in said:
-                    logger.warning(warning)
-            said.update(job.warnings)
+    todo = [job for job in jobs if job.left]
+    try:
+        with tqdm(total=sum(job.evaluations for job in todo), unit=" evaluations", desc=label, dynamic_ncols=True,
+                  mininterval=0.1 if sys.stderr.isatty() else 10.0) as bar:
+            for number, job in enumerate(todo, start=1):
+                bar.set_postfix_str(f"run {number} of {len(todo)}: {title(job)}")
+                _execute(job, bar, title(job), {warning for done in todo for warning in done.warnings})
+        return True
+    except KeyboardInterrupt:
+        logger.error(f"interrupted: {sum(not job.missing() for job in jobs)} of {len(jobs)} runs are finished, all "
+                     f"finished images are kept in {folder}; the same command continues")
+        return False
 
 
-def count(number: int, noun: str) -> str:
-    """"1 run", "2 runs"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def duration(seconds: float) -> str:
-    """Words for a time: "40 s", "12 min", "3 h 05 min", "4 d 7 h"."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 99:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+def _execute(job: Job, bar: tqdm, title: str, said: set[str]) -> None:
+    start, share = bar.n, job.evaluations
+    job.execute(lambda done, total: bar.update(start + share * done // max(total, 1) - bar.n))
+    if job.failed:
+        bar.total -= share                          # time left is that of what is still run
+    bar.update(start + (0 if job.failed else share) - bar.n)
+    if job.error:
+        logger.error(f"{title}: {job.error}")
+    for warning in dict.fromkeys(job.warnings):
+        if warning not in said:
+            logger.warning(warning)

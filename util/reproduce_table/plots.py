@@ -1,109 +1,108 @@
-"""A reproduced table as a picture: bars (a group per task) or lines (over the tasks' x), a panel per metric."""
+"""A reproduced table as a picture: a panel per task and metric, or lines over the tasks' x, a panel per metric."""
 
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from util.img_utils import write_atomically
+from util.reproduce_table.scores import Entry
 from util.reproduce_table.spec import METRICS, PaperTable
-from util.reproduce_table.text import Entry
 
-PANEL = (6.4, 3.9)                                  # inches
-PAPER_GREY = "#bdbdbd"
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
+         "axes.titlelocation": "left", "grid.alpha": 0.3}
+ARROWS = {1: " (higher is better →)", -1: " (← lower is better)", 0: ""}
+RATIO = 4                                           # of the largest figure to the smallest, from which axes are log
+OURS = {"marker": "o", "markersize": 4, "capsize": 2, "lw": 1.2}
+PAPER = {"marker": "D", "markersize": 5, "markerfacecolor": "none", "ls": "none"}
 
 
-def draw(table: PaperTable, entries: Sequence[Entry], path: Path) -> None:
-    """Write the picture as PNG; the paper's figures are grey (bars) or hollow (lines), ours coloured with intervals."""
+def draw(table: PaperTable, entries: Sequence[Entry]) -> bytes:
+    """The picture as PNG: our figures as points with their 95 % intervals, the paper's as hollow diamonds."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    shown = [metric for metric in table.spec.metrics if any(
-        e.cell.metric == metric and (e.cell.paper or e.score and not math.isnan(e.score.value)) for e in entries)]
-    bars = table.spec.plot == "bar"
-    columns = min(1 if bars else 2, max(1, len(shown)))
-    rows = math.ceil(len(shown) / columns) or 1
-    width = _bar_width(table, entries) if bars else PANEL[0] * columns
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(width, PANEL[1] * rows + 0.9), layout="constrained")
-        figure.suptitle(table.spec.title, fontsize=11)
-        methods = [name for name in table.methods if any(e.cell.method == name for e in entries)]
-        colours = {name: f"C{i}" for i, name in enumerate(
-            [m for m in methods if any(e.cell.method == m and e.job for e in entries)])}
-        axes = figure.subplots(rows, columns, squeeze=False).flat
-        for axis, metric in zip(axes, shown, strict=False):
-            own = [entry for entry in entries if entry.cell.metric == metric]
-            (_bars if bars else _lines)(axis, table, own, methods, colours)
-            axis.set_title(METRICS[metric].title, fontsize=10)
-        for axis in figure.axes[len(shown):]:
-            axis.set_visible(False)
-        if not bars and shown:
-            labelled = {label: handle for axis in figure.axes[:len(shown)]
-                        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-            figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, frameon=False)
+    known = [entry for entry in entries if entry.cell.paper or not math.isnan(entry.score.value)]
+    metrics = [metric for metric in table.spec.metrics if any(e.cell.metric == metric for e in known)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        if metrics:
+            (_points if table.spec.plot == "bar" else _lines)(figure, table, known, metrics)
+        figure.suptitle(table.spec.title, x=0.01, ha="left", fontsize=11)
+        labelled = {label: handle for axes in figure.axes
+                    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        if labelled:
+            figure.legend(labelled.values(), labelled.keys(), loc="outside lower left", ncols=4, frameon=False)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-    write_atomically(path, buffer.getvalue())
+        figure.savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
 
 
-def _bar_width(table: PaperTable, entries: Sequence[Entry]) -> float:
-    slots = len({(e.cell.task, e.cell.method) for e in entries}) + len(table.tasks)
-    return min(16.0, max(PANEL[0], 0.28 * slots + 2))
+def _points(figure, table: PaperTable, entries: Sequence[Entry], metrics: Sequence[str]) -> None:
+    """A row of panels per task, a column per metric, a line in each per method; every panel has its own axis."""
+    methods = [name for name in table.methods if any(e.cell.method == name for e in entries)]
+    tasks = [name for name in table.tasks if any(e.cell.task == name for e in entries)]
+    figure.set_size_inches(1.6 + 2.6 * len(metrics), 0.9 + (0.55 + 0.19 * len(methods)) * len(tasks))
+    panels = figure.subplots(len(tasks), len(metrics), squeeze=False, sharey=True)
+    for row, task in zip(panels, tasks, strict=True):
+        for axes, metric in zip(row, metrics, strict=True):
+            own = [e for e in entries if (e.cell.task, e.cell.metric) == (task, metric)]
+            for entry in own:
+                y = methods.index(entry.cell.method)
+                if entry.cell.paper:
+                    axes.plot(entry.cell.paper.value, y, color="#666666", label="paper", **PAPER)
+                if not math.isnan(entry.score.value):
+                    axes.errorbar(entry.score.value, y, xerr=_error(entry), color="#0072b2",
+                                  label="ours, 95 % interval", **OURS)
+            _scale(axes.xaxis, [v for e in own for v in (e.score.value, e.cell.paper and e.cell.paper.value)])
+            axes.set_ylim(len(methods) - 0.5, -0.5)
+            axes.set_yticks(range(len(methods)), [table.methods[name].title for name in methods])
+            axes.grid(axis="x")
+            axes.set_title(table.tasks[task].title if metric == metrics[0] else "")
+            if task == tasks[-1]:
+                axes.set_xlabel(METRICS[metric].title + ARROWS[METRICS[metric].better])
 
 
-def _bars(axis, table: PaperTable, entries: Sequence[Entry], methods: Sequence[str], colours: dict[str, str]) -> None:
-    """A group per task, in it a slot per method: the paper's bar wide and grey, ours narrow in front of it."""
-    position, ticks = 0, {}
-    from matplotlib.patches import Patch
+def _scale(axis, values: Sequence[float | None]) -> None:
+    """A few round numbers; a logarithmic axis where figures differ by much."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    for task in table.tasks:
-        group = {entry.cell.method: entry for entry in entries if entry.cell.task == task}
-        places = range(position, position + len(group))
-        for x, method in zip(places, [m for m in methods if m in group], strict=True):
-            entry = group[method]
-            if entry.cell.paper:
-                axis.bar(x, entry.cell.paper.value, 0.86, color=PAPER_GREY, zorder=1)
-            if entry.score and not math.isnan(entry.score.value):
-                axis.bar(x, entry.score.value, 0.5, color=colours[method], zorder=2, yerr=_error(entry),
-                         error_kw={"capsize": 2, "lw": 1})
-            if not entry.job:
-                axis.annotate(table.methods[method].title, (x, 0), (0, 2), textcoords="offset points", rotation=90,
-                              ha="center", va="bottom", fontsize=6.5, color="#444444")
-        if group:
-            ticks[(places[0] + places[-1]) / 2] = table.tasks[task].title
-        position += len(group) + 1
-    axis.set_xticks(list(ticks), list(ticks.values()))
-    axis.tick_params(axis="x", length=0)
-    handles = [Patch(color=colour, label=table.methods[method].title) for method, colour in colours.items()]
-    if any(entry.cell.paper for entry in entries):
-        handles.append(Patch(color=PAPER_GREY, label="paper"))
-    axis.legend(handles=handles, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    found = [v for v in values if v is not None and math.isfinite(v)]
+    wide = found and min(found) > 0 and max(found) / min(found) > RATIO
+    if wide:
+        axis.axes.set_xscale("log")
+        axis.set(minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(4))
 
 
-def _lines(axis, table: PaperTable, entries: Sequence[Entry], methods: Sequence[str], colours: dict[str, str]) -> None:
-    """A line per method over the tasks' x, the 95 % interval as whiskers; hollow squares are the paper's."""
-    for method in methods:
-        own = sorted((e for e in entries if e.cell.method == method), key=lambda e: table.tasks[e.cell.task].x)
-        ours = [entry for entry in own if entry.score and not math.isnan(entry.score.value)]
-        colour, name = colours.get(method, "#888888"), table.methods[method].title
-        if ours:
-            errors = [[pair[side][0] if (pair := _error(e)) else 0.0 for e in ours] for side in (0, 1)]
-            axis.errorbar([table.tasks[e.cell.task].x for e in ours], [e.score.value for e in ours], yerr=errors,
-                          marker="o", markersize=4, capsize=2, lw=1.2, color=colour, label=name)
-        paper = [entry for entry in own if entry.cell.paper]
-        if paper:
-            axis.plot([table.tasks[e.cell.task].x for e in paper], [e.cell.paper.value for e in paper], "s",
-                      markersize=7, markerfacecolor="none", color=colour, label=f"{name} (paper)")
-    if table.spec.log_x:
-        axis.set_xscale("log")
-    ticks = {task.x: task.title for task in table.tasks.values()}
-    axis.set_xticks(list(ticks), [f"{x:g}" for x in ticks])
-    axis.minorticks_off()
-    axis.set_xlabel(table.spec.x_label)
-    axis.grid(alpha=0.25)
+def _lines(figure, table: PaperTable, entries: Sequence[Entry], metrics: Sequence[str]) -> None:
+    """A panel per metric, a line per method over the tasks' x."""
+    rows, columns = math.ceil(len(metrics) / 2), min(2, len(metrics))
+    figure.set_size_inches(4.6 * columns, 0.7 + 2.8 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, metric in zip(panels, metrics, strict=False):
+        for number, name in enumerate(table.methods):
+            own = sorted((e for e in entries if (e.cell.method, e.cell.metric) == (name, metric)),
+                         key=lambda e: table.tasks[e.cell.task].x)
+            ours, paper = [e for e in own if not math.isnan(e.score.value)], [e for e in own if e.cell.paper]
+            if ours:
+                errors = [[_error(e)[side][0] for e in ours] for side in (0, 1)]
+                axes.errorbar([table.tasks[e.cell.task].x for e in ours], [e.score.value for e in ours], yerr=errors,
+                              color=f"C{number}", label=table.methods[name].title, **OURS)
+            if paper:
+                axes.plot([table.tasks[e.cell.task].x for e in paper], [e.cell.paper.value for e in paper],
+                          color=f"C{number}", label=f"{table.methods[name].title} (paper)", **PAPER)
+        if table.spec.log_x:
+            axes.set_xscale("log")
+        ticks = [task.x for task in table.tasks.values()]
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(table.spec.x_label)
+        axes.set_title(METRICS[metric].heading)
+        axes.grid()
+    for axes in list(panels)[len(metrics):]:
+        axes.set_visible(False)
 
 
-def _error(entry: Entry) -> list[list[float]] | None:
-    """Lengths of the whiskers below and above, as matplotlib takes them; None without an interval."""
+def _error(entry: Entry) -> list[list[float]]:
+    """Lengths of the whiskers below and above, as matplotlib takes them; none without an interval."""
     value, low, high = entry.score.value, entry.score.low, entry.score.high
-    return None if math.isnan(low) else [[max(0.0, value - low)], [max(0.0, high - value)]]
+    return [[0.0], [0.0]] if math.isnan(low) else [[max(0.0, value - low)], [max(0.0, high - value)]]

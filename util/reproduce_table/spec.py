@@ -10,13 +10,13 @@
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from util.config.config import Config, load_config, read_yaml
-from util.config.registry import check_arguments
+from util.config.registry import Count, check_arguments
 from util.errors import UserError, did_you_mean
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -24,24 +24,35 @@ FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of merit: its title, its column in metrics.csv (None: of a whole set of images), its digits."""
+    """A figure of merit: its title, its column in metrics.csv (None: of a whole set of images), its digits.
+
+    `better` is 1 where higher is better, -1 where lower is, else 0.
+    """
 
     title: str
     column: str | None
     digits: int
+    better: int = 0
+
+    @property
+    def heading(self) -> str:
+        """The title with what is better."""
+        return self.title + {1: " (higher is better)", -1: " (lower is better)", 0: ""}[self.better]
 
 
 METRICS = {
-    "fid": Metric("FID (lower is better)", None, 2),
-    "lpips": Metric("LPIPS, VGG (lower is better)", "lpips_vgg", 3),
-    "psnr": Metric("PSNR in dB (higher is better)", "psnr", 2),
-    "ssim": Metric("SSIM (higher is better)", "ssim", 3),
-    "lpips_aligned": Metric("LPIPS, VGG, ambiguities resolved (lower is better)", "lpips_vgg_aligned", 3),
-    "psnr_aligned": Metric("PSNR in dB, ambiguities resolved (higher is better)", "psnr_aligned", 2),
-    "ssim_aligned": Metric("SSIM, ambiguities resolved (higher is better)", "ssim_aligned", 3),
+    "fid": Metric("FID", None, 2, -1),
+    "lpips": Metric("LPIPS, VGG", "lpips_vgg", 3, -1),
+    "psnr": Metric("PSNR in dB", "psnr", 2, 1),
+    "ssim": Metric("SSIM", "ssim", 3, 1),
+    "lpips_aligned": Metric("LPIPS, VGG, ambiguities resolved", "lpips_vgg_aligned", 3, -1),
+    "psnr_aligned": Metric("PSNR in dB, ambiguities resolved", "psnr_aligned", 2, 1),
+    "ssim_aligned": Metric("SSIM, ambiguities resolved", "ssim_aligned", 3, 1),
     "psnr_input": Metric("PSNR of the lifted measurement in dB", "psnr_input", 2),
     "ssim_input": Metric("SSIM of the lifted measurement", "ssim_input", 3),
-    "seconds": Metric("seconds per image", "seconds", 2),
+    "chi_square": Metric("residual chi-square", "chi_square", 2),
+    "network_evaluations": Metric("network evaluations", "network_evaluations", 0, -1),
+    "seconds": Metric("seconds per image", "seconds", 2, -1),
 }
 
 
@@ -111,8 +122,8 @@ class TableSpec:
     x_label: str = ""
     log_x: bool = False
     data: str | None = None
-    limit: int | None = None
-    num_samples: int = 1
+    limit: Count | None = None
+    num_samples: Count = 1
     set: Sequence[str] = ()
 
 
@@ -144,7 +155,12 @@ class Run:
 
     def load(self, data: str | None = None) -> Config:
         """The resolved configuration; UserError if a file or an override is wrong."""
-        return load_config(self.model_config, self.diffusion_config, self.task_config, self.overrides, data)
+        return load_config(**self.arguments(data))
+
+    def arguments(self, data: str | None = None) -> dict[str, object]:
+        """Those of `load_config`."""
+        return {"model_config": self.model_config, "diffusion_config": self.diffusion_config,
+                "task_config": self.task_config, "overrides": self.overrides, "data": data}
 
 
 @dataclass(frozen=True)
@@ -169,32 +185,21 @@ class PaperTable:
     runs: tuple[Run, ...]
     cells: tuple[Cell, ...]
 
-    def extend(self, overrides: Sequence[str]) -> "PaperTable":
-        """The table with more overrides for every run."""
-        changed = {run: replace(run, overrides=(*run.overrides, *overrides)) for run in self.runs}
-        return replace(self, runs=tuple(changed.values()),
-                       cells=tuple(replace(cell, run=changed.get(cell.run)) for cell in self.cells))
-
-    def select(self, methods: Sequence[str] | None) -> "PaperTable":
-        """The table with only the runs of these methods; UserError if one of them cannot be run."""
-        if methods is None:
-            return self
-        runnable = {run.method for run in self.runs}
-        for name in methods:
-            if name not in runnable:
-                what = "is not implemented here, the table has the paper's figures only" if name in self.methods else (
-                    "is no method of this table")
-                raise UserError(f"--methods: '{name}' {what}; {did_you_mean(name, runnable)}")
-        cells = [cell if cell.method in methods else replace(cell, run=None) for cell in self.cells]
-        return replace(self, runs=tuple(run for run in self.runs if run.method in methods),
-                       cells=tuple(cell for cell in cells if cell.run or cell.paper))
+    def title(self, place: Run | Cell) -> str:
+        """Words for a run or a cell: its task and its method."""
+        return f"{self.tasks[place.task].title}, {self.methods[place.method].title}"
 
 
-def load_table(path: str | Path) -> PaperTable:
+def load_table(path: str | Path, only: Sequence[str] | None = None, overrides: Sequence[str] = ()) -> PaperTable:
     """Read and check a table.
 
+    Args:
+        only: the methods to run; None for all that can be.
+        overrides: changes of the configuration of every run.
+
     Raises:
-        UserError: the file is missing or no YAML; a key, name or value in it is unknown, missing or of the wrong type.
+        UserError: the file is missing or no YAML; a key, name or value in it is unknown, missing or of the wrong type;
+            one of `only` cannot be run.
     """
     spec = _build(TableSpec, read_yaml(path, "table"), str(path))
     tasks = {name: _build(TaskSpec, entry, f"{path}: tasks.{name}") for name, entry in spec.tasks.items()}
@@ -202,9 +207,15 @@ def load_table(path: str | Path) -> PaperTable:
     _check(spec, tasks, methods, str(path))
     figures = {key: value for i, entry in enumerate(spec.paper)
                for key, value in _figures(entry, tasks, methods, f"{path}: paper[{i}]").items()}
-    runs = {(task, method): _run(spec, task, tasks[task], method, methods[method], str(path))
-            for task in tasks for method in methods
-            if methods[method].method and task in (methods[method].tasks or tasks)}
+    runnable = [name for name, method in methods.items() if method.method]
+    for name in only or ():
+        if name not in runnable:
+            what = "is not implemented here, the table has the paper's figures only" if name in methods else (
+                "is no method of this table")
+            raise UserError(f"--methods: '{name}' {what}; {did_you_mean(name, runnable)}")
+    runs = {(task, method): _run(spec, task, tasks[task], method, methods[method], overrides, str(path))
+            for task in tasks for method in runnable
+            if method in (only or runnable) and task in (methods[method].tasks or tasks)}
     if not runs and not figures:
         raise UserError(f"{path}: nothing to show: no entry of methods has a `method` to run, and paper has no figures")
     cells = [Cell(metric, task, method, figures.get((metric, task, methods[method].compare_with or method)),
@@ -222,65 +233,56 @@ def _build(cls: type, entry: object, where: str):
 
 
 def _check(spec: TableSpec, tasks: dict[str, TaskSpec], methods: dict[str, MethodSpec], path: str) -> None:
-    _check_names(spec.metrics, METRICS, "metric", f"{path}: metrics")
+    _check_names(spec.metrics, METRICS, f"{path}: metrics")
     for name in (*tasks, *methods):
         if not FOLDER_NAME.fullmatch(str(name)):
             raise UserError(f"{path}: '{name}' names a folder; expected letters, digits, and inside also . _ + -")
     for name, method in methods.items():
-        _check_names(method.tasks or (), tasks, "task", f"{path}: methods.{name}.tasks")
-        _check_names(method.params_of or (), tasks, "task", f"{path}: methods.{name}.params_of")
+        where = f"{path}: methods.{name}"
+        _check_names(method.tasks or (), tasks, f"{where}.tasks")
+        _check_names(method.params_of or (), tasks, f"{where}.params_of")
         for task, params in (method.params_of or {}).items():
             if not isinstance(params, dict):
-                raise UserError(f"{path}: methods.{name}.params_of.{task} is {params!r:.60}, expected a mapping "
-                                "(key: value)")
-        _check_names([method.compare_with] if method.compare_with else (), methods, "method",
-                     f"{path}: methods.{name}.compare_with")
-    for key, value in (("limit", spec.limit), ("num_samples", spec.num_samples)):
-        if value is not None and value < 1:
-            raise UserError(f"{path}: {key} is {value}, expected 1 or more")
-    if spec.plot == "line":
-        for name, task in tasks.items():
-            if task.x is None or spec.log_x and task.x <= 0:
-                raise UserError(f"{path}: tasks.{name}.x is {task.x}, a line plot needs a "
-                                f"{'positive ' if spec.log_x else ''}number")
-    elif spec.log_x or spec.x_label:
+                raise UserError(f"{where}.params_of.{task} is {params!r:.60}, expected a mapping (key: value)")
+        _check_names([method.compare_with] if method.compare_with else (), methods, f"{where}.compare_with")
+    for name, task in tasks.items():
+        if spec.plot == "line" and (task.x is None or spec.log_x and task.x <= 0):
+            raise UserError(f"{path}: tasks.{name}.x is {task.x}, a line plot needs a number, positive with log_x")
+    if spec.plot != "line" and (spec.log_x or spec.x_label):
         raise UserError(f"{path}: x_label and log_x are for plot: line, found plot: {spec.plot}")
 
 
-def _check_names(names: Sequence[str], known: Sequence[str] | dict, kind: str, where: str) -> None:
+def _check_names(names: Sequence[str], known: Collection[str], where: str) -> None:
     for name in names:
         if name not in known:
-            raise UserError(f"{where}: unknown {kind} '{name}'; {did_you_mean(name, known)}")
+            raise UserError(f"{where}: unknown name '{name}'; {did_you_mean(name, known)}")
 
 
 def _figures(entry: dict, tasks: dict, methods: dict, where: str) -> dict[tuple[str, str, str], Figure]:
     """(metric, task, method) -> figure of one printed table."""
     printed = _build(PaperSpec, entry, where)
-    _check_names(printed.tasks, tasks, "task", f"{where}.tasks")
-    _check_names(printed.metrics, METRICS, "metric", f"{where}.metrics")
-    _check_names(printed.rows, methods, "method", f"{where}.rows")
+    for key, known in (("tasks", tasks), ("metrics", METRICS), ("rows", methods)):
+        _check_names(getattr(printed, key), known, f"{where}.{key}")
     places = [(metric, task) for task in printed.tasks for metric in printed.metrics]
     figures = {}
     for method, content in printed.rows.items():
         row = _build(RowSpec, content, f"{where}.rows.{method}")
-        for key in ("values", "std"):
-            found = getattr(row, key)
-            if found is not None and len(found) != len(places):
-                raise UserError(f"{where}.rows.{method}: {key} has {len(found)} entries, expected {len(places)}: "
-                                f"{len(printed.tasks)} tasks with {len(printed.metrics)} metrics each")
-        for (metric, task), value, std in zip(places, row.values, row.std or [None] * len(places), strict=True):
-            if value is not None and math.isfinite(value):
-                figures[metric, task, method] = Figure(value, std, f"{printed.source}, row {row.row}")
+        std = row.std or [None] * len(row.values)
+        if {len(row.values), len(std)} != {len(places)}:
+            raise UserError(f"{where}.rows.{method}: {len(row.values)} values and {len(std)} std, expected "
+                            f"{len(places)}: {len(printed.tasks)} tasks with {len(printed.metrics)} metrics each")
+        figures |= {(metric, task, method): Figure(value, deviation, f"{printed.source}, row {row.row}")
+                    for (metric, task), value, deviation in zip(places, row.values, std, strict=True)
+                    if value is not None and math.isfinite(value)}
     return figures
 
 
-def _run(spec: TableSpec, name: str, task: TaskSpec, method_name: str, method: MethodSpec, path: str) -> Run:
-    config = task.config
-    if "{settings}" in config:
-        if method.settings is None:
-            raise UserError(f"{path}: methods.{method_name} needs settings, which tasks.{name}.config names")
-        config = config.replace("{settings}", method.settings)
-    overrides = [*spec.set, *task.set, f"conditioning.method={method.method}"]
+def _run(spec: TableSpec, name: str, task: TaskSpec, method_name: str, method: MethodSpec, changes: Sequence[str],
+         path: str) -> Run:
+    if "{settings}" in task.config and method.settings is None:
+        raise UserError(f"{path}: methods.{method_name} needs settings, which tasks.{name}.config names")
     params = (method.params_of or {}).get(name, method.params)
+    overrides = [*spec.set, *task.set, f"conditioning.method={method.method}"]
     overrides += [f"conditioning.params={json.dumps(params)}"] if params is not None else []
-    return Run(name, method_name, spec.model_config, spec.diffusion_config, config, (*overrides, *method.set))
+    return Run(name, method_name, spec.model_config, spec.diffusion_config,
+               task.config.replace("{settings}", method.settings or ""), (*overrides, *method.set, *changes))

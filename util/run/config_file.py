@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from util.command import MOST_SAMPLES
-from util.config.config import leaves
-from util.config.yaml_text import dump_yaml, parse_yaml
+from util.config.config import leaves, read_yaml
+from util.config.yaml_text import dump_yaml
 from util.errors import UserError
 from util.img_utils import write_atomically
+from util.run.layout import CONFIG
 
-CONFIG = "config.yaml"
 BATCH_SIZE = "batch_size"                           # kept for the rest of the run; it may change last digits only
 
 
@@ -27,23 +26,6 @@ class RunConfig:
         self.path, self.settings = folder / CONFIG, settings
         self.batch_size: int | None = None
 
-    def read(self) -> dict[str, object]:
-        """What config.yaml says, "key.path" -> value; UserError if it says nothing."""
-        try:
-            tree = parse_yaml(self.path.read_text(encoding="utf-8"))
-            if isinstance(tree, dict):
-                return _flatten(tree)
-        except (OSError, ValueError):
-            pass
-        found = "is no configuration of ours" if self.path.exists() else "is missing, which tells how results were made"
-        raise UserError(f"{self.path} {found}; choose another folder with --save_dir, or replace the results with "
-                        "--overwrite")
-
-    def read_num_samples(self) -> int:
-        """How many posterior samples config.yaml tells of; UserError if it says nothing."""
-        count = self.read().get("num_samples")
-        return count if type(count) is int and 0 < count <= MOST_SAMPLES else 1
-
     def bind(self, continues: bool) -> None:
         """Write config.yaml.
 
@@ -51,13 +33,10 @@ class RunConfig:
             continues: there are results here, whose configuration must be the same.
 
         Raises:
-            UserError: it is not the same; the message lists every difference.
+            UserError: it is not the same, or cannot be told; the message lists every difference.
         """
         if continues:
-            found = self.read()
-            size = found.pop(BATCH_SIZE, None)
-            self.batch_size = size if type(size) is int and size > 0 else None
-            self._check_same(found)
+            self._check_same(read_settings(self.path.parent))
         self._write()
 
     def keep_batch_size(self, batch_size: int) -> None:
@@ -70,13 +49,22 @@ class RunConfig:
         write_atomically(self.path, dump_yaml({**self.settings, **chosen}).encode())
 
     def _check_same(self, found: dict[str, object]) -> None:
-        wanted = _flatten(self.settings)
-        keys = [key for key in wanted | found if wanted.get(key, "unset") != found.get(key, "unset")]
-        if keys:
-            changes = [f"{key} ({found.get(key, 'unset')} there, {wanted.get(key, 'unset')} now)" for key in keys]
+        size = found.pop(BATCH_SIZE, None)
+        self.batch_size = size if type(size) is int and size > 0 else None
+        there, now = ({".".join(key): value for key, value in leaves(tree).items()} for tree in (found, self.settings))
+        changes = [f"{key} ({there.get(key, 'unset')} there, {now.get(key, 'unset')} now)"
+                   for key in now | there if now.get(key, "unset") != there.get(key, "unset")]
+        if changes:
             raise UserError(f"{self.path.parent} holds results of another configuration: {', '.join(changes)}; "
                             "choose another folder with --save_dir, or replace them with --overwrite")
 
 
-def _flatten(tree: dict) -> dict[str, object]:
-    return {".".join(key): value for key, value in leaves(tree).items()}
+def read_settings(run: Path) -> dict[str, object]:
+    """What the config.yaml in the folder of a run says; UserError if there is none, or it says nothing."""
+    path = (run / CONFIG).absolute()                # found nowhere else
+    try:
+        return read_yaml(path)
+    except UserError:
+        found = "is no configuration of ours" if path.exists() else "is missing, which tells how results were made"
+        raise UserError(f"{run / CONFIG} {found}; choose another folder with --save_dir, or replace the results with "
+                        "--overwrite") from None

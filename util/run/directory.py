@@ -1,47 +1,27 @@
 """Everything that a run leaves on disk, written so that it can be stopped at any time and continued.
 
-<save_dir>/<operator>/<method>/
-    input/ recon/ label/    a PNG per image, named after its source: lifted measurement, restoration, truth if known
-    std/                    the standard deviation of an image's posterior samples, if there are several
-    progress/<image>/       x_t and x0_hat on the way, where asked for
-    measurements/           the measurements, .npz, where asked for
-    trajectories/           <image>.csv: the measurement distance of every step, a column per sample
-    metrics.csv             a row per image and posterior sample; an image is finished when its rows are in
-    summary.json            means over the rows, cost, versions
-    config.yaml             the resolved configuration
-    grid.png                truth (if known) | measurement | restoration
-    rows/ run.lock          while the run is not at its end, see `util.run.rows` and `util.run.lock`
-
-A sample that diverged has a row, but no restoration.
+What lies where: `util.run.layout`. A sample that diverged has a row, but no restoration.
 """
 
+import io
 import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from util.errors import StorageError, UserError
-from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, write_atomically
+from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, to_unit, write_atomically
+from util.metrics.pairs import MEAN
 from util.metrics.scores import Metrics
-from util.run.config_file import CONFIG, RunConfig
-from util.run.layout import (
-    GRID,
-    SUMMARY,
-    delete_results,
-    make_folders,
-    measurement_path,
-    picture_path,
-    progress_path,
-    run_path,
-    sample_names,
-    trajectory_path,
-)
+from util.run.config_file import RunConfig
+from util.run.layout import ALWAYS, CONFIG, GRID, SUMMARY, delete_results, file_of, make_folders, run_path, sample_names
 from util.run.measurements import StoredMeasurement, read_measurement, write_measurement
-from util.run.rows import RowStore
-from util.run.table import MEAN, Outcome, Row, make_rows, standard_deviation, summarise, trajectories_to_csv
+from util.run.rows import RowStore, begun_images
+from util.run.table import Outcome, Row, make_rows, read_summary, standard_deviation, summarise, trajectories_to_csv
 
 GRID_ROWS = 8
 
@@ -84,24 +64,28 @@ class RunDirectory:
     def concluded(self) -> bool:
         """Whether nothing is left to be written, and what is made from all images is whole."""
         grid = is_whole_png(self.path / GRID) or not any(row.ok for row in self.rows)
-        return self.store.concluded and _read_json(self.path / SUMMARY) is not None and grid
+        return self.store.concluded and read_summary(self.path) is not None and grid
 
     def _open(self, overwrite: bool) -> None:
         try:
             make_folders(self.path)
             if overwrite:
-                delete_results(self.path, self.config)
+                images = set(begun_images(self.path))
+                with suppress(UserError):           # the table is to be replaced, whatever it is
+                    images |= set(RowStore(self.path).by_image)
+                delete_results(self.path, images)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror or error}; "
                             "choose another folder with --save_dir") from None
 
     def _check_there(self) -> None:
-        if not (self.path / CONFIG).is_file():
-            raise StorageError(f"{self.path} is gone, or what was in it; the same command begins anew there")
+        for name in (CONFIG, *ALWAYS):
+            if not (self.path / name).exists():
+                raise StorageError(f"{self.path / name} is gone; the same command begins anew what was in it")
 
-    def path_of(self, folder: str, image: str, sample: str | None = None) -> Path:
-        """Where an image lies in input/, recon/ or label/; recon/ has a file per `sample` if there are several."""
-        return picture_path(self.path, folder, image, sample)
+    def path_of(self, folder: str, image: str, sample: str | None = None, suffix: str | None = None) -> Path:
+        """Where a file of an image lies, see `util.run.layout`; recon/ has one per `sample` if there are several."""
+        return file_of(self.path, folder, image, sample, suffix)
 
     def rows_of(self, image: str) -> list[Row]:
         """The rows of an image, none if it is not finished."""
@@ -115,10 +99,17 @@ class RunDirectory:
             return False
         pictures = [self.path_of("input", image)]
         pictures += [self.path_of("recon", image, row.sample if several else None) for row in ok]
-        pictures += [self.path_of("label", image)] * own[0].has_truth
-        pictures += [self.path_of("std", image)] * (sum(row.sample != MEAN for row in ok) > 1)
-        return (all(map(is_whole_png, pictures)) and _ends_with_a_line(trajectory_path(self.path, image))
-                and (not self.keeps_measurements or _is_measurement(measurement_path(self.path, image))))
+        if own[0].has_truth:
+            pictures.append(self.path_of("label", image))
+        if sum(row.sample != MEAN for row in ok) > 1:
+            pictures.append(self.path_of("std", image))
+        try:
+            if self.keeps_measurements:
+                read_measurement(self.path_of("measurements", image))
+            trajectories = self.path_of("trajectories", image).read_bytes()
+        except (OSError, UserError):
+            return False
+        return trajectories.endswith(b"\n") and all(map(is_whole_png, pictures))
 
     def collect(self) -> set[str]:
         """The images whose rows are in, those of other processes included; metrics.csv is brought up to date."""
@@ -138,13 +129,8 @@ class RunDirectory:
         """Score and save one image with all its samples; it is finished when this returns.
 
         Args:
-            image: its name.
-            label: the truth, (3, H, W) in [-1, 1]; None where nobody knows it.
-            lifted: the measurement in image space, same shape.
-            outcomes: its samples and, if there are several, their mean.
-            metrics: what scores them; needed with a truth.
+            image, label, lifted, outcomes, metrics, source: as `make_rows` takes them.
             alpha: the opacity (h, w) in [0, 1] that restorations are saved with; opaque when None.
-            source: fingerprint of the files that it was read from.
         """
         rows = make_rows(image, label, lifted, outcomes, metrics, source)
         self._check_there()
@@ -152,23 +138,26 @@ class RunDirectory:
             if row.ok:
                 sample = outcome.sample if len(outcomes) > 1 else None
                 save_image(self.path_of("recon", image, sample), outcome.restored, alpha)
+                if outcome.sample == MEAN:
+                    _save_array(self.path_of("recon", image, MEAN, ".npy"), to_unit(outcome.restored))
         save_image(self.path_of("input", image), lifted)
         if label is not None:
             save_image(self.path_of("label", image), label)
         if (std := standard_deviation(outcomes)) is not None:
+            _save_array(self.path_of("std", image, suffix=".npy"), std)
             save_map(self.path_of("std", image), std.square().mean(dim=0).sqrt(),
                      f"Standard deviation of {sum(row.ok for row in rows) - 1} samples on [0, 1]")
-        write_atomically(trajectory_path(self.path, image), trajectories_to_csv(outcomes).encode())
+        write_atomically(self.path_of("trajectories", image), trajectories_to_csv(outcomes).encode())
         self.store.add(rows)
 
     def save_measurement(self, image: str, stored: StoredMeasurement) -> None:
         """Save a measurement for other programs and for --load_measurements."""
-        write_measurement(measurement_path(self.path, image), stored)
+        write_measurement(self.path_of("measurements", image), stored)
 
     def save_progress(self, image: str, sample: str | None, index: int, x: Tensor, x0_hat: Tensor) -> None:
         """Save the state after step `index` and the prediction of the clean image, (3, H, W) each."""
         self._check_there()
-        folder = progress_path(self.path, image, sample)
+        folder = self.path_of("progress", image, sample, "")
         save_image(folder / f"x_{index:04d}.png", x)
         save_image(folder / f"x0_hat_{index:04d}.png", x0_hat)
 
@@ -176,7 +165,7 @@ class RunDirectory:
         """Write all that is made from the rows; what `facts` says goes to summary.json, if that is of other rows."""
         self._check_there()
         self.store.write()
-        known = _read_json(self.path / SUMMARY) or {}
+        known = read_summary(self.path) or {}
         if any(known.get(key) != value for key, value in json.loads(json.dumps(summarise(self.rows))).items()):
             self.write_summary(facts)
         self.write_grid()
@@ -185,60 +174,45 @@ class RunDirectory:
     def write_summary(self, facts: dict[str, object]) -> None:
         """Write summary.json: `facts`, then mean, standard deviation and count of every column of metrics.csv."""
         summary = {**facts, **summarise(self.rows)}
-        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        write_atomically(self.path / SUMMARY, text.encode())
+        write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 
     def add_to_summary(self, more: dict[str, object]) -> None:
         """Change summary.json by what was found out after the run had come to its end (`concluded`)."""
-        path = self.path / SUMMARY
-        text = json.dumps({**(_read_json(path) or {}), **more}, indent=2, allow_nan=False) + "\n"
-        write_atomically(path, text.encode())
+        self.write_summary({**(read_summary(self.path) or {}), **more})
 
     def write_grid(self) -> None:
         """Write grid.png: truth (if known), measurement, restoration of up to 8 images; of several samples the one of
-        lowest distance, and their mean."""
+        lowest distance, and their mean. StorageError if one is gone since it was written."""
         images = list(dict.fromkeys(row.image for row in self.rows if row.ok))[:GRID_ROWS]
-        table = {image: self.rows_of(image) for image in images}
-        truths = all(own[0].has_truth for own in table.values())
+        truths = all(self.rows_of(image)[0].has_truth for image in images)
         rows, captions, restored = [], [], ["Restoration"]
-        for image, own in table.items():
+        for image in images:
+            own = self.rows_of(image)
             shown = ([row for row in own if row.best == 1] or [row for row in own if row.ok])[:1]
             if len(own) > 1:
                 shown.append(own[-1])
                 restored = [f"Best fit of {len(own) - 1}", f"Mean of {len(own) - 1}"]
-            files = [self.path_of("label", image)] * truths + [self.path_of("input", image)]
+            files = [self.path_of("label", image), self.path_of("input", image)][not truths:]
             files += [self.path_of("recon", image, row.sample if len(own) > 1 else None) for row in shown]
-            rows.append([load_image(file) for file in files])
-            scored = f"PSNR {own[0].psnr_input:.2f} dB"
-            captions.append([*([image, scored] if truths else [image]), *map(_caption, shown)])
+            try:
+                rows.append([load_image(file) for file in files])
+            except UserError as error:
+                raise StorageError(f"{error}; the same command restores that image anew") from None
+            names = [image, f"PSNR {own[0].psnr_input:.2f} dB"] if truths else [image]
+            captions.append([*names, *map(_caption, shown)])
         if rows:
-            header = ["Ground truth"] * truths + ["Measurement", *restored]
-            save_grid(self.path / GRID, rows, captions, header)
+            save_grid(self.path / GRID, rows, captions, ["Ground truth", "Measurement", *restored][not truths:])
 
 
-def _ends_with_a_line(path: Path) -> bool:
-    return path.is_file() and path.read_bytes().endswith(b"\n")
-
-
-def _read_json(path: Path) -> dict[str, object] | None:
-    """What a file of ours holds; None where it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda nan: None)
-        return content if isinstance(content, dict) else None
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _is_measurement(path: Path) -> bool:
-    try:
-        return bool(read_measurement(path))
-    except UserError:
-        return False
+def _save_array(path: Path, x: Tensor) -> None:
+    """(3, H, W) -> a .npy file of (H, W, 3) float32."""
+    buffer = io.BytesIO()
+    np.save(buffer, x.permute(1, 2, 0).contiguous().cpu().numpy())
+    write_atomically(path, buffer.getvalue())
 
 
 def _caption(row: Row) -> str:
     if not row.has_truth:
         return f"distance {row.distance:.3g}" if math.isnan(row.chi_square) else f"chi-square {row.chi_square:.2f}"
-    if math.isnan(row.psnr_aligned):
-        return f"PSNR {row.psnr:.2f} dB"
-    return f"PSNR {row.psnr:.2f} dB, aligned {row.psnr_aligned:.2f}"
+    aligned = "" if math.isnan(row.psnr_aligned) else f", aligned {row.psnr_aligned:.2f}"
+    return f"PSNR {row.psnr:.2f} dB{aligned}"

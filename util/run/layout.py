@@ -1,22 +1,37 @@
-"""The files of a run's folder: what they are called, and how those of an earlier run are cleared away."""
+"""The folder of a run: what its files are called, and how those of an earlier run are cleared away.
+
+<save_dir>/<operator>/<method>/
+    input/ recon/ label/    a PNG per image, named after its source: lifted measurement, restoration, truth if known
+    std/                    the standard deviation of an image's posterior samples, if there are several: a map of its
+                            root mean square over the channels, and itself (H, W, 3) on [0, 1] as .npy;
+                            recon/<image>_mean.npy is their mean, alike
+    progress/<image>/       x_t and x0_hat on the way, where asked for
+    measurements/           the measurements, .npz, where asked for
+    trajectories/           <image>.csv: the measurement distance of every step, a column per sample
+    metrics.csv             a row per image and posterior sample; an image is finished when its rows are in
+    summary.json            means over the rows, cost, versions
+    config.yaml             the resolved configuration
+    grid.png                truth (if known) | measurement | restoration
+    rows/ run.lock          while the run is not at its end, see `util.run.rows` and `util.run.lock`
+"""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection
 from pathlib import Path
 
 from util.command import user_path
 from util.errors import UserError
-from util.run.config_file import CONFIG, RunConfig
-from util.run.measurements import SUFFIX
-from util.run.rows import ROWS, TABLE, RowStore, begun_images
-from util.run.table import MEAN
+from util.metrics.pairs import MEAN
 
-FOLDERS = ("input", "recon", "label", "progress")
-SUMMARY, GRID = "summary.json", "grid.png"
-FILES = (TABLE, SUMMARY, GRID, "scores.json", "scores.csv")     # the last two by `util.compute_metric`
+TABLE, SUMMARY, CONFIG, GRID = "metrics.csv", "summary.json", "config.yaml", "grid.png"
+ROWS, LOCK = "rows", "run.lock"
+SCORES = ("scores.json", "scores.csv")              # by `util.compute_metric`
+ALWAYS = ("input", "recon", "label", "progress")    # folders that DPS makes, too
+SUFFIXES = {"input": (".png",), "recon": (".png", ".npy"), "label": (".png",), "std": (".png", ".npy"),
+            "measurements": (".npz",), "trajectories": (".csv",), ROWS: (".csv",)}     # of the files of an image
+SAMPLE = re.compile(rf"_(\d+|{MEAN})$")             # what follows an image's name in recon/ and progress/
 PROGRESS_FILE = re.compile(r"(x|x0_hat)_\d{4,}\.png")
-TEMPORARY_FILE = re.compile(r"\..+\.(png|csv|json|yaml|npz)\.\d+\.tmp")    # as `write_atomically` names them
+TEMPORARY_FILE = re.compile(r"\..+\.(png|csv|json|yaml|npz|npy)\.\d+\.tmp")     # as `write_atomically` names them
 
 
 def run_path(save_dir: str | Path, operator: str, method: str) -> Path:
@@ -24,33 +39,25 @@ def run_path(save_dir: str | Path, operator: str, method: str) -> Path:
     return user_path(save_dir) / operator / method
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is one of a run."""
+    return (folder / TABLE).is_file() or (folder / CONFIG).is_file()
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text may name a file in a folder, and none elsewhere."""
+    return text not in ("", ".", "..") and not any(mark in text for mark in "/\\\0")
+
+
 def sample_names(count: int) -> list[str]:
     """What the rows of an image of `count` posterior samples are called, in order."""
-    return [*map(str, range(count)), *[MEAN] * (count > 1)]
+    return [*map(str, range(count)), MEAN] if count > 1 else ["0"]
 
 
-def picture_path(run: Path, folder: str, image: str, sample: str | None = None) -> Path:
-    """Where a picture of an image lies in input/, recon/, label/ or std/."""
-    return run / folder / f"{_name(image, sample)}.png"
-
-
-def measurement_path(run: Path, image: str) -> Path:
-    """Where the measurement of an image lies."""
-    return run / "measurements" / f"{image}{SUFFIX}"
-
-
-def trajectory_path(run: Path, image: str) -> Path:
-    """Where the distances of an image's steps lie."""
-    return run / "trajectories" / f"{image}.csv"
-
-
-def progress_path(run: Path, image: str, sample: str | None) -> Path:
-    """The folder of the states on the way to a sample."""
-    return run / "progress" / _name(image, sample)
-
-
-def _name(image: str, sample: str | None) -> str:
-    return image if sample is None else f"{image}_{sample}"
+def file_of(run: Path, folder: str, image: str, sample: str | None = None, suffix: str | None = None) -> Path:
+    """Where a file of an image lies; in recon/ and progress/ there is one per `sample` if there are several."""
+    name = image if sample is None else f"{image}_{sample}"
+    return run / folder / f"{name}{SUFFIXES[folder][0] if suffix is None else suffix}"
 
 
 def make_folders(run: Path) -> None:
@@ -60,47 +67,38 @@ def make_folders(run: Path) -> None:
         OSError: they cannot be written to.
         UserError: a folder in there is a symbolic link: nothing is written or deleted elsewhere.
     """
-    for pattern in ("*", "progress/*"):
-        for path in run.glob(pattern):
-            if path.is_symlink() and path.is_dir():
-                raise UserError(f"{path} is a symbolic link to another folder, which a run does not write to; "
-                                "remove it, or choose another folder with --save_dir")
-    for folder in FOLDERS:
+    for path in (*run.glob("*"), *run.glob("progress/*")):
+        if path.is_symlink() and path.is_dir():
+            raise UserError(f"{path} is a symbolic link to another folder, which a run does not write to; "
+                            "remove it, or choose another folder with --save_dir")
+    for folder in ALWAYS:
         (run / folder).mkdir(parents=True, exist_ok=True)
     for file in (*run.glob(".*.tmp"), *run.glob("*/.*.tmp"), *run.glob("progress/*/.*.tmp")):
         if TEMPORARY_FILE.fullmatch(file.name):
             file.unlink(missing_ok=True)
 
 
-def delete_results(run: Path, config: RunConfig) -> None:
-    """Delete what a run and `util.compute_metric` wrote there, and nothing else; config.yaml last."""
-    begun, samples = set(begun_images(run)), {MEAN}
-    with suppress(UserError):
-        rows = RowStore(run).rows
-        begun, samples = begun | {row.image for row in rows}, samples | {row.sample for row in rows}
-        samples |= set(sample_names(config.read_num_samples()))
-    for image in begun:
-        for file in _files_of(run, image, [None, *samples]):
-            file.unlink(missing_ok=True)
-        for sample in (None, *samples):
-            _delete_progress(progress_path(run, image, sample))
-    for name in (*(f"{ROWS}/{image}.csv" for image in begun), *FILES, CONFIG):
-        (run / name).unlink(missing_ok=True)
-    if (run / ROWS).is_dir() and not any((run / ROWS).iterdir()):
-        (run / ROWS).rmdir()
+def delete_results(run: Path, images: Collection[str]) -> None:
+    """Delete what a run wrote of these images and of all, and `util.compute_metric`; nothing else; config.yaml last."""
+    def owned(name: str, sampled: bool) -> bool:
+        return name in images or sampled and SAMPLE.sub("", name) in images
 
-
-def _files_of(run: Path, image: str, samples: Sequence[str | None]) -> Iterator[Path]:
-    """All that may be there of an image, pictures on the way aside."""
-    yield from (picture_path(run, folder, image) for folder in ("input", "label", "std"))
-    yield from (picture_path(run, "recon", image, sample) for sample in samples)
-    yield from (measurement_path(run, image), trajectory_path(run, image))
-
-
-def _delete_progress(folder: Path) -> None:
-    if folder.is_dir():
-        for file in folder.iterdir():
-            if PROGRESS_FILE.fullmatch(file.name):
+    for folder, suffixes in SUFFIXES.items():
+        for file in (run / folder).glob("*"):
+            if file.suffix in suffixes and owned(file.stem, folder == "recon"):
                 file.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    for folder in (run / "progress").glob("*"):
+        if owned(folder.name, True):
+            for file in folder.glob("*.png"):
+                if PROGRESS_FILE.fullmatch(file.name):
+                    file.unlink()
+            remove_if_empty(folder)
+    remove_if_empty(run / ROWS)
+    for name in (TABLE, SUMMARY, GRID, *SCORES, CONFIG):
+        (run / name).unlink(missing_ok=True)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder unless something is in it; it need not be there."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

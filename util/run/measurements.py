@@ -24,6 +24,7 @@ from util.img_utils import write_atomically
 
 SUFFIX = ".npz"
 LARGEST_CONTENT = 2 ** 31                           # bytes of a file, unpacked
+CHANNELS, LARGEST_SIDE = 3, 2 ** 13                 # of images
 LONGEST_NAME = 180                                  # bytes, as results have names that are longer
 FIELDS = ("y", "operator", "noise", "image_shape", "seed", "observed")
 
@@ -70,11 +71,14 @@ def read_measurement(path: Path) -> StoredMeasurement:
         y, shape = arrays["y"], arrays["image_shape"]
         if y.dtype.kind not in "fiu" or not np.isfinite(y).all() or not y.size:
             raise ValueError("y holds no finite real numbers")
-        if shape.shape != (3,) or shape.dtype.kind not in "iu" or shape.min() < 1:
-            raise ValueError(f"image_shape is {shape.tolist()}, expected [channels, height, width]")
+        if (shape.shape != (3,) or shape.dtype.kind not in "iu" or shape[0] != CHANNELS
+                or not 1 <= shape.min() <= shape.max() <= LARGEST_SIDE):
+            raise ValueError(f"image_shape is {shape.tolist()}, expected [{CHANNELS}, height, width] of 1 to "
+                             f"{LARGEST_SIDE} pixels")
         drawn = {name: values for name, values in arrays.items() if name not in FIELDS}
-        if any(values.dtype.kind not in "biuf" for values in drawn.values()):
-            raise ValueError("it holds arrays of something else than real numbers")
+        for name, values in drawn.items():
+            if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+                raise ValueError(f"{name} holds something else than finite real numbers")
         return StoredMeasurement(y.astype(np.float32), tuple(shape.tolist()), _mapping(arrays, "operator"),
                                  _mapping(arrays, "noise"), int(arrays["seed"]), bool(arrays["observed"]), drawn)
     except KeyError as error:

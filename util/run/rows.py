@@ -8,23 +8,17 @@ not rewritten for every image. rows/ is there as long as a run has not come to i
 """
 
 import contextlib
-import csv
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from util.errors import StorageError, UserError
+from util.errors import StorageError
 from util.img_utils import write_atomically
-from util.run.table import Row, parse_rows, to_csv
+from util.run.layout import ROWS, TABLE, file_of, remove_if_empty
+from util.run.table import Row, parse_rows, read_table, to_csv
 
-TABLE, ROWS = "metrics.csv", "rows"
 SMALL_TABLE = 1000                                  # images: up to here metrics.csv is rewritten for every image,
 REFRESH_SECONDS = 10                                # and a larger one as often as this
-
-
-def begun_images(folder: Path) -> list[str]:
-    """Images of which files may be there, since a run that did not come to its end."""
-    return sorted(file.stem for file in (folder / ROWS).glob("*.csv"))
 
 
 class RowStore:
@@ -44,9 +38,11 @@ class RowStore:
         self.written = time.monotonic()
         self.added: list[str] = []                  # images whose rows are this process's
         self.by_image: dict[str, list[Row]] = {}
-        self._take(self._read_table())
-        for file in self._files():
-            self._take(row for row in _read_if_whole(file) if row.image == file.stem)
+        self._take(read_table(folder))
+        for image in begun_images(folder):
+            with contextlib.suppress(OSError, ValueError):              # only begun
+                self._take(row for row in parse_rows(self._file(image).read_text(encoding="utf-8"))
+                           if row.image == image)
 
     def _take(self, rows: Iterable[Row]) -> None:
         taken: dict[str, list[Row]] = {}
@@ -54,27 +50,14 @@ class RowStore:
             taken.setdefault(row.image, []).append(row)
         self.by_image |= taken
 
-    def _files(self) -> list[Path]:
-        return sorted((self.folder / ROWS).glob("*.csv"))
-
-    def _read_table(self) -> list[Row]:
-        path = self.folder / TABLE
-        try:
-            text = path.read_text(encoding="utf-8")
-            whole = text[:text.rfind("\n") + 1]     # another program may have cut the last line
-            return parse_rows(whole) if whole or not to_csv([]).startswith(text) else []
-        except FileNotFoundError:
-            return []
-        except (OSError, KeyError, ValueError, TypeError, csv.Error):
-            raise UserError(f"{path} is not a table of ours; choose another folder with --save_dir, "
-                            "or replace the results with --overwrite") from None
+    def _file(self, image: str) -> Path:
+        return file_of(self.folder, ROWS, image)
 
     @property
     def rows(self) -> list[Row]:
         """All rows, images in order."""
         known = [image for image in self.images if image in self.by_image]
-        order = dict.fromkeys([*known, *self.by_image])
-        return [row for image in order for row in self.by_image[image]]
+        return [row for image in dict.fromkeys([*known, *self.by_image]) for row in self.by_image[image]]
 
     @property
     def concluded(self) -> bool:
@@ -83,7 +66,7 @@ class RowStore:
 
     def begin(self, image: str) -> None:
         """Note that files of the image may be there from now on."""
-        file = self.folder / ROWS / f"{image}.csv"
+        file = self._file(image)
         try:
             file.parent.mkdir(exist_ok=True)
             if file.is_symlink():
@@ -94,9 +77,10 @@ class RowStore:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Keep the rows of one image, on disk."""
-        write_atomically(self.folder / ROWS / f"{rows[0].image}.csv", to_csv(rows).encode())
-        self.by_image[rows[0].image] = list(rows)
-        self.added.append(rows[0].image)
+        image = rows[0].image
+        write_atomically(self._file(image), to_csv(rows).encode())
+        self.by_image[image] = list(rows)
+        self.added.append(image)
         if self.leads and (len(self.by_image) <= SMALL_TABLE or time.monotonic() - self.written >= REFRESH_SECONDS):
             self.write()
 
@@ -115,14 +99,11 @@ class RowStore:
 
     def conclude(self) -> None:
         """Note that the run has come to its end; metrics.csv must be up to date."""
-        for file in self._files():
-            file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):          # it holds something that is not ours
-            (self.folder / ROWS).rmdir()
+        for image in begun_images(self.folder):
+            self._file(image).unlink(missing_ok=True)
+        remove_if_empty(self.folder / ROWS)
 
 
-def _read_if_whole(file: Path) -> list[Row]:
-    try:
-        return parse_rows(file.read_text(encoding="utf-8"))
-    except (OSError, KeyError, ValueError, TypeError, csv.Error):
-        return []
+def begun_images(folder: Path) -> list[str]:
+    """Images of which files may be there, since a run that did not come to its end."""
+    return sorted(file.stem for file in (folder / ROWS).glob("*.csv"))

@@ -2,18 +2,23 @@
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from util.command import user_path
+from util.errors import UserError
 from util.img_utils import to_unit
-from util.metrics.pairs import MEAN, is_file_name
+from util.metrics.pairs import MEAN
 from util.metrics.scores import Metrics, Scores
 from util.metrics.statistics import Summary, describe
+from util.run.layout import SUMMARY, TABLE, file_of, is_file_name
 
 OK = "ok"
 Trajectory = Sequence[tuple[int, float]]            # (step index, measurement distance)
@@ -54,17 +59,13 @@ class Row:
 
     @classmethod
     def parse(cls, cells: dict[str, str]) -> "Row":
-        """Read a line; ValueError or KeyError if it is not one of ours."""
-        if None in cells or None in cells.values() or not is_file_name(cells["image"]):
-            raise ValueError(f"{cells['image']} is no image name, or has no whole line")
-        if not re.fullmatch(rf"\d{{1,9}}|{MEAN}", cells["sample"]):
-            raise ValueError(f"{cells['sample']} is no sample")
-        if not re.fullmatch(rf"{OK}|diverged at step \d+", cells["status"]):
-            raise ValueError(f"{cells['status']} is no status")
-        if not re.fullmatch(r"([0-9a-f]{16})*", cells["source"]):
-            raise ValueError(f"{cells['source']} is no fingerprint")
-        return cls(cells["image"], cells["sample"], *(float(cells[column] or "nan") for column in NUMBERS),
-                   cells["source"], cells["status"])
+        """Read a line; ValueError if it is not one of ours."""
+        if None in cells or None in cells.values():
+            raise ValueError(f"it has not {len(COLUMNS)} cells")
+        for column, form in FORMS.items():
+            if not form(cells[column]):
+                raise ValueError(f"{column} is {cells[column]!r:.60}")
+        return cls(**{column: float(cell or "nan") if column in NUMBERS else cell for column, cell in cells.items()})
 
     @property
     def ok(self) -> bool:
@@ -79,6 +80,10 @@ class Row:
 
 COLUMNS = [field.name for field in fields(Row)]
 NUMBERS = COLUMNS[2:-2]
+FORMS = {"image": is_file_name,
+         "sample": re.compile(rf"\d{{1,9}}|{MEAN}").fullmatch,
+         "source": re.compile(r"([0-9a-f]{16})*").fullmatch,
+         "status": re.compile(rf"{OK}|diverged at step \d+").fullmatch}
 
 
 @dataclass(frozen=True)
@@ -113,19 +118,20 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
         metrics: what scores them; needed with a truth.
         source: see `Row`.
     """
-    psnr_input, ssim_input, *_ = astuple(NO_SCORES if label is None else metrics(lifted, label))
-    best, (std, error_to_std) = _best_sample(outcomes), spread(outcomes, label)
+    of_input = NO_SCORES if label is None else metrics(lifted, label)
+    finite = [outcome for outcome in finite_samples(outcomes) if math.isfinite(outcome.distance)]
+    best = min(finite, key=lambda outcome: outcome.distance, default=None)      # the truth plays no part
     rows = []
     for outcome in outcomes:
         scores, aligned = _score(outcome, label, metrics)
-        is_mean, ok = outcome.sample == MEAN, outcome.status == OK
+        is_mean, nothing = outcome.sample == MEAN, outcome.status != OK
+        std, error_to_std = spread(outcomes, label) if is_mean else (math.nan, math.nan)
         rows.append(Row(
-            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, psnr_input, ssim_input,
-            outcome.distance if ok else math.nan, outcome.seconds, outcome.chi_square if ok else math.nan,
+            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, of_input.psnr, of_input.ssim,
+            math.nan if nothing else outcome.distance, outcome.seconds, math.nan if nothing else outcome.chi_square,
             outcome.network_evaluations, aligned.psnr, aligned.ssim, aligned.lpips_vgg,
-            best=math.nan if is_mean else float(outcome.sample == best), std=std if is_mean else math.nan,
-            error_to_std=error_to_std if is_mean else math.nan, lpips_alex=scores.lpips_alex, source=source,
-            status=outcome.status))
+            math.nan if is_mean else float(outcome is best), std, error_to_std, scores.lpips_alex, source,
+            outcome.status))
     return rows
 
 
@@ -149,36 +155,20 @@ def spread(outcomes: Sequence[Outcome], label: Tensor | None) -> tuple[float, fl
     std = standard_deviation(outcomes)
     if std is None:
         return math.nan, math.nan
-    samples = torch.stack([to_unit(outcome.restored) for outcome in finite_samples(outcomes)])
     s = float(std.square().mean().sqrt())
     if label is None or s == 0:
         return s, math.nan
+    samples = torch.stack([to_unit(outcome.restored) for outcome in finite_samples(outcomes)])
     error = float((samples.mean(dim=0) - to_unit(label)).square().mean().sqrt())
     return s, error / (s * math.sqrt(1 + 1 / len(samples)))
-
-
-def _best_sample(outcomes: Sequence[Outcome]) -> str | None:
-    """The sample that agrees best with the measurement; the truth plays no part. None if all diverged."""
-    finite = [outcome for outcome in finite_samples(outcomes) if math.isfinite(outcome.distance)]
-    return min(finite, key=lambda outcome: outcome.distance).sample if finite else None
 
 
 def _score(outcome: Outcome, label: Tensor | None, metrics: Metrics | None) -> tuple[Scores, Scores]:
     """Scores as restored, and of the equivalent image closest to the truth (NaN where there is no other)."""
     if label is None or outcome.status != OK:
         return NO_SCORES, NO_SCORES
-    scores = metrics(outcome.restored, label)
-    if not outcome.equivalents:
-        return scores, NO_SCORES
-    return scores, max([scores, *(metrics(image, label) for image in outcome.equivalents)], key=lambda s: s.psnr)
-
-
-def parse_rows(text: str) -> list[Row]:
-    """The rows of a metrics.csv; ValueError or another exception if it is not a table of ours."""
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    if table.fieldnames != COLUMNS:
-        raise ValueError(table.fieldnames)
-    return [Row.parse(cells) for cells in table]
+    scores = [metrics(image, label) for image in (outcome.restored, *outcome.equivalents)]
+    return scores[0], max(scores, key=lambda s: s.psnr) if outcome.equivalents else NO_SCORES
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -192,14 +182,50 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
+def parse_rows(text: str) -> list[Row]:
+    """The rows of a metrics.csv; a ValueError names the line that is not one of ours."""
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        if table.fieldnames != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(table.fieldnames or ['none'])[:200]}")
+        return list(map(Row.parse, table))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"line {table.line_num}: {error}") from None
+
+
+def read_table(run: str | Path) -> list[Row]:
+    """The rows of the metrics.csv in the folder of a run, in its order; none where there is no such file.
+
+    A last line that another program has cut is left out.
+
+    Raises:
+        UserError: it cannot be read, or is no table of ours.
+    """
+    path = user_path(run) / TABLE
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[:text.rfind("\n") + 1]
+        return parse_rows(whole) if whole or not to_csv([]).startswith(text) else []
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a table of ours ({getattr(error, 'strerror', None) or error}); move it away, "
+                        "choose another folder with --save_dir, or replace its run with --overwrite") from None
+
+
 def trajectories_to_csv(outcomes: Sequence[Outcome]) -> str:
     """A line per reverse step, in order: its index, and the measurement distance of every sample."""
-    samples = [outcome for outcome in outcomes if outcome.sample != MEAN]
-    distances = [dict(outcome.trajectory) for outcome in samples]
-    lines = [",".join(["step", *(outcome.sample for outcome in samples)])]
-    for index in sorted(set().union(*distances), reverse=True):
-        lines.append(",".join([str(index), *(f"{own.get(index, math.nan):.6g}" for own in distances)]))
-    return "\n".join(lines) + "\n"
+    distances = {outcome.sample: dict(outcome.trajectory) for outcome in outcomes if outcome.sample != MEAN}
+    lines = [["step", *distances]]
+    for index in sorted(set().union(*distances.values()), reverse=True):
+        lines.append([str(index), *(f"{own.get(index, math.nan):.6g}" for own in distances.values())])
+    return "".join(f"{','.join(line)}\n" for line in lines)
+
+
+def read_trajectories(run: Path, image: str) -> dict[int, list[float]]:
+    """Step index -> the measurement distance of every sample of an image; ValueError or OSError for another file."""
+    lines = file_of(run, "trajectories", image).read_text(encoding="utf-8").splitlines()[1:]
+    return {int(step): list(map(float, distances)) for step, *distances in (line.split(",") for line in lines)}
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, object]:
@@ -220,6 +246,15 @@ def summarise(rows: Sequence[Row]) -> dict[str, object]:
 
 
 def _statistics(rows: Sequence[Row]) -> dict[str, Summary]:
-    columns = [column for column in NUMBERS if column not in ("seconds", "network_evaluations", "best")]
     rows = [row for row in rows if row.ok]
-    return {column: describe([getattr(row, column) for row in rows], [row.image for row in rows]) for column in columns}
+    return {column: describe([getattr(row, column) for row in rows], [row.image for row in rows])
+            for column in NUMBERS if column not in ("seconds", "network_evaluations", "best")}
+
+
+def read_summary(run: Path) -> dict[str, object] | None:
+    """What summary.json says; None where it is missing or damaged."""
+    try:
+        content = json.loads((run / SUMMARY).read_text(encoding="utf-8"), parse_constant=lambda nan: None)
+        return content if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -99,6 +99,13 @@ class Team:
             time.sleep(POLL_SECONDS)
         return self.store.get(key).decode()
 
+    def meet(self, where: str, while_waiting: Callable[[], None] = lambda: None) -> None:
+        """Wait until all processes have come to the same place of the run, each once."""
+        self.add(f"met {where}", 1)
+        while self.add(f"met {where}", 0) < self.size:          # for ever: collective calls would time out
+            while_waiting()
+            time.sleep(POLL_SECONDS)
+
     def share(self, count: int, what: str = "taken") -> Iterator[int]:
         """Those of the numbers 0 to count - 1 that fall to this process: each to the first that is free.
 
@@ -111,14 +118,10 @@ class Team:
     def gather(self, report: dict[str, object], while_waiting: Callable[[], None]) -> Sequence[dict[str, object]]:
         """The reports of all processes, by rank, once each has handed in its own."""
         self.gathered += 1
-        self.add("handed in", 1)
-        while self.add("handed in", 0) < self.size * self.gathered:     # for ever: collective calls would time out
-            while_waiting()
-            time.sleep(POLL_SECONDS)
-        if self.size == 1:
-            return [report]
-        reports: list[dict[str, object]] = [{} for _ in range(self.size)]
-        dist.all_gather_object(reports, report)
+        self.meet(f"report {self.gathered}", while_waiting)
+        reports = [report] * self.size
+        if self.size > 1:
+            dist.all_gather_object(reports, report)
         return reports
 
     def _keep(self, record: logging.LogRecord) -> bool:
@@ -126,19 +129,18 @@ class Team:
         if record.levelno < logging.WARNING:
             return self.leads
         message = record.getMessage()
-        try:
-            new = self.first(hashlib.sha256(message.encode(errors="replace")).hexdigest())
-        except dist.DistError:                      # the process that keeps the store is gone
-            new = True
         if not self.leads:
             record.msg, record.args = f"rank {self.rank}: {message}", ()
-        return new
+        try:
+            return self.first(hashlib.sha256(message.encode(errors="replace")).hexdigest())
+        except dist.DistError:                      # the process that keeps the store is gone
+            return True
 
 
 def device_of(local_rank: int) -> torch.device:
     """The GPU of the process `local_rank` of a machine, or the CPU where there is none."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count and local_rank >= count:
-        raise UserError(f"this machine has {count} GPU{'s' * (count > 1)} for more processes than that; "
+        raise UserError(f"this machine has {count} GPU{'s' if count > 1 else ''} for more processes than that; "
                         f"start torchrun with --nproc_per_node={count} at most")
     return torch.device("cuda", local_rank) if count else torch.device("cpu")

@@ -1,0 +1,164 @@
+"""What a measurement says of an image that is N(z, r^2 I) without it: the data steps that methods share.
+
+With V = diag(variance(measurement)) the posterior of such an image is, for a linear A, the Gaussian
+N(proximal(z), (A^T V^-1 A + I / r^2)^-1); for any A its negative logarithm is, up to a constant, the objective
+
+    J(x) = (y - A x)^T V^-1 (y - A x) / 2 + ||x - z||^2 / (2 r^2).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.measurements.base import LinearOperator, Operator
+from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot, largest_eigenvalue
+from guided_diffusion.measurements.measurement import Measurement
+from guided_diffusion.measurements.svd import on
+from util.seeding import ImageRandomness
+
+LEAST_SIGMA = 1e-3                                  # an eighth of a grey level of 255
+ITERATIONS = {torch.float32: 100, torch.float64: 1000}      # of conjugate gradients
+UNASKED = 25                                        # iterations during which the host need not wait for the device
+HALVINGS = 8                                        # of a step that goes too far
+
+
+def variance(measurement: Measurement) -> Tensor:
+    """The noise variance of every entry of y, in its shape; where it depends on the image, what y itself suggests.
+
+    At least LEAST_SIGMA^2, which also stands for no noise: no measurement is trusted further than DiffPIR trusts one.
+    """
+    found = measurement.noiser.variance(measurement.y)
+    return torch.full_like(measurement.y, LEAST_SIGMA ** 2) if found is None else found.clamp_min(LEAST_SIGMA ** 2)
+
+
+def chi_square(measurement: Measurement, residual: Tensor) -> Tensor:
+    """||residual||_V^2 / m over the m observed entries of y, (B, ...) -> (B,): 1 or so for what noise makes of them."""
+    observed = measurement.operator.informative(measurement.y)
+    return dot(observed * residual, residual / variance(measurement)) / observed.flatten(1).sum(1).clamp_min(1)
+
+
+def correction(measurement: Measurement, residual: Tensor, r2: float, iterations: int | None = None) -> Tensor:
+    """r^2 A^T (r^2 A A^T + V)^-1 residual of a linear A, (B, ...) -> (B, C, H, W).
+
+    With A = U S V^T and white noise of sigma, by r^2 s / (r^2 s^2 + sigma^2); otherwise by conjugate gradients.
+
+    Args:
+        residual: y - A z for the move from z to the proximal map.
+        r2: r^2.
+        iterations: at most; up to `UNASKED` of them never wait for the device.
+    """
+    operator: LinearOperator = measurement.operator
+    sigma = measurement.noiser.white_sigma
+    if sigma is not None and operator.has_svd:
+        svd = operator.svd()
+        s = on(svd.singular, residual)
+        return svd.v(r2 * s / (r2 * s ** 2 + max(sigma, LEAST_SIGMA) ** 2) * svd.ut(residual))
+    v = variance(measurement)
+    least = v.flatten(1).amin(1)                    # as the unit of V, so that nothing overflows where noise is weak
+    weight = (column(least, v) / v).sqrt()
+    return damped_inverse(lambda x: weight * operator(x), lambda w: operator.transpose(weight * w), weight * residual,
+                          (least / r2).sqrt(), iterations or ITERATIONS[residual.dtype])[0]
+
+
+def proximal(measurement: Measurement, z: Tensor, r2: float, iterations: int | None = None) -> Tensor:
+    """argmin_x J(x) of a linear A: z (B, C, H, W) -> z + r^2 A^T (r^2 A A^T + V)^-1 (y - A z)."""
+    return z + correction(measurement, measurement.y - measurement.operator(z), r2, iterations)
+
+
+def conditional_sample(measurement: Measurement, z: Tensor, r2: float, randomness: ImageRandomness) -> Tensor:
+    """Draw x ~ N(z, r^2 I) given y, of a linear A: exactly, z (B, C, H, W) -> the same shape.
+
+    The proximal map of z + r n and y + V^(1/2) n' (Papandreou & Yuille, 2010, "perturb and optimise").
+    """
+    z = z + math.sqrt(r2) * randomness.randn_like(z)
+    y = measurement.y + variance(measurement).sqrt() * randomness.randn_like(measurement.y)
+    return z + correction(measurement, y - measurement.operator(z), r2)
+
+
+def likelihood_gradient(operator: Operator, x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
+    """J_A(x)^T V^-1 (y - A x), the gradient of log N(y; A x, V), (B, C, H, W)."""
+    if isinstance(operator, LinearOperator):
+        return operator.transpose((y - operator(x)) / variance)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(-((y - operator(x)) ** 2 / (2 * variance)).sum(), x)[0]
+
+
+def push_forward(operator: Operator, x: Tensor, direction: Tensor) -> Tensor:
+    """J_A(x) direction, (B, C, H, W) -> (B, ...); J_A w is the gradient of <J_A^T v, w> with respect to v."""
+    if isinstance(operator, LinearOperator):
+        return operator(direction)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        prediction = operator(x)
+        v = torch.zeros_like(prediction, requires_grad=True)
+        pulled, = torch.autograd.grad(prediction, x, v, create_graph=True)
+        return torch.autograd.grad(pulled, v, direction)[0]
+
+
+def curvature(operator: Operator, x: Tensor, variance: Tensor) -> Tensor:
+    """The largest eigenvalue of J_A^T V^-1 J_A at x (B, C, H, W) for each image, (B,), from below."""
+    def apply(direction: Tensor) -> Tensor:
+        image = push_forward(operator, x, direction)
+        # minus the gradient of log N(y; A x, V) where y - A x is -J_A direction
+        return -likelihood_gradient(operator, x, operator(x) - image, variance)
+
+    return largest_eigenvalue(apply, x.shape, x)
+
+
+def descend(operator: Operator, x: Tensor, y: Tensor, variance: Tensor, z: Tensor, r2: float, steps: int) -> Tensor:
+    """Gradient steps on J(x), any A: x (B, C, H, W) -> the same shape.
+
+    The length of a step is the exact one for a linear A, ||g||^2 / (||J_A g||_V^2 + ||g||^2 / r^2); for another it is
+    halved up to 8 times, and left out in the end, for images whose objective it would not lower.
+    """
+    def objective(x: Tensor) -> Tensor:
+        residual = y - operator(x)
+        return dot(residual, residual / variance) / 2 + dot(x - z, x - z) / (2 * r2)
+
+    tiny = torch.finfo(x.dtype).tiny
+    for _ in range(steps):
+        gradient = (x - z) / r2 - likelihood_gradient(operator, x, y, variance)
+        image = push_forward(operator, x, gradient)
+        square = dot(gradient, gradient)
+        length = square / (dot(image, image / variance) + square / r2).clamp_min(tiny)
+        if not isinstance(operator, LinearOperator):
+            before = objective(x)
+            for halving in range(HALVINGS + 1):
+                worse = objective(x - column(length, x) * gradient) > before
+                if not worse.any():
+                    break
+                length = torch.where(worse, length / 2 if halving < HALVINGS else 0, length)
+            if not length.any():
+                break
+        x = x - column(length, x) * gradient
+    return x
+
+
+def conditional_langevin(measurement: Measurement, z: Tensor, r2: float, steps: int, step: float,
+                         randomness: ImageRandomness, tau: float | None = None, lr: float | None = None) -> Tensor:
+    """`steps` of Langevin dynamics on exp(-J(x)) from x = z (B, C, H, W), any A: x <- x - h grad J(x) + sqrt(2 h) n.
+
+    Args:
+        step: h = step / (L + 1 / r^2), L the largest eigenvalue of J_A^T V^-1 J_A at z: at 1 the stiffest direction
+            overshoots by as much as it was off; its variance is too large by 1 / (1 - step / 2).
+        tau: a standard deviation in place of V; None for V.
+        lr: h itself in place of the rule; None for that.
+    """
+    operator, y = measurement.operator, measurement.y
+    v = variance(measurement) if tau is None else torch.full_like(y, tau ** 2)
+    h = column(step / (curvature(operator, z, v) + 1 / r2), z) if lr is None else z.new_tensor(lr)
+    x = z
+    for _ in range(steps):
+        drift = likelihood_gradient(operator, x, y, v) + (z - x) / r2
+        x = x + h * drift + (2 * h).sqrt() * randomness.randn_like(x)
+    return x
+
+
+def conditional_draw(measurement: Measurement, z: Tensor, r2: float, steps: int, step: float,
+                     randomness: ImageRandomness) -> Tensor:
+    """Draw x ~ N(z, r^2 I) given y, (B, C, H, W): `conditional_sample` if A is linear, else `conditional_langevin`."""
+    if isinstance(measurement.operator, LinearOperator):
+        return conditional_sample(measurement, z, r2, randomness)
+    return conditional_langevin(measurement, z, r2, steps, step, randomness)

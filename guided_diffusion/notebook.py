@@ -1,0 +1,292 @@
+"""Restorations in a notebook: the parts of `sample_condition.py` with the same names, seeds and bytes, and no files.
+
+    from guided_diffusion import degrade, load_prior, restore
+
+    degraded = degrade("photograph.jpg", {"name": "super_resolution", "scale_factor": 4}, noise=0.05, size=128)
+    restoration = restore(degraded, load_prior(), "dpps", num_samples=4)
+    restoration                                     # pictures and scores, as the last line of a cell
+
+Whatever a YAML file names is given as there: a name, or a mapping of a name and its parameters. Mistakes raise
+`UserError`, with the sentences of the command line.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
+from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
+from guided_diffusion.method import Method
+from guided_diffusion.priors.load import load_prior as load_network
+from guided_diffusion.restoration.catalogue import METHODS
+from util.command import DEFAULT_PRECISION, choose_device, user_path
+from util.config.config import read_yaml
+from util.config.registry import Registry, check_arguments
+from util.errors import UserError
+from util.img_utils import load_image, resize, to_uint8
+from util.metrics.scores import Metrics, Scores
+from util.seeding import ImageRandomness
+
+__all__ = ["Degraded", "Restoration", "UserError", "degrade", "load_prior", "observe", "restore"]
+
+Named = str | Mapping[str, object]                  # "ps", or {"name": "ps", "scale": 0.3}
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+DEMO_MODEL, DEMO_PROCESS = "configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml"
+ROW = 6                                             # samples that are shown
+CELL = 192                                          # pixels of a picture that is shown, at least
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """A photograph and how it was, or will be, measured.
+
+    Attributes:
+        image: the clean image (3, H, W) in [-1, 1]; what was observed, without a batch axis, where `truth` is None.
+        truth: the clean image, None where nobody knows it.
+        seed, name: what all random numbers of the measurement are drawn from.
+    """
+
+    image: Tensor
+    truth: Tensor | None
+    operator: Operator
+    noiser: Noise
+    seed: int
+    name: str
+
+    def measure(self, num_samples: int = 1, device: torch.device | str = "cpu") -> tuple[Measurement, ImageRandomness]:
+        """The measurement, once per posterior sample (the same for all), and the samples' random streams."""
+        randomness = ImageRandomness(self.seed, [self.name] * num_samples, range(num_samples), device=device)
+        batch = self.image.to(device).expand(num_samples, *self.image.shape)
+        operator = self.operator.to(device)
+        if self.truth is not None:
+            return Measurement.simulate(operator, self.noiser, batch, randomness), randomness
+        size = operator.image_size_of(batch.shape[1:])
+        if size is None:
+            raise UserError(f"operator '{operator.name}' does not tell the size of the images from measurements of "
+                            f"{list(batch.shape[1:])}; restore them with sample_condition.py and measurement.observed")
+        return Measurement.from_data(operator, self.noiser, batch, (num_samples, 3, *size), randomness), randomness
+
+    @property
+    def picture(self) -> Tensor:
+        """The measurement in image space, (3, H, W) in [-1, 1]: what is shown, and scored as the input."""
+        return self.measure()[0].lift()[0].cpu()
+
+    def _repr_html_(self) -> str:
+        shown = {"truth": self.truth, "measurement": self.picture}
+        return _figures({title: x for title, x in shown.items() if x is not None})
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What a method made of a measurement.
+
+    Attributes:
+        samples: (K, 3, H, W) in [-1, 1], not clipped.
+        degraded: what was restored.
+        measurement: the same with y, K entries.
+        distances, chi_squares: (K,), the data misfit of each sample, see `Measurement`.
+        scores: of each sample, and of the measurement as it is lifted; None where nobody knows the truth.
+        score_of_mean: of the mean of the samples.
+    """
+
+    samples: Tensor
+    degraded: Degraded
+    measurement: Measurement
+    distances: Tensor
+    chi_squares: Tensor
+    scores: Sequence[Scores] | None = None
+    score_of_mean: Scores | None = None
+    score_of_input: Scores | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the samples, (3, H, W)."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation of the samples, (3, H, W); zeros for one sample."""
+        return self.samples.std(0, correction=0) if len(self.samples) == 1 else self.samples.std(0)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean PSNR (dB) and SSIM of the samples, those of their mean and of the input, and the mean chi-square."""
+        found = {"chi_square": float(self.chi_squares.mean())}
+        if self.scores is not None:
+            for name in ("psnr", "ssim"):
+                found[name] = float(np.mean([getattr(scores, name) for scores in self.scores]))
+                found[f"{name}_of_mean"] = getattr(self.score_of_mean, name)
+                found[f"{name}_input"] = getattr(self.score_of_input, name)
+        return found
+
+    def save(self, path: str | Path, sample: int = 0) -> None:
+        """Write a sample as a picture, by the fixed map of [-1, 1] to 8 bits."""
+        Image.fromarray(to_uint8(self.samples[sample])).save(user_path(path))
+
+    def _repr_html_(self) -> str:
+        shown: dict[str, Tensor | None] = {"truth": self.degraded.truth, "measurement": self.degraded.picture}
+        shown |= {f"sample {k}": x for k, x in enumerate(self.samples[:ROW])}
+        if len(self.samples) > 1:
+            spread = self.std.mean(0, keepdim=True).expand(3, -1, -1)
+            shown |= {"mean": self.mean, "standard deviation": 2 * spread / spread.max().clamp_min(1e-12) - 1}
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        return _figures({title: x for title, x in shown.items() if x is not None}) + f"<p>{html.escape(numbers)}</p>"
+
+
+def load_prior(model_config: str | Path | Mapping[str, object] = DEMO_MODEL, gpu: int | None = None,
+               precision: str = DEFAULT_PRECISION, tile: int | None = None) -> nn.Module:
+    """A network with its checkpoint, frozen, for images of any size: model(x_t, t).
+
+    Args:
+        model_config: the YAML file, or its content.
+        gpu: index; GPU 0 where there is one, else the CPU.
+        precision: of the network, see `util.command.PRECISIONS`.
+        tile: show the network windows of this side.
+
+    Raises:
+        UserError: as the command line.
+    """
+    given = isinstance(model_config, Mapping)
+    options = model_config if given else read_yaml(model_config, "model configuration")
+    return load_network(options, None, tile, precision, choose_device(gpu))
+
+
+def degrade(image: Picture, operator: Named | Operator, noise: float | Named | Noise = "clean", size: int | None = None,
+            seed: int = 0, name: str | None = None) -> Degraded:
+    """A photograph to be measured: y = A(x) + n.
+
+    Args:
+        image: a file, a PIL image, an array (H, W, 3) or (H, W) of 8-bit values or of numbers in [0, 1], or a tensor
+            (3, H, W) in [-1, 1].
+        operator: a name, a mapping of a name and parameters, or an operator.
+        noise: a sigma on [-1, 1], a name, a mapping of a name and parameters, or a noise model.
+        size: crop to the central square and resize to this side.
+        seed: of masks, kernels and noise.
+        name: of the image, the other half of what its random numbers are drawn from; by default the file's.
+
+    Raises:
+        UserError: the image cannot be read, or an unknown name or a wrong parameter.
+    """
+    x = _image(image, size)
+    return Degraded(x, x, _operator(operator), _noise(noise), seed, _name(image, name))
+
+
+def observe(y: Picture, operator: Named | Operator, noise: float | Named | Noise = "clean", seed: int = 0,
+            name: str | None = None) -> Degraded:
+    """A photograph that is already degraded, or other measurements; nobody knows the truth. Arguments as `degrade`."""
+    values = y if isinstance(y, Tensor) else _image(y, None)
+    return Degraded(values.float(), None, _operator(operator), _noise(noise), seed, _name(y, name))
+
+
+def restore(degraded: Degraded, prior: Callable | None, method: Named | Method = "dpps", num_samples: int = 1,
+            diffusion: str | Path | Mapping[str, object] | Sampler = DEMO_PROCESS,
+            progress: bool = True) -> Restoration:
+    """Restore a degraded photograph, with `num_samples` posterior samples in one batch.
+
+    Args:
+        prior: of `load_prior`, or any model(x_t, t (B,)) -> (B, 3 or 6, H, W); None for methods that need none.
+        method: a name, a mapping of a name and parameters, or a method.
+        diffusion: the reverse process: a YAML file, its content, or a sampler.
+        progress: show a bar.
+
+    Raises:
+        UserError: an unknown name, a wrong parameter, or a method that cannot serve the operator or the noise.
+    """
+    if num_samples < 1:
+        raise UserError(f"num_samples is {num_samples}, expected 1 or more")
+    method = method if isinstance(method, Method) else _build(METHODS, method)
+    method.check(degraded.operator, degraded.noiser)
+    if method.needs_prior and prior is None:
+        raise UserError(f"method '{method.name}' needs a prior, found None; give one, such as load_prior()")
+    sampler = diffusion if isinstance(diffusion, Sampler) else _sampler(diffusion)
+    device = next((p.device for p in prior.parameters()), "cpu") if isinstance(prior, nn.Module) else "cpu"
+    measurement, randomness = degraded.measure(num_samples, device)
+    with tqdm(total=method.num_steps(sampler), desc="Restoring", unit=" steps", disable=not progress) as bar:
+        samples = method.restore(prior if method.needs_prior else None, sampler, measurement, randomness,
+                                 lambda step, x, distance: bar.update())
+    samples = measurement.finish(samples).cpu()
+    with torch.no_grad():
+        misfit = {"distances": measurement.distance(samples.to(device)).cpu(),
+                  "chi_squares": measurement.chi_square(samples.to(device)).cpu()}
+    if (truth := degraded.truth) is None:
+        return Restoration(samples, degraded, measurement, **misfit)
+    metrics = Metrics(networks=())
+    return Restoration(samples, degraded, measurement, **misfit, scores=[metrics(x, truth) for x in samples],
+                       score_of_mean=metrics(samples.mean(0), truth), score_of_input=metrics(degraded.picture, truth))
+
+
+def _image(image: Picture, size: int | None) -> Tensor:
+    """(3, H, W) float32 in [-1, 1]."""
+    if isinstance(image, (str, Path)):
+        return load_image(user_path(image), size)
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        top = 255 if image.dtype == np.uint8 else 1
+        values = image[..., None].repeat(3, -1) if image.ndim == 2 else image
+        if values.ndim != 3 or values.shape[-1] != 3 or not np.isfinite(values).all() or values.min() < 0 or (
+                values.max() > top):
+            raise UserError(f"the image is an array of shape {list(image.shape)}, {image.dtype}, {image.min():g} to "
+                            f"{image.max():g}; expected (H, W, 3) or (H, W) of uint8, or of numbers from 0 to 1")
+        image = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1) / (top / 2) - 1
+    if image.dim() != 3 or len(image) != 3 or not image.isfinite().all() or image.abs().max() > 1:
+        raise UserError(f"the image is a tensor of shape {list(image.shape)}, {float(image.min()):g} to "
+                        f"{float(image.max()):g}; expected (3, H, W) in [-1, 1]")
+    image = image.float()
+    if size is None:
+        return image
+    side = min(image.shape[1:])
+    top, left = ((length - side) // 2 for length in image.shape[1:])
+    return resize(image[:, top:top + side, left:left + side], size)
+
+
+def _name(image: Picture, name: str | None) -> str:
+    if name is not None:
+        return name
+    return Path(image).stem if isinstance(image, (str, Path)) else "image"
+
+
+def _operator(operator: Named | Operator) -> Operator:
+    return operator if isinstance(operator, Operator) else _build(OPERATORS, operator)
+
+
+def _noise(noise: float | Named | Noise) -> Noise:
+    if isinstance(noise, (int, float)):
+        return NOISES.build("gaussian", sigma=noise)
+    return noise if isinstance(noise, Noise) else _build(NOISES, noise)
+
+
+def _build(registry: Registry, named: Named) -> object:
+    params = {"name": named} if isinstance(named, str) else dict(named)
+    if "name" not in params:
+        found = ", ".join(map(str, params)) or "an empty mapping"
+        raise UserError(f"{registry.kind}: 'name' is missing; found {found}")
+    return registry.build(params.pop("name"), **params)
+
+
+def _sampler(diffusion: str | Path | Mapping[str, object]) -> Sampler:
+    options = diffusion if isinstance(diffusion, Mapping) else read_yaml(diffusion, "diffusion configuration")
+    check_arguments(create_sampler, dict(options), "diffusion config")
+    return create_sampler(**options)
+
+
+def _figures(pictures: Mapping[str, Tensor]) -> str:
+    """Pictures (3, H, W) in [-1, 1] side by side, with their titles below."""
+    cells = []
+    for title, x in pictures.items():
+        buffer = io.BytesIO()
+        Image.fromarray(to_uint8(x)).save(buffer, format="png")
+        source = base64.b64encode(buffer.getvalue()).decode()
+        cells.append(f'<figure style="margin:0"><img src="data:image/png;base64,{source}" alt="{html.escape(title)}" '
+                     f'style="width:{max(CELL, x.shape[2])}px;image-rendering:pixelated"><figcaption>'
+                     f"{html.escape(title)}</figcaption></figure>")
+    return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(cells)}</div>'

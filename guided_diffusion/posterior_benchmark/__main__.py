@@ -1,0 +1,184 @@
+"""How far methods are from the posterior, where it is known: `python -m guided_diffusion.posterior_benchmark`.
+
+Images are drawn from an exact prior and measured; each method draws samples, which are compared with the posterior. The
+rows `exact` (samples of the posterior, through the reverse process) and `unconditional` (samples of the prior, which
+ignore y) bracket every table. The same command again continues where it was stopped.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from util.command import Parser, positive, run_command, run_program, user_path
+
+if __name__ == "__main__":
+    from util.command import end_at_once
+
+    end_at_once()                                   # while the imports take their time
+
+import numpy as np
+
+from guided_diffusion.gaussian_diffusion import SAMPLERS
+from guided_diffusion.posterior_benchmark.cases import PLANE, Arena, Entrant, Problem, arena, draw, problems
+from guided_diffusion.posterior_benchmark.report import (
+    Row,
+    draw_calibration,
+    draw_distances,
+    draw_samples,
+    table,
+    write_csv,
+    write_json,
+)
+from guided_diffusion.posterior_benchmark.scores import average, score
+from util.errors import UserError
+from util.img_utils import write_atomically
+from util.logger import duration, get_logger
+
+PRIORS = ("gaussian", "gaussian_lowrank", "gaussian_mixture", PLANE)
+OPERATORS = ("inpainting", "super_resolution", "gaussian_blur")
+METHODS = ("ps", "ps:likelihood=gaussian", "dpps", "mcg", "projection", "ddrm", "ddnm")
+BRACKETS = ("exact", "unconditional")
+FILE = "posterior_benchmark.json"
+
+logger = get_logger()
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; UserError for a mistake in it."""
+    parser = Parser(prog="python -m guided_diffusion.posterior_benchmark", allow_abbrev=False,
+                    description="Compare the samples of methods with posteriors that are known exactly.")
+    add = parser.add_argument
+    add("--priors", nargs="+", default=list(PRIORS), metavar="NAME", help="default %(default)s")
+    add("--methods", nargs="+", default=list(METHODS), metavar="NAME",
+        help="names, or name:key=value,key=value; default %(default)s")
+    add("--operators", nargs="+", default=list(OPERATORS), metavar="NAME", help="default %(default)s")
+    add("--sigma", nargs="+", type=sigma, default=[0.05], metavar="S", help="of the noise; default %(default)s")
+    add("--steps", nargs="+", type=positive, default=[20, 100], metavar="N", help="of the process; default %(default)s")
+    add("--sampler", choices=list(SAMPLERS), default="ddpm", help="default %(default)s")
+    add("--images", type=positive, default=3, metavar="N", help="measured, per problem; default %(default)s")
+    add("--samples", type=at_least_two, default=64, metavar="N", help="of each of them; default %(default)s")
+    add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
+    add("--out", default="results/posterior_benchmark", metavar="FOLDER", help="default %(default)s")
+    return parser.parse(argv)
+
+
+def sigma(text: str) -> float:
+    """A positive number, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"'{text}' is no positive number; a posterior has a density with noise only")
+    return value
+
+
+def at_least_two(text: str) -> int:
+    """A whole number of 2 or more, for argparse."""
+    if positive(text) < 2:
+        raise argparse.ArgumentTypeError(f"'{text}' is less than 2, which have no variance")
+    return int(text)
+
+
+def read_rows(path: Path, settings: dict[str, object]) -> list[Row]:
+    """What an earlier run has found; UserError if it had other settings, or the file is no benchmark's."""
+    if not path.exists():
+        return []
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        rows, before = [Row.read(row) for row in tree["rows"]], tree["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is there already and holds no benchmark; choose another folder with --out") from None
+    changed = [key for key in settings if before.get(key) != settings[key]]
+    if changed:
+        raise UserError(f"{path} was made with another {', '.join(changed)} ({before.get(changed[0])} there, "
+                        f"{settings[changed[0]]} now); choose another folder with --out")
+    return rows
+
+
+def evaluate(entrant: Entrant, place: Arena, sampler: str, keep: Path) -> Row:
+    """Draw and judge the samples of one method; those of the plane are kept for the picture."""
+    started = time.perf_counter()
+    x, evaluations = draw(entrant, place, sampler)
+    seconds = time.perf_counter() - started
+    if not x.isfinite().all():
+        return Row(str(place.problem), entrant.text, entrant.steps, evaluations, seconds, None)
+    exact, shape = place.exact_samples().double(), tuple(x.shape[1:])
+    chi_square = place.measurement.chi_square(x)
+    parts = [score(x[rows].double().flatten(1), exact[rows].flatten(1), posterior, shape,
+                   chi_square[rows].mean().item()) for posterior, rows in place.posteriors]
+    row = Row(str(place.problem), entrant.text, entrant.steps, evaluations, seconds, average(parts))
+    if place.problem.prior == PLANE:
+        keep.mkdir(parents=True, exist_ok=True)
+        first = place.posteriors[0][1]
+        np.save(keep / f"{file_name(row.problem, row.title)}.npy", x[first].flatten(1).numpy())
+        np.save(keep / f"{file_name(row.problem, 'truth')}.npy", exact[first].flatten(1).numpy())
+    return row
+
+
+def file_name(*parts: str) -> str:
+    """Words as a file name."""
+    return "_".join("".join(c if c.isalnum() or c in ".=-" else "_" for c in part) for part in parts)
+
+
+def conduct(args: argparse.Namespace, out: Path) -> list[Row]:
+    """Fill in all rows that are missing."""
+    settings = {name: vars(args)[name] for name in ("images", "samples", "seed", "sampler")}
+    rows = read_rows(out / FILE, settings)
+    entrants = [Entrant.parse(text, steps) for text in dict.fromkeys([*BRACKETS, *args.methods])
+                for steps in args.steps]
+    cases = problems(args.priors, args.operators, args.sigma)
+    done = {(row.problem, row.title) for row in rows}
+    todo = [(problem, [e for e in entrants if (str(problem), f"{e.text} ({e.steps})") not in done])
+            for problem in cases]
+    work = sum(entrant.steps for _, missing in todo for entrant in missing)
+    started, finished = time.perf_counter(), 0
+    for problem, missing in todo:
+        place = arena(problem, args.images, args.samples, args.seed) if missing else None
+        for entrant in missing:
+            if entrant.method.serves(place.measurement.operator, place.measurement.noiser):
+                rows.append(evaluate(entrant, place, args.sampler, out / "samples"))
+                write_json(settings, rows, out / FILE)
+            finished += entrant.steps
+            left = (time.perf_counter() - started) * (work - finished) / finished
+            logger.info(f"{problem}: {entrant.text} ({entrant.steps}); {100 * finished // work} %, about "
+                        f"{duration(left)} left")
+    order = {(str(problem), f"{e.text} ({e.steps})"): i for i, (problem, e) in enumerate(
+        (problem, e) for problem in cases for e in entrants)}
+    return sorted((row for row in rows if (row.problem, row.title) in order),
+                  key=lambda row: order[row.problem, row.title])
+
+
+def pictures(rows: Sequence[Row], cases: Sequence[Problem], out: Path) -> None:
+    """The plots: calibration, distances, and samples in the plane."""
+    draw_calibration(rows, out / "calibration.png")
+    draw_distances(rows, out / "distances.png")
+    for problem in map(str, (problem for problem in cases if problem.prior == PLANE)):
+        titles = [row.title for row in rows if row.problem == problem and row.steps == rows[-1].steps and row.scores]
+        samples = {title: np.load(out / "samples" / f"{file_name(problem, title)}.npy") for title in titles}
+        exact = np.load(out / "samples" / f"{file_name(problem, 'truth')}.npy")
+        draw_samples(exact, samples, problem, out / f"{file_name(problem)}.png")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark, show and save it; return the exit status."""
+    out = user_path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = conduct(args, out)
+    write_csv(rows, out / "posterior_benchmark.csv")
+    text = table(rows)
+    write_atomically(out / "posterior_benchmark.txt", (text + "\n").encode())
+    pictures(rows, problems(args.priors, args.operators, args.sigma), out)
+    logger.info(f"\n{text}\n\nresults in {args.out}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 2 for a mistake, or 130 when stopped."""
+    return run_command(lambda: run(parse_arguments(argv)))
+
+
+if __name__ == "__main__":
+    run_program(main)

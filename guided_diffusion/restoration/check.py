@@ -1,0 +1,50 @@
+"""Whether runs can be started, for programs that only know the command line:
+
+    python -m guided_diffusion.restoration.check < runs.json
+
+reads a JSON list with the arguments of `load_config` for each run, and prints a JSON list: {"steps": 1000} of one
+sample of an image, or {"error": "..."}. Files that only some runs need, such as checkpoints, are looked for by these.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+from guided_diffusion.measurements import OPERATORS
+from guided_diffusion.restoration.build import build_parts
+from util.command import run_command, run_program
+from util.config.config import load_config
+from util.errors import UserError
+from util.logger import get_logger
+
+
+def num_steps(arguments: Mapping[str, object]) -> int:
+    """Steps of one sample of an image in the run that `load_config` describes by these arguments.
+
+    Raises:
+        UserError: a name or a parameter in it is wrong.
+    """
+    config = load_config(**arguments)
+    sampler, _, method = build_parts(config, arguments["overrides"])
+    OPERATORS.check(config.operator.name, **config.operator.params)
+    return method.num_steps(sampler)
+
+
+def answer(runs: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """What is printed: for each run its steps or what is wrong with it."""
+    answers: list[dict[str, object]] = []
+    for arguments in runs:
+        try:
+            answers.append({"steps": num_steps(arguments)})
+        except UserError as error:
+            answers.append({"error": str(error)})
+    return answers
+
+
+def main() -> int:
+    """Answer standard input; exit status 0."""
+    return run_command(lambda: get_logger().info(json.dumps(answer(json.load(sys.stdin)))) or 0)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,31 @@
+"""The command line of `guided_diffusion.tune`, without what takes seconds to import."""
+
+import argparse
+from collections.abc import Sequence
+
+from util.command import MOST_SAMPLES, Parser, at_most
+from util.reproduce_table.arguments import add_options
+
+COLUMNS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg", "chi_square": "chi_square"}    # of metrics.csv
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; UserError for a mistake in it."""
+    parser = Parser(prog="python -m guided_diffusion.tune", description="Tune settings of a task on a few images.",
+                    allow_abbrev=False)
+    add = parser.add_argument
+    add("--task_config", required=True, metavar="FILE", help="the task (YAML)")
+    add("--grid", action="append", required=True, metavar="KEY=A,B,C",
+        help="values to try, such as conditioning.params.scale=0.1,0.3,1; repeatable: all combinations are run")
+    add("--out", required=True, metavar="FILE", help="receives the task with the best values")
+    add("--model_config", default="configs/demo_model_config.yaml", help="the network; default %(default)s")
+    add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
+        help="the reverse process; default %(default)s")
+    add("--by", choices=list(COLUMNS), help="what decides: the highest psnr or ssim, the lowest lpips, or the "
+        "chi_square nearest to 1; default: psnr, or chi_square where the truth is not known")
+    add("--of", choices=("samples", "mean"), default="samples",
+        help="judge the samples one by one, or each image's mean of --samples; default %(default)s")
+    add("--samples", type=at_most(MOST_SAMPLES), default=1, metavar="K",
+        help="posterior samples per image; default %(default)s")
+    add_options(add, overwrite="replace --out, and results of other settings in --save_dir")
+    return parser.parse(argv)

@@ -1,0 +1,188 @@
+"""Faults of one line, and whether the tests catch them: `python -m tests.faults` plants each in a copy of the tree.
+
+    python -m tests.faults                  # all, one after the other
+    python -m tests.faults norm lock        # those whose words hold one of these
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("configs", "data", "docs", "guided_diffusion", "models", "tests", "util", "README.md", "pyproject.toml",
+          "sample_condition.py", "requirements.txt")
+LONGEST = 600                                       # seconds of the tests of one fault
+
+
+class Fault(NamedTuple):
+    """Words for it, the file, what stands there, what is put in its place, and the tests that should fail."""
+
+    words: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+GD = "guided_diffusion/"
+FAULTS = [
+    Fault("alpha_bar exchanged with its root", GD + "schedule.py", "return np.sqrt(self.alphas_cumprod)\n",
+          "return self.alphas_cumprod\n", "test_schedule.py"),
+    Fault("posterior mean: alpha_bar of the wrong state", GD + "schedule.py",
+          "return self.betas * np.sqrt(self.alphas_cumprod_prev)", "return self.betas * np.sqrt(self.alphas_cumprod)",
+          "test_schedule.py"),
+    Fault("respacing: off by one", GD + "schedule.py", "(size - 1) / (count - 1)", "size / (count - 1)",
+          "test_schedule.py"),
+    Fault("q_sample: noise subtracted", GD + "schedule.py",
+          '                + self.at("sqrt_one_minus_alphas_cumprod", index, x0) * noise)',
+          '                - self.at("sqrt_one_minus_alphas_cumprod", index, x0) * noise)', "test_schedule.py"),
+    Fault("x0_hat: sign of eps", GD + "posterior_mean_variance.py",
+          '- at("sqrt_recipm1_alphas_cumprod", index, x_t) * output)',
+          '+ at("sqrt_recipm1_alphas_cumprod", index, x_t) * output)', "test_mean_variance.py"),
+    Fault("dynamic threshold over the batch", GD + "posterior_mean_variance.py",
+          "magnitudes = x0.abs().flatten(1) ", "magnitudes = x0.abs().reshape(1, -1) ", "test_mean_variance.py"),
+    Fault("standard deviation: variance taken for it", GD + "gaussian_diffusion.py",
+          "return mean, torch.exp(log_variance / 2)", "return mean, torch.exp(log_variance)", "test_diffusion.py"),
+    Fault("ddim: sigma not squared", GD + "gaussian_diffusion.py", "1 - prev - self.sigma(index) ** 2",
+          "1 - prev - self.sigma(index)", "test_diffusion.py"),
+    Fault("renoise: alpha_bar of the wrong state", GD + "gaussian_diffusion.py",
+          "return math.sqrt(1 - self.schedule.alphas_cumprod_prev[index])",
+          "return math.sqrt(1 - self.schedule.alphas_cumprod[index])", "test_diffusion.py"),
+    Fault("timestep embedding: sines first", GD + "nn.py", "torch.cat([angles.cos(), angles.sin()], dim=1)",
+          "torch.cat([angles.sin(), angles.cos()], dim=1)", "test_unet.py"),
+    Fault("a dropped normalisation", GD + "nn.py", "        h = self(x)\n", "        h = x\n",
+          "test_unet.py test_nn.py"),
+    Fault("fused gradient: a mean left out", GD + "frozen.py", "sums[1] += torch.mul(g, x_hat_piece, out=z)",
+          "sums[0] += torch.mul(g, x_hat_piece, out=z)", "test_nn.py"),
+    Fault("norm over the batch", GD + "measurements/base.py",
+          "torch.linalg.vector_norm((y - prediction).flatten(1), dim=1)",
+          "torch.linalg.vector_norm(y - prediction).expand(len(y))", "test_noise.py"),
+    Fault("projection: measurement and prediction exchanged", GD + "measurements/base.py",
+          "x - self.pinv(self(x) - y)", "x - self.pinv(y - self(x))", "test_operators.py test_pinv.py"),
+    Fault("SR: pseudo-inverse in place of the adjoint", GD + "measurements/super_resolution.py",
+          "apply_matrices(y, self.height.mT, self.width.mT)",
+          "apply_matrices(y, self.height_pinv, self.width_pinv)", "test_operators.py"),
+    Fault("block averages: adjoint off by the factor", GD + "measurements/sr_average.py",
+          "self.pinv(y) / self.scale_factor ** 2", "self.pinv(y) / self.scale_factor", "test_operators.py"),
+    Fault("phase retrieval: no oversampling", GD + "measurements/phase_retrieval.py",
+          "side + 2 * int(self.oversample / 8 * side)", "side + int(self.oversample / 8 * side)",
+          "test_phase_retrieval.py"),
+    Fault("noise: sigma on the other scale", GD + "measurements/noise.py",
+          "2 * sigma if tuple(scale) == UNIT_RANGE else sigma", "sigma if tuple(scale) == UNIT_RANGE else 2 * sigma",
+          "test_noise.py"),
+    Fault("poisson: counts of the wrong peak", GD + "measurements/noise.py",
+          "self.peak, self.likelihood = GREY_LEVELS * rate", "self.peak, self.likelihood = (GREY_LEVELS + 1) * rate",
+          "test_noise.py"),
+    Fault("chi-square: masked entries counted", GD + "measurements/measurement.py",
+          "return found.flatten(1).sum(1) / (informative * expected).flatten(1).sum(1)",
+          "return found.flatten(1).sum(1) / expected.flatten(1).sum(1)", "test_noise.py test_observed.py"),
+    Fault("conjugate gradients: damping not squared", GD + "measurements/conjugate_gradients.py",
+          "column(damping ** 2, direction)", "column(damping, direction)", "test_pinv.py"),
+    Fault("DPS: guidance uphill", GD + "condition_methods/posterior_sampling.py", "return -size * grad, distance",
+          "return size * grad, distance", "test_condition_equations.py test_condition_methods.py"),
+    Fault("DPS: step not scaled with fewer steps", GD + "condition_methods/posterior_sampling.py",
+          "(step.stride if self.rescale else 1)", "(1 if self.rescale else step.stride)", "test_step_size.py"),
+    Fault("DPPS: the worst candidate", GD + "condition_methods/dpps.py", ".norm(dim=2).min(dim=0)",
+          ".norm(dim=2).max(dim=0)", "test_dpps.py"),
+    Fault("DPPS: signal-to-noise ratio turned over", GD + "condition_methods/dpps.py",
+          "step.alpha_bar / (1 - step.alpha_bar)", "(1 - step.alpha_bar) / step.alpha_bar", "test_dpps.py"),
+    Fault("DPPS: start from the last step's noise level", GD + "condition_methods/dpps.py",
+          "measurement.initial_guess(), sampler.num_steps - 1, noise", "measurement.initial_guess(), 0, noise",
+          "test_dpps.py test_trajectories.py"),
+    Fault("projection: y_t at another noise level", GD + "condition_methods/base.py",
+          "math.sqrt(1 - step.alpha_bar) * step.randomness", "math.sqrt(1 - step.alpha_bar_prev) * step.randomness",
+          "test_condition_equations.py"),
+    Fault("tiles: the last window forgotten", GD + "priors/tiling.py", "math.ceil(x_t.shape[dim] / self.multiple)",
+          "math.floor(x_t.shape[dim] / self.multiple)", "test_tiling.py"),
+    Fault("streams: sample left out of the key", "util/seeding.py",
+          '(str(self.seed), self.purpose, name, str(sample))', '(str(self.seed), self.purpose, name)',
+          "test_seeding.py"),
+    Fault("streams: a draw from the wrong one", "util/seeding.py",
+          'self.samples if purpose == "sampling" else None', "self.samples", "test_seeding.py"),
+    Fault("8 bits: cut in place of rounded", "util/img_utils.py", ".mul(255).round().to(torch.uint8)",
+          ".mul(255).to(torch.uint8)", "test_img_utils.py"),
+    Fault("a file written in place", "util/img_utils.py", "            temporary.replace(path)\n",
+          "            path.write_bytes(content)\n            temporary.unlink()\n",
+          "test_img_utils.py test_trouble.py"),
+    Fault("a checkpoint that runs code", "util/checkpoint.py", "weights_only=True)\n", "weights_only=False)\n",
+          "test_security_code.py test_checkpoint.py"),
+    Fault("names of tensors not compared", "util/checkpoint.py",
+          '"unexpected ": [name for name in found if name not in wanted]', '"unexpected ": []', "test_checkpoint.py"),
+    Fault("an unlocked folder", "util/run/lock.py", "self.lock.acquire()", "id(self)",
+          "test_resume.py test_distributed.py"),
+    Fault("a diverged sample scored", GD + "restoration/monitor.py",
+          "finite = x.isfinite().flatten(1).all(dim=1)", "finite = x.isfinite().flatten(1).any(dim=1)",
+          "test_trouble.py"),
+    Fault("a swallowed error", GD + "restoration/batches.py", "            if not is_out_of_memory(error):\n"
+          "                raise\n            self.fits", "            self.fits",
+          "test_fast_options.py test_trouble.py test_background.py"),
+    Fault("an unreadable image ends with 0", GD + "restoration/ending.py", "return 1 if report.unreadable or",
+          "return 1 if", "test_trouble.py test_cli_mistakes.py"),
+    Fault("finished images restored again", GD + "restoration/plan.py", "if not run.finished(name):",
+          "if run.finished(name):", "test_resume.py"),
+    Fault("bootstrap: samples taken for images", "util/metrics/statistics.py",
+          "_, group = np.unique([image for image, _ in order], return_inverse=True)",
+          "group = np.arange(len(order))", "test_statistics.py"),
+    Fault("unknown keys of a configuration accepted", "util/config/registry.py",
+          "        if key not in accepted:\n", "        if key is None:\n", "test_registry.py"),
+    Fault("bounds not checked", "util/config/registry.py", "and all(value in bounds for bounds in arguments[1:])", "",
+          "test_registry.py"),
+    Fault("--set: the last level forgotten", "util/config/config.py", "    section[keys[-1]] = value\n",
+          "    section[keys[0]] = value\n", "test_config.py"),
+    Fault("training: bound not in bits", GD + "training/losses.py", "nats.flatten(1).mean(1) / math.log(2)",
+          "nats.flatten(1).mean(1)", "training/test_losses.py"),
+    Fault("training: the learned variance trains the mean", GD + "training/losses.py", "eps.detach(), variance)",
+          "eps, variance)", "training/test_losses.py"),
+    Fault("kernels: not normalised", GD + "measurements/kernels.py", "profile /= profile.sum()",
+          "profile /= profile.max()", "test_kernels.py"),
+]
+
+
+def copy_of_the_tree(place: Path) -> None:
+    """What the tests need, in `place`."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        else:
+            shutil.copy(source, place / name)
+
+
+def is_caught(fault: Fault, place: Path) -> bool:
+    """Whether one of its tests fails with the fault in the copy, which is as it was afterwards."""
+    file = place / fault.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(fault.right) < 1:
+        raise SystemExit(f"{fault.words}: {fault.file} no longer holds {fault.right!r}; bring the fault up to date")
+    file.write_text(text.replace(fault.right, fault.wrong, 1), encoding="utf-8")
+    try:
+        tests = [f"tests/{name}" for name in fault.tests.split()]
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests], cwd=place,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=LONGEST)
+        return done.returncode == 1
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        file.write_text(text, encoding="utf-8")
+
+
+def main(words: list[str]) -> int:
+    """Plant the faults; exit status 1 if the tests miss one."""
+    chosen = [fault for fault in FAULTS if not words or any(word in fault.words for word in words)]
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy_of_the_tree(Path(folder))
+        for fault in chosen:
+            caught = is_caught(fault, Path(folder))
+            sys.stdout.write(f"{'caught' if caught else 'MISSED'}  {fault.words} ({fault.file})\n")
+            sys.stdout.flush()
+            missed += [] if caught else [fault]
+    sys.stdout.write(f"{len(chosen) - len(missed)} of {len(chosen)} faults are caught\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""--plugin: operators and methods in a file of the user's; --fetch: weights that are missing."""
+
+from pathlib import Path
+
+import pytest
+
+from guided_diffusion.measurements import OPERATORS
+from guided_diffusion.restoration import build
+from tests.command_line import rows
+
+PLUGIN = '''
+from guided_diffusion.measurements.base import LinearOperator, register_operator
+
+
+@register_operator("mirror")
+class Mirror(LinearOperator):
+    """Left and right exchanged."""
+
+    def forward(self, x):
+        return x.flip(-1)
+'''
+MIRROR = ("--set", "measurement.operator={name: mirror}", "--limit", "1")
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(OPERATORS, "_classes", dict(OPERATORS._classes))
+
+
+def test_an_operator_in_a_file_of_ones_own_is_restored(registry, run):
+    Path("mine.py").write_text(PLUGIN)
+    status, _, err = run("--plugin", "mine.py", *MIRROR)
+    assert status == 0, err
+    assert rows("results/mirror/dpps")[0]["status"] == "ok"
+
+
+@pytest.mark.parametrize("text, message", [
+    (None, "--plugin mine.py not found"), ("x = 1\nraise KeyError('k')\n", "mine.py, line 2: KeyError: 'k'"),
+    ("def f(:\n", "SyntaxError"), (PLUGIN.replace("mirror", "inpainting"), "line 5: ValueError: operator 'inpainting'"),
+])
+def test_what_is_wrong_with_a_plugin_is_said_in_a_line(registry, run, text, message):
+    if text is not None:
+        Path("mine.py").write_text(text)
+    status, _, err = run("--plugin", "mine.py")
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_missing_weights_are_fetched_or_the_command_for_it_is_offered(run, monkeypatch):
+    ffhq = ("--model_config", "configs/model_config.yaml")
+    status, _, err = run(*ffhq)
+    assert status == 2 and "'python -m util.fetch ffhq_10m', or --fetch here, gets it" in err
+    asked = []
+    monkeypatch.setattr(build, "fetch", lambda weights: asked.append(weights.name))
+    assert run(*ffhq, "--fetch")[0] == 2 and asked == ["ffhq_10m"]

@@ -1,0 +1,34 @@
+"""The command line of `util.compute_metric`, without what takes seconds to import."""
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+
+from util.command import Parser
+from util.errors import did_you_mean
+
+TITLES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips_vgg": ("LPIPS (vgg)", 4),
+          "lpips_alex": ("LPIPS (alex)", 4), "fid": ("FID", 2), "kid": ("KID", 5)}      # and how many decimals to print
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in TITLES:
+            raise ArgumentTypeError(f"unknown metric '{name}'; {did_you_mean(name, TITLES)}")
+    return names
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Namespace:
+    """Read the command line; UserError for a mistake in it."""
+    parser = Parser(prog="python -m util.compute_metric", allow_abbrev=False, description=(
+        "Score restored images against true ones, paired by file name; exit status 1 if some could not be scored."))
+    add = parser.add_argument
+    add("restored", metavar="A", help="folder of restored images; or, alone, a results folder (recon/ against label/)")
+    add("labels", metavar="B", nargs="?", help="folder of true images")
+    add("--from_png", action="store_true", help="of a results folder, score the saved files, "
+        "in place of what metrics.csv says of the images before they were rounded to 8 bits")
+    add("--metrics", type=_names, default=list(TITLES), metavar="NAME,...", help=f"default: {','.join(TITLES)}")
+    add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; nothing is fetched then")
+    add("--save_dir", metavar="FOLDER", help="where scores.json and scores.csv go; default: the results folder, if one")
+    add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
+    return parser.parse(argv)

@@ -1,0 +1,138 @@
+"""The pictures of a report: embedded images, the crop that tells most, maps of spread and error, trajectories."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from util.errors import UserError
+from util.img_utils import load_image, to_uint8, to_unit, write_atomically
+from util.logger import get_logger
+
+LARGEST_SIDE = 1024                                 # pixels of a picture in the report; larger ones are reduced
+EMBEDDED = 48 * 2 ** 20                             # bytes of pictures inside the page; further ones lie beside it
+CROP = 0.25                                         # of the shorter side
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#7a6ff0", "#56b4e9", "#888888")      # of curves
+GREY = "#808589"                                    # of a plot's text and axes, to be read on white and on black
+
+Crop = tuple[float, float, float]                   # left / width, top / height, side / shorter side
+
+
+class Pictures:
+    """Images on their way into the page at `page`: as data URIs, or, past `EMBEDDED` bytes, as files beside it.
+
+    Attributes:
+        unreadable: the files that could not be read.
+    """
+
+    def __init__(self, page: Path):
+        self.folder, self.embedded = page.with_name(f"{page.stem}_files"), 0
+        self.unreadable: set[Path] = set()
+
+    def load(self, file: Path) -> Tensor | None:
+        """The image in a file, (3, H, W) in [-1, 1]; None where there is none, or none that can be read."""
+        if not file.is_file():
+            return None
+        try:
+            return load_image(file)
+        except UserError as error:
+            if file not in self.unreadable:
+                get_logger().warning(f"{error}; left out")
+            self.unreadable.add(file)
+            return None
+
+    def source(self, x: Tensor) -> str:
+        """What an <img> has as its `src` to show the image `x` (3, H, W) in [-1, 1]."""
+        image, buffer = Image.fromarray(to_uint8(x)), io.BytesIO()
+        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+        image.save(buffer, format="png", optimize=True)
+        content = buffer.getvalue()
+        if self.embedded + len(content) <= EMBEDDED:
+            self.embedded += len(content)
+            return data_uri(content, "png")
+        name = f"{hashlib.sha256(content).hexdigest()[:20]}.png"
+        write_atomically(self.folder / name, content)
+        return quote(f"{self.folder.name}/{name}")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A picture as an address."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def telling_crop(restored: Sequence[Tensor], others: Sequence[Tensor]) -> Crop:
+    """The square in which restorations (3, H, W) differ most from each other; a single one, from the `others`.
+
+    The centre, where their sizes differ or there is nothing to compare.
+    """
+    compared = [*restored, *([] if len(restored) > 1 else others[-1:])]
+    if len(compared) < 2 or len({tuple(x.shape) for x in compared}) > 1:
+        return (1 - CROP) / 2, (1 - CROP) / 2, CROP
+    height, width = compared[0].shape[1:]
+    side = max(1, round(CROP * min(height, width)))
+    deviation = torch.stack([to_unit(x).nan_to_num(0) for x in compared]).var(0, correction=0).mean(0)
+    windows = F.avg_pool2d(deviation[None, None], side, stride=1)[0, 0]
+    top, left = divmod(int(windows.argmax()), windows.shape[1])
+    return left / width, top / height, side / min(height, width)
+
+
+def fixed_crop(left: int, top: int, side: int, shape: Sequence[int]) -> Crop:
+    """A square given in pixels of an image (3, H, W), moved and reduced so that it lies inside."""
+    height, width = shape[1:]
+    side = min(side, height, width)
+    return min(left, width - side) / width, min(top, height - side) / height, side / min(height, width)
+
+
+def deviation_map(samples: Sequence[Tensor]) -> Tensor:
+    """The standard deviation of samples (3, H, W) in every pixel, (H, W) on [0, 1]: root mean square over channels."""
+    return torch.stack([to_unit(x) for x in samples]).var(dim=0).mean(dim=0).sqrt()
+
+
+def error_map(x: Tensor, label: Tensor) -> Tensor:
+    """|x - label| in every pixel, (H, W) on [0, 1]: root mean square over channels."""
+    return (to_unit(x) - to_unit(label)).square().mean(dim=0).sqrt()
+
+
+def coloured(values: Tensor, top: float) -> Tensor:
+    """A map (H, W) of values from 0 to `top` in the colours of magma: (3, H, W) in [-1, 1]."""
+    from matplotlib import colormaps
+
+    colours = colormaps["magma"](np.clip(values.numpy() / (top or 1), 0, 1))[..., :3]
+    return torch.from_numpy(colours * 2 - 1).float().movedim(-1, 0)
+
+
+def plot(curves: Mapping[int, np.ndarray]) -> str:
+    """Curves, by the number of their colour, over the steps to go, which fall to the right, on a logarithmic axis.
+
+    Args:
+        curves: steps, mean and band, (4, n) each.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    grey = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    with matplotlib.rc_context({"svg.hashsalt": "", "svg.fonttype": "none", "axes.spines.top": False,
+                                "axes.spines.right": False, "grid.alpha": 0.3, **dict.fromkeys(grey, GREY)}):
+        figure = Figure(figsize=(6, 2.9), layout="constrained")
+        axes = figure.subplots()
+        for number, (steps, mean, low, high) in curves.items():
+            colour = COLOURS[number % len(COLOURS)]
+            axes.fill_between(steps, low, high, color=colour, alpha=0.16, lw=0)
+            axes.plot(steps, mean, color=colour)
+        axes.set(yscale="log", xlabel="steps to go", xlim=(max(steps[0] for steps, *_ in curves.values()), 0))
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(),
+                       major_formatter=FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.grid(axis="y")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True,
+                       metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return data_uri(buffer.getvalue(), "svg+xml")

@@ -1,0 +1,93 @@
+"""Our figures for a paper's table, from the results on disk: means over images with intervals, and FID."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from util.command import choose_device
+from util.errors import UserError
+from util.metrics.comparison import compare
+from util.metrics.pairs import Pair
+from util.metrics.scores import Metrics
+from util.metrics.statistics import describe
+from util.reproduce_table.job import Job
+from util.reproduce_table.spec import METRICS, Cell, PaperTable
+from util.run.layout import file_of
+
+
+@dataclass(frozen=True)
+class Score:
+    """Our figure with its 95 % interval (NaN where there is none), over `images` images; `remark` if it is missing."""
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    images: int = 0
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell with what was found for it; `job` is None and `score` empty where nothing of ours belongs there."""
+
+    cell: Cell
+    job: Job | None
+    score: Score = Score()
+
+    @property
+    def difference(self) -> float:
+        """Ours minus the paper's; NaN unless there are both."""
+        return self.score.value - self.cell.paper.value if self.cell.paper else math.nan
+
+    @property
+    def excludes_paper(self) -> bool:
+        """Whether the interval leaves the paper's figure out."""
+        return bool(self.cell.paper and not math.isnan(self.score.low)
+                    and not self.score.low <= self.cell.paper.value <= self.score.high)
+
+
+def evaluate(table: PaperTable, jobs: Sequence[Job]) -> list[Entry]:
+    """Score every cell of the table from the results on disk."""
+    by_run = {job.run: job for job in jobs}
+    return [Entry(cell, by_run[cell.run], score(by_run[cell.run], cell.metric)) if cell.run else Entry(cell, None)
+            for cell in table.cells]
+
+
+def score(job: Job, metric: str) -> Score:
+    """The mean over the job's images of one metric, with the interval of the mean."""
+    column, rows = METRICS[metric].column, job.rows()
+    if not rows:
+        return Score(remark=job.error or "no image is finished")
+    if column is None:
+        try:
+            return Score(_fid(job), images=len(rows))
+        except UserError as error:
+            return Score(remark=f"FID is left out: {error}")
+    found = describe([getattr(row, column) for row in rows], [row.image for row in rows])
+    if not found["count"]:
+        causes = [warning for warning in job.warnings if metric.partition("_")[0].upper() in warning]
+        return Score(remark=(causes or [f"column {column} of metrics.csv is empty"])[0])
+    lost = len(rows) - found["count"]
+    return Score(found["mean"], *(found["ci95"] or (math.nan, math.nan)), images=found["count"],
+                 remark=f"{lost} of {len(rows)} images have no figure" if lost else "")
+
+
+def _fid(job: Job) -> float:
+    """FID between the saved restorations and the true images; UserError if it cannot be had."""
+    metrics = _inception(job.options.gpu, job.options.weights_dir)
+    if not metrics.networks:
+        raise UserError("the weights of its network cannot be had")
+    several = job.options.num_samples > 1
+    found = compare([Pair(row.image, row.sample, file_of(job.path, "recon", row.image, row.sample if several else None),
+                          file_of(job.path, "label", row.image)) for row in job.rows()],
+                    metrics, per_image=False, progress=False)
+    value = found.distances(["fid"])["fid"]["value"]
+    if found.skipped or value is None:
+        raise UserError("images cannot be read" if found.skipped else "there are fewer than two images")
+    return value
+
+
+@cache
+def _inception(gpu: int | None, weights_dir: str | None) -> Metrics:
+    return Metrics(choose_device(gpu), weights_dir, ["inception"])
