@@ -102,7 +102,8 @@ def names(folder: Path) -> set[str]:
 @pytest.mark.parametrize("name", ["whole", "redirect", "gzip", "busy", "cut_once", "other"])
 def test_a_file_takes_its_place_whole(get, server, tmp_path, name):
     assert get(name, sha256=DIGEST[:8]).read_bytes() == CONTENT
-    assert names(tmp_path) == {"tiny.pt", "files.lock"}
+    assert names(tmp_path) == {"tiny.pt", "tiny.pt.sha256", "files.lock"}
+    assert (tmp_path / "tiny.pt.sha256").read_text() == f"{DIGEST}  tiny.pt\n"
     assert yaml.safe_load((tmp_path / "files.lock").read_text()) == {"tiny": DIGEST}
     if name in ("cut_once", "other"):               # the second request continues, unless the file is another one now
         assert server.asked[1][1] == f"bytes={len(CONTENT) // 2}-"

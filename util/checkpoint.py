@@ -86,7 +86,7 @@ def verify(path: Path) -> None:
         UserError: a published file is damaged. Of others that have changed a warning tells.
     """
     known, stamps = _recorded(path)
-    stamp, record = _stamp(path), _record(path)
+    stamp, record = _stamp(path), record_of(path)
     if stamp in stamps:
         return
     digest = _digest(path)
@@ -114,14 +114,15 @@ def _stamp(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
 
-def _record(path: Path) -> Path:
+def record_of(path: Path) -> Path:
+    """Where the SHA-256 of a file stands."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def _recorded(path: Path) -> tuple[str, list[str]]:
     """The SHA-256 in the record of a file, and the stamp for which it was found; both empty without a record."""
     try:
-        lines = _record(path).read_text(encoding="utf-8").splitlines()
+        lines = record_of(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return "", []
     return "".join(lines[:1]).partition(" ")[0], [line.removeprefix("# ") for line in lines[1:]]

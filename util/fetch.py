@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from util.checkpoint import record_of
 from util.command import Parser, run_command, run_program
 from util.config.config import REPOSITORY, read_yaml
 from util.errors import UserError, did_you_mean
@@ -115,6 +116,7 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
             digest = _verified(part, weights, _pinned(lock).get(weights.name))
             part.replace(weights.place)
             _forget(part)
+            write_atomically(record_of(weights.place), f"{digest}  {weights.place.name}\n".encode())
             _pin(lock, weights.name, digest)
             logger.info(f"{weights.name}: {weights.place} (SHA-256 {digest}; {_known(weights)}; "
                         f"licence: {weights.licence})")
@@ -287,6 +289,7 @@ def _check_fits(part: Path, config: str) -> None:
 def _forget(part: Path, also: Path | None = None) -> None:
     """Delete what is known of a part, and the part itself where it is worth nothing."""
     part.with_name(f"{part.name}.json").unlink(missing_ok=True)
+    record_of(part).unlink(missing_ok=True)         # from loading it
     if also is not None:
         also.unlink(missing_ok=True)
 
