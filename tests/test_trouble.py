@@ -19,8 +19,10 @@ from guided_diffusion.restoration.gather import likely_cause
 from guided_diffusion.restoration.monitor import CHECK_EVERY
 from tests.command_line import arguments, contents, rows
 from tests.helpers import picture
+from tests.run_folders import open_run, save
 from util import memory
 from util.config.config import REPOSITORY
+from util.errors import StorageError
 from util.memory import is_out_of_memory, keep_freed_memory
 
 FOLDER = Path("results/super_resolution/dpps")
@@ -218,17 +220,30 @@ def test_a_full_disk_ends_the_run_with_a_line_and_the_same_command_continues(run
     assert contents(FOLDER) == contents(Path("whole/super_resolution/dpps"))
 
 
-def test_a_folder_that_disappears_ends_the_run_with_a_line(run, wrapped):
+@pytest.mark.parametrize("place, finished", [(Path("results"), 0), (FOLDER / "recon", 1)])
+def test_a_folder_that_disappears_ends_the_run_with_a_line(run, wrapped, place, finished):
     class Remover(Counting):
         def forward(self, x, t):
-            if self.calls == 4:                     # during the second image
-                shutil.rmtree("results")
+            if self.calls == 4 and not Path("removed").exists():        # during the second image
+                shutil.rmtree(place)
+                Path("removed").touch()
             return super().forward(x, t)
 
     wrapped(Remover)
     status, _, err = run("--batch_size", "1")
-    assert status == 1 and "is gone" in err and "0 of 3 images are finished" in err
-    assert not list(Path().rglob("*.png"))
+    assert status == 1 and f"{place}" in err and "is gone" in err and f"{finished} of 3 images are finished" in err
+    assert not list(place.rglob("*.png"))
+    assert run("--batch_size", "1")[0] == 0
+    assert len(list((FOLDER / "recon").iterdir())) == 3
+
+
+def test_a_picture_that_is_gone_at_the_end_is_restored_by_the_same_command(tmp_path):
+    directory = open_run(tmp_path)
+    save(directory)
+    directory.path_of("recon", "a").unlink()
+    with pytest.raises(StorageError, match="recon/a.png.*the same command restores that image anew"):
+        directory.conclude({})
+    assert not open_run(tmp_path).finished("a")
 
 
 def test_a_disk_that_is_really_full(prior, workplace):

@@ -27,47 +27,50 @@ def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})
     Raises:
         UserError: the file is missing, is no checkpoint, is truncated, or holds code.
     """
-    if path.is_dir():
-        raise UserError(f"checkpoint {path} is a folder, expected a file; {WHERE_TO_GET}")
     if not path.is_file():
-        raise UserError(f"checkpoint {path} not found; {WHERE_TO_GET}")
+        raise UserError(f"checkpoint {path} {'is a folder, expected a file' if path.is_dir() else 'not found'}; "
+                        f"{WHERE_TO_GET}")
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty; {mend}")
     try:
-        kind = _kind(path)
-        if kind is None:
-            raise UserError(f"checkpoint {path} is no checkpoint, perhaps a web page, and nothing in it was run; "
-                            f"{mend}")
-        if kind == "safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")         # on foreign pickle protocols: either the file loads or it does not
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        if "WeightsUnpickler" in str(error) or "Unsupported" in str(error) or "weights_only" in str(error):
-            raise UserError(f"checkpoint {path} was refused and nothing in it was run: it holds more than tensors and "
-                            f"plain containers; use a file that has only a state dict ({WHERE_TO_GET})") from None
-        raise UserError(f"checkpoint {path} is no readable checkpoint; {mend}") from None
+            return _load(path)
     except Exception as error:      # torch raises a dozen types for damaged archives; none of them means success
-        if "TorchScript" in str(error):
-            raise UserError(f"checkpoint {path} is a TorchScript archive, which is a program, and nothing in it was "
-                            "run; where you trust it, save its weights: torch.save(torch.jit.load(...).state_dict(), "
-                            "...)") from None
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: {mend}") from None
+        raise UserError(f"checkpoint {path} {_problem(error, mend)}") from None
 
 
-def _kind(path: Path) -> str | None:
-    """What a file begins like: an archive or pickle of torch, or safetensors."""
+class _NoCheckpoint(Exception):
+    """A file begins like none."""
+
+
+def _load(path: Path) -> object:
     with open(path, "rb") as file:
         head = file.read(9)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        return "torch"
-    return "safetensors" if head[8:] == b"{" else None
+    if head[8:] == b"{":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if head[:2] != b"PK" and head[:1] != b"\x80":
+        raise _NoCheckpoint
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _problem(error: Exception, mend: str) -> str:
+    """What is wrong with a checkpoint whose loading raised `error`, and what to do."""
+    text = str(error)
+    if isinstance(error, _NoCheckpoint):
+        return f"is no checkpoint, perhaps a web page, and nothing in it was run; {mend}"
+    if "TorchScript" in text:
+        return ("is a TorchScript archive, which is a program, and nothing in it was run; where you trust it, save its "
+                "weights: torch.save(torch.jit.load(...).state_dict(), ...)")
+    if not isinstance(error, pickle.UnpicklingError):
+        reason = text.splitlines()[0][:100] if text else type(error).__name__
+        return f"cannot be read ({reason}); it may be truncated: {mend}"
+    if any(sign in text for sign in ("WeightsUnpickler", "Unsupported", "weights_only")):
+        return ("was refused and nothing in it was run: it holds more than tensors and plain containers; use a file "
+                f"that has only a state dict ({WHERE_TO_GET})")
+    return f"is no readable checkpoint; {mend}"
 
 
 def fingerprint(path: Path) -> str:
