@@ -1,6 +1,8 @@
 """The README's examples, run as they stand there, and the files and options that it names."""
 
+import importlib
 import re
+import shlex
 
 import pytest
 import torch
@@ -13,6 +15,10 @@ from util.config.config import REPOSITORY
 from util.seeding import ImageRandomness
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+OURS = "(?:configs|data|docs|guided_diffusion|models|util)"
+COMMAND = re.compile(r"^    (?:pip install .* && )?((?:python|torchrun) .*)$", re.MULTILINE)
+PAGES = {file.relative_to(REPOSITORY).as_posix(): file.read_text(encoding="utf-8")
+         for file in (REPOSITORY / "README.md", *sorted(REPOSITORY.glob("*/*.md")))}
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -33,19 +39,46 @@ def test_an_operator_and_a_method_are_added_as_shown(monkeypatch):
     assert restored.shape == images.shape and restored.isfinite().all()
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
-def test_pictures_and_files_that_are_linked_are_there(path):
-    assert (REPOSITORY / path).is_file()
+def test_the_readme_is_read_to_its_end():
+    assert README.count("\n") <= 200
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_links_and_names_is_there(page):
+    for path in re.findall(r"\]\(((?!http)[^)#]+)\)", PAGES[page]):
+        assert ((REPOSITORY / page).parent / path).is_file(), path
+    for path in re.findall(rf"{OURS}/[\w/]+\.(?:yaml|md|ipynb|py)", PAGES[page]):
+        assert (REPOSITORY / path).is_file(), path
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of every line to type, continued lines joined, placeholders of more options left out."""
+    found = []
+    for page, text in PAGES.items():
+        joined = text.replace("\\\n", " ")
+        found += [(page, line.partition("   #")[0].strip().removesuffix(" ..."))
+                  for line in COMMAND.findall(joined)]
+    return found
+
+
+@pytest.mark.parametrize("page, command", commands())
+def test_commands_are_understood(page, command, workplace, capsys):
+    """Runs print their configuration; other programs read their command line."""
+    words = shlex.split(command)
+    words = words[1:] if words[0] == "python" else words[next(i for i, w in enumerate(words) if w.endswith(".py")):]
+    if words[0] == "sample_condition.py":
+        status = sample_condition.main([*words[1:], "--print_config"])
+        assert status == 0, capsys.readouterr().err
+    elif words[1] != "pytest":
+        module = importlib.import_module(words[1])
+        program = importlib.import_module(f"{words[1]}.__main__") if hasattr(module, "__path__") else module
+        program.parse_arguments(words[2:])
 
 
 def test_options_in_the_table_are_those_of_the_command(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         sample_condition.main(["--help"])
     known = set(re.findall(r"--\w+", capsys.readouterr().out)) - {"--help"}
-    table = README[README.index("| option | meaning |"):].split("\n\n")[0]
+    runs = (REPOSITORY / "docs" / "runs.md").read_text(encoding="utf-8")
+    table = runs[runs.index("| option | meaning |"):].split("\n\n")[0]
     assert set(re.findall(r"--\w+", table)) == known
-
-
-def test_tasks_on_its_command_lines_are_there():
-    for file in re.findall(r"configs/[\w/]+\.yaml", README):
-        assert (REPOSITORY / file).is_file(), file

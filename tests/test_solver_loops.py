@@ -52,7 +52,7 @@ def test_every_noise_model(solver, noise):
 
 
 EVALUATIONS = {                                                 # of 4 levels, by hand; others: one for each
-    "daps": 2 + 2 + 1 + 1,                                      # of level 1 the grid's second point is nearest to it, too
+    "daps": 2 + 2 + 1 + 1,                                      # of level 1 the grid's second point is nearest to it
     "pnp_dm": 3 + 1 + 1,                                        # levels up to rho = 10, 0.3 and 0.1
     "dcps": (5 + 1 + 0) + (5 + 1 + 0) + (5 + 1 + 0) + 1,        # of a block: Langevin steps, one transition; the end
 }
