@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -131,18 +131,20 @@ def _recorded(path: Path) -> tuple[str, list[str]]:
     return "".join(lines[:1]).partition(" ")[0], [line.removeprefix("# ") for line in lines[1:]]
 
 
-def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int, ...]] | None = None) -> None:
+def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int, ...]] | None = None,
+                    select: Callable[[dict], object] | None = None) -> None:
     """Load the state dict in `path` into `model`, every name and shape matching.
 
     Half-precision tensors are widened to the model's precision. Where the model is a part of what the file describes,
-    `unused` gives names and shapes of the rest, which are checked like the others.
+    `unused` gives names and shapes of the rest, which are checked like the others; `select` takes the state dict out of
+    the dict in the file, where that holds more.
 
     Raises:
         UserError: as `read_checkpoint`; or it holds no state dict, names or shapes differ (the first few are listed), a
             tensor is not dense, not of DTYPES or has no values, or one holds NaN or infinity. The model is then left
             as it was.
     """
-    found = read_state_dict(path)
+    found = read_state_dict(path, select)
     verify(path)
     own = model.state_dict()
     wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
@@ -157,12 +159,13 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
     model.load_state_dict({name: found[name] for name in own}, strict=True)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, select: Callable[[dict], object] | None = None) -> dict[str, Tensor]:
     """The state dict in `path`, also where it is the only one inside something else, without a prefix "module."."""
     found = read_checkpoint(path)
     expected = "expected a state dict (name -> tensor)"
     if not isinstance(found, dict) or not found:
         raise UserError(f"checkpoint {path} holds a {type(found).__name__}, {expected}")
+    found = select(found) if select else found
     if others := [key for key, value in found.items() if not isinstance(value, Tensor)]:
         inner = [key for key in others if _is_state_dict(found[key])]
         if len(inner) != 1:

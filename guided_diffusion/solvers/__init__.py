@@ -3,6 +3,8 @@
 from guided_diffusion.method import Method
 from guided_diffusion.solvers.admm_tv import TotalVariationADMM
 from guided_diffusion.solvers.base import ClassicalRestorer, Solver
+from guided_diffusion.solvers.bks_generic import BlurKernelSpaceGeneric
+from guided_diffusion.solvers.bks_stylegan2 import BlurKernelSpaceStyleGAN2
 from guided_diffusion.solvers.classical import (
     Biharmonic,
     Lift,
@@ -28,6 +30,8 @@ from guided_diffusion.solvers.sitcom import StepwiseTripleConsistency
 
 __all__ = [
     "Biharmonic",
+    "BlurKernelSpaceGeneric",
+    "BlurKernelSpaceStyleGAN2",
     "ClassicalRestorer",
     "DecoupledAnnealing",
     "DenoisingDiffusionRestoration",
