@@ -97,9 +97,9 @@ def test_links_in_the_data_are_read_and_left_alone(run, workplace):
     (data / "zero.png").symlink_to("/dev/zero")
     before = snapshot(outside)
     status, _, err = run("--data", "data")
-    assert status == 0, err
+    assert status == 1 and "gone.png: No such file" in err and "loop.png: Too many levels of symbolic links" in err
     assert [p.name for p in (workplace / "results/super_resolution/dpps/recon").iterdir()] == ["a.png"]
-    assert run("--data", "data", "--overwrite")[0] == 0
+    assert run("--data", "data", "--overwrite")[0] == 1
     assert snapshot(outside) == before
 
 

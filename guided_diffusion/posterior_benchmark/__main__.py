@@ -157,8 +157,9 @@ def pictures(rows: Sequence[Row], cases: Sequence[Problem], out: Path) -> None:
     draw_distances(rows, out / "distances.png")
     for problem in map(str, (problem for problem in cases if problem.prior == PLANE)):
         titles = [row.title for row in rows if row.problem == problem and row.steps == rows[-1].steps and row.scores]
-        samples = {title: np.load(out / "samples" / f"{file_name(problem, title)}.npy") for title in titles}
-        exact = np.load(out / "samples" / f"{file_name(problem, 'truth')}.npy")
+        samples = {title: np.load(out / "samples" / f"{file_name(problem, title)}.npy", allow_pickle=False)
+                   for title in titles}
+        exact = np.load(out / "samples" / f"{file_name(problem, 'truth')}.npy", allow_pickle=False)
         draw_samples(exact, samples, problem, out / f"{file_name(problem)}.png")
 
 
