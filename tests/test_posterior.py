@@ -11,14 +11,8 @@ from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import PRIORS, AnalyticPrior
-from guided_diffusion.priors.distributions import (
-    DiagonalGaussian,
-    FullGaussian,
-    Gaussian,
-    GaussianMixture,
-    LowRankGaussian,
-    StationaryGaussian,
-)
+from guided_diffusion.priors.distributions import Gaussian, GaussianMixture
+from guided_diffusion.priors.gaussians import DiagonalGaussian, FullGaussian, LowRankGaussian, StationaryGaussian
 from guided_diffusion.priors.posterior import matrix_of, posterior
 from tests.helpers import normal, picture
 from util.errors import UserError

@@ -7,15 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from data.dataloader import ImageFolder, SkimagePhotographs
-from guided_diffusion.priors.distributions import (
-    DiagonalGaussian,
-    Distribution,
-    FullGaussian,
-    GaussianMixture,
-    LowRankGaussian,
-    StationaryGaussian,
-    require_dense,
-)
+from guided_diffusion.priors.distributions import Distribution, GaussianMixture, require_dense
+from guided_diffusion.priors.gaussians import DiagonalGaussian, FullGaussian, LowRankGaussian, StationaryGaussian
 from guided_diffusion.schedule import Schedule
 from util.arrays import read_array
 from util.config.registry import Count, NonNegative, Positive, Registry
