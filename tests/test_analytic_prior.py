@@ -9,7 +9,8 @@ from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import DiagonalGaussian, GaussianMixture, StationaryGaussian
+from guided_diffusion.priors.distributions import GaussianMixture
+from guided_diffusion.priors.gaussians import DiagonalGaussian, StationaryGaussian
 from tests.guided_steps import Loop
 from util.seeding import ImageRandomness
 

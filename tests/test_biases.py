@@ -10,7 +10,7 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.posterior_benchmark.cases import Entrant, Problem, arena, draw
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import StationaryGaussian
+from guided_diffusion.priors.gaussians import StationaryGaussian
 from util.seeding import ImageRandomness
 
 

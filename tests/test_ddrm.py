@@ -12,7 +12,7 @@ from guided_diffusion.condition_methods.ilvr import low_pass
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import StationaryGaussian
+from guided_diffusion.priors.gaussians import StationaryGaussian
 from guided_diffusion.solvers.ddnm import itinerary
 from guided_diffusion.solvers.ddrm import levels
 from tests.guided_steps import fresh, measure, restore, single_step

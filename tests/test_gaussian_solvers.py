@@ -16,7 +16,7 @@ import torch
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import StationaryGaussian
+from guided_diffusion.priors.gaussians import StationaryGaussian
 from guided_diffusion.restoration.catalogue import METHODS
 from guided_diffusion.solvers.noise_levels import descent, level_below, sigmas
 from util.seeding import ImageRandomness

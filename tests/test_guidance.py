@@ -11,7 +11,7 @@ from guided_diffusion.condition_methods.base import grad_and_value
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import StationaryGaussian
+from guided_diffusion.priors.gaussians import StationaryGaussian
 from tests.guided_steps import LINEAR, NAMES, SIZE, Wrapped, measure, photographs, restore
 from tests.helpers import NOISE_EXAMPLES
 from util.errors import UserError

@@ -8,7 +8,7 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.posterior_benchmark.cases import PLANE, Problem, arena, prior_of
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import StationaryGaussian
+from guided_diffusion.priors.gaussians import StationaryGaussian
 from guided_diffusion.solvers.particles import resampled
 from util.errors import UserError
 from util.seeding import ImageRandomness

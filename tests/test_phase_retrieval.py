@@ -8,7 +8,8 @@ from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import DiagonalGaussian, GaussianMixture
+from guided_diffusion.priors.distributions import GaussianMixture
+from guided_diffusion.priors.gaussians import DiagonalGaussian
 from tests.helpers import deterministic, normal
 from util.errors import UserError
 from util.metrics.scores import psnr

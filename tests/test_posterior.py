@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import sample_condition
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import PRIORS, AnalyticPrior
-from guided_diffusion.priors.distributions import (
-    DiagonalGaussian,
-    FullGaussian,
-    Gaussian,
-    GaussianMixture,
-    LowRankGaussian,
-    StationaryGaussian,
-)
+from guided_diffusion.priors.distributions import Gaussian, GaussianMixture
+from guided_diffusion.priors.gaussians import DiagonalGaussian, FullGaussian, LowRankGaussian, StationaryGaussian
 from guided_diffusion.priors.posterior import matrix_of, posterior
 from tests.helpers import normal, picture
 from util.errors import UserError
@@ -183,8 +178,8 @@ def test_exact_reaches_the_posterior_at_any_number_of_steps(kind, steps):
 @pytest.fixture
 def folder(tmp_path):
     for k in range(6):
-        picture(tmp_path / f"{k}.png", seed=k, size=(8, 8))
-    return str(tmp_path)
+        picture(tmp_path / "images" / f"{k}.png", seed=k, size=(8, 8))
+    return str(tmp_path / "images")
 
 
 @pytest.mark.parametrize("name, params", [
@@ -222,3 +217,29 @@ def test_exact_is_refused_for_a_network():
     sampler = create_sampler(timestep_respacing="2")
     with pytest.raises(UserError, match="known in closed form"):
         get_conditioning_method("exact").restore(lambda x, t: x, sampler, measured(), ImageRandomness(0, ["a"]))
+
+
+def test_the_command_line(folder, workplace, capsys):
+    """An exact prior in place of a network: any method, `exact`, resume; its mistakes end with 2 and a sentence."""
+    def run(*more: str, prior: str = "prior: gaussian", method: str = "exact") -> tuple[int, str]:
+        (workplace / "model.yaml").write_text(f"{prior}\nimage_size: 8\n")
+        status = sample_condition.main([
+            "--model_config", "model.yaml", "--diffusion_config", "configs/exact_diffusion_config.yaml",
+            "--task_config", "configs/exact_config.yaml", "--limit", "1", "--set", "diffusion.timestep_respacing=4",
+            "--set", f"conditioning={{method: {method}}}", *more])
+        streams = capsys.readouterr()
+        return status, streams.out + streams.err
+
+    for method in ("exact", "ps", "ddrm"):
+        assert run(method=method)[0] == 0
+    status, text = run()
+    assert status == 0 and "1 finished before" in text
+    for prior, more, words in [
+            (f"prior: gaussian_lowrank\nfolder: {folder}\ncomponents: 6", [], "expected 7 or more"),
+            (f"prior: gaussian_mixture\nfolder: {folder}\ncomponents: 2\nweights: [0.5, 0.6]", [], "of sum 1.1"),
+            ("prior: gausian", [], "unknown prior 'gausian'; did you mean 'gaussian'"),
+            ("prior: gaussian", ["--tile", "8"], "takes images whole"),
+            ("prior: gaussian", ["--set", "data.image_size=16"], "are 16x16, but the exact prior is for 8x8"),
+            ("prior: gaussian", ["--set", "measurement.noise={name: clean}"], "a linear operator and gaussian noise")]:
+        status, text = run("--save_dir", "mistakes", *more, prior=prior)
+        assert status == 2 and words in text, text

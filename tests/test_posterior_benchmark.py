@@ -9,7 +9,8 @@ import torch
 from guided_diffusion.posterior_benchmark.__main__ import main
 from guided_diffusion.posterior_benchmark.cases import Problem, arena
 from guided_diffusion.posterior_benchmark.scores import LEVELS, average, score
-from guided_diffusion.priors.distributions import DiagonalGaussian, GaussianMixture
+from guided_diffusion.priors.distributions import GaussianMixture
+from guided_diffusion.priors.gaussians import DiagonalGaussian
 from tests.helpers import normal
 
 D = 6

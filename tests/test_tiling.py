@@ -14,7 +14,7 @@ from guided_diffusion.condition_methods import CONDITIONING_METHODS
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import StationaryGaussian
+from guided_diffusion.priors.gaussians import StationaryGaussian
 from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior, reflect
 from util.errors import UserError
 from util.seeding import ImageRandomness

@@ -12,7 +12,8 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.method import Method
 from guided_diffusion.priors.analytic import PRIORS, AnalyticPrior
-from guided_diffusion.priors.distributions import DiagonalGaussian, Distribution, GaussianMixture
+from guided_diffusion.priors.distributions import Distribution, GaussianMixture
+from guided_diffusion.priors.gaussians import DiagonalGaussian
 from guided_diffusion.solvers.exact import posteriors
 from util.config.yaml_text import parse_yaml
 from util.errors import UserError
@@ -107,8 +108,7 @@ class Arena:
         like = torch.zeros(self.measurement.image_shape)
         randomness = self.randomness("exact")
         z, u = randomness.randn_like(like), randomness.rand_like(like.flatten(1)[:, :1])
-        return torch.cat([posterior.transition(like[rows], 0.0, 1.0, 0.0, 0.0, z[rows], u[rows])
-                          for posterior, rows in self.posteriors])
+        return torch.cat([posterior.drawn(z[rows], u[rows]) for posterior, rows in self.posteriors])
 
 
 def arena(problem: Problem, images: int, samples: int, seed: int) -> Arena:

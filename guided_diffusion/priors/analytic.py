@@ -7,15 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from data.dataloader import ImageFolder, SkimagePhotographs
-from guided_diffusion.priors.distributions import (
-    DiagonalGaussian,
-    Distribution,
-    FullGaussian,
-    GaussianMixture,
-    LowRankGaussian,
-    StationaryGaussian,
-    require_dense,
-)
+from guided_diffusion.priors.distributions import Distribution, GaussianMixture, require_dense
+from guided_diffusion.priors.gaussians import DiagonalGaussian, FullGaussian, LowRankGaussian, StationaryGaussian
 from guided_diffusion.schedule import Schedule
 from util.arrays import read_array
 from util.config.registry import Count, NonNegative, Positive, Registry
@@ -51,14 +44,18 @@ class AnalyticPrior(nn.Module):
         return torch.searchsorted(self.model_timesteps, t.float() - 1e-3)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(B, C, H, W), (B,) -> (B, C, H, W), or (B, 2C, H, W) with variance channels; UserError for another size."""
-        if self.image_size is not None and x_t.shape[2:] != (self.image_size, self.image_size):
-            raise UserError(f"the images are {x_t.shape[2]}x{x_t.shape[3]}, but the exact prior is for "
-                            f"{self.image_size}x{self.image_size}; change data.image_size or model.image_size")
+        """(B, C, H, W), (B,) -> (B, C, H, W), or (B, 2C, H, W) with variance channels."""
+        self.check_size(x_t.shape)
         index = self.index(t)
         alpha_bar = self.schedule.at("alphas_cumprod", index, x_t)
         eps = -(1 - alpha_bar).sqrt() * self.distribution.score(x_t, alpha_bar)
         return torch.cat([eps, self.variance_channels(x_t, index)], dim=1) if self.learn_sigma else eps
+
+    def check_size(self, shape: tuple[int, int, int, int]) -> None:
+        """UserError unless the prior is for images of `shape` (B, C, H, W)."""
+        if self.image_size is not None and tuple(shape[2:]) != (self.image_size, self.image_size):
+            raise UserError(f"the images are {shape[2]}x{shape[3]}, but the exact prior is for "
+                            f"{self.image_size}x{self.image_size}; change data.image_size or model.image_size")
 
     def variance_channels(self, x_t: Tensor, index: Tensor) -> Tensor:
         """v for the variances between beta_tilde and beta: (v + 1) / 2 interpolates their logarithms; (B, C, H, W)."""

@@ -1,4 +1,4 @@
-"""Distributions of images whose diffusion is known in closed form: Gaussians, by their eigenvectors, and mixtures.
+"""Distributions of images whose diffusion is known in closed form: Gaussians, see `gaussians`, and mixtures.
 
 Here x_t = sqrt(ab) x_0 + sqrt(1 - ab) n with ab = alpha_bar, a number or (B, 1, 1, 1). Parameters are float64, and the
 functions compute in the dtype and on the device of what they are given.
@@ -21,9 +21,13 @@ Spectral = Callable[[Tensor], Tensor]               # eigenvalues (1, ...) -> nu
 class Distribution(nn.Module, ABC):
     """p(x_0) of images (B, C, H, W), and what follows for x_t."""
 
-    @abstractmethod
     def sample(self, like: Tensor, randomness: ImageRandomness) -> Tensor:
         """Draw images in the shape, dtype and device of `like` (B, C, H, W)."""
+        return self.drawn(randomness.randn_like(like), randomness.rand_like(like.flatten(1)[:, :1]))
+
+    def drawn(self, z: Tensor, u: Tensor) -> Tensor:
+        """Images (B, C, H, W) from z, white, and u (B, 1), uniform on [0, 1): the transition from pure noise."""
+        return self.transition(torch.zeros_like(z), 0.0, 1.0, 0.0, 0.0, z, u)
 
     @abstractmethod
     def log_density(self, x_t: Tensor, alpha_bar: float | Tensor = 1.0) -> Tensor:
@@ -84,9 +88,6 @@ class Gaussian(Distribution):
         basis = torch.eye(n, dtype=torch.float64, device=self.mean.device).view(n, *shape)
         return self.apply_spectral(lambda e: e, basis).flatten(1)
 
-    def sample(self, like: Tensor, randomness: ImageRandomness) -> Tensor:
-        return self.mean.to(like) + self.apply_spectral(torch.sqrt, randomness.randn_like(like))
-
     def score(self, x_t: Tensor, alpha_bar: float | Tensor = 1.0) -> Tensor:
         variance = self._marginal(alpha_bar)
         return -self.apply_spectral(lambda e: 1 / variance(e), x_t - alpha_bar ** 0.5 * self.mean.to(x_t))
@@ -120,132 +121,6 @@ class Gaussian(Distribution):
     def _conditional(alpha_bar: float | Tensor) -> Spectral:
         """The eigenvalues of the covariance of x_0 given x_t."""
         return lambda e: e * (1 - alpha_bar) / (alpha_bar * e + 1 - alpha_bar)
-
-
-class StationaryGaussian(Gaussian):
-    """A stationary covariance, diagonal in the orthonormal 2-D Fourier basis, the channels independent.
-
-    Args:
-        spectrum: variance of every Fourier mode, (H, W) or (C, H, W), 0 or more, symmetric under negation of the
-            frequency; a number for white images of that pixel variance.
-        mean: broadcasts to (C, H, W).
-    """
-
-    def __init__(self, spectrum: Tensor | float, mean: Tensor | float = 0.0):
-        super().__init__(mean)
-        self.register_buffer("spectrum", torch.as_tensor(spectrum, dtype=torch.float64))
-        require_positive(self.spectrum.min(), "spectrum")
-
-    def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
-        return torch.fft.ifft2(f(self.spectrum.to(x)[None]) * torch.fft.fft2(x)).real
-
-    def diagonal(self, f: Spectral, like: Tensor) -> Tensor:
-        return self._values(f, like).mean(dim=(-2, -1), keepdim=True)
-
-    def trace(self, f: Spectral, like: Tensor) -> Tensor:
-        return self._values(f, like).flatten(1).sum(1)
-
-    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> Gaussian:
-        return StationaryGaussian(f(self.spectrum), mean)
-
-    def _values(self, f: Spectral, like: Tensor) -> Tensor:
-        return f(self.spectrum.to(like).expand(like.shape[1:])[None])
-
-
-class LowRankGaussian(Gaussian):
-    """C = W diag(variances - residual) W^T + residual I: some directions, and white noise.
-
-    Args:
-        mean: (C, H, W).
-        directions: W^T, orthonormal rows (r, C, H, W).
-        variances: of the directions, (r,).
-        residual: variance in every other direction, positive.
-    """
-
-    def __init__(self, mean: Tensor, directions: Tensor, variances: Tensor, residual: float):
-        super().__init__(mean)
-        self.register_buffer("directions", directions.double().flatten(1))                      # (r, n)
-        self.register_buffer("variances", variances.double().view(1, -1, 1, 1))
-        self.register_buffer("residual", torch.tensor(residual, dtype=torch.float64).view(1, 1, 1, 1))
-        require_positive(torch.cat([self.variances.flatten(), self.residual.flatten()]).min(), "variances")
-
-    def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
-        rest, w = f(self.residual.to(x)), self.directions.to(x)
-        inside = (f(self.variances.to(x)) - rest).flatten(1) * (x.flatten(1) @ w.mT)            # (B, r)
-        return rest * x + (inside @ w).view_as(x)
-
-    def diagonal(self, f: Spectral, like: Tensor) -> Tensor:
-        rest = f(self.residual.to(like))
-        inside = (f(self.variances.to(like)) - rest).flatten(1) @ self.directions.to(like) ** 2
-        return rest + inside.view(-1, *like.shape[1:])
-
-    def trace(self, f: Spectral, like: Tensor) -> Tensor:
-        others = like[0].numel() - self.directions.shape[0]
-        return f(self.variances.to(like)).flatten(1).sum(1) + others * f(self.residual.to(like)).flatten(1).sum(1)
-
-    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> Gaussian:
-        directions = self.directions.view(-1, *self.mean.shape)
-        return LowRankGaussian(mean, directions, f(self.variances).flatten(), f(self.residual).item())
-
-
-class DiagonalGaussian(Gaussian):
-    """Independent values.
-
-    Args:
-        mean: (C, H, W).
-        variance: of each value, broadcasts to (C, H, W), positive.
-    """
-
-    def __init__(self, mean: Tensor, variance: Tensor | float):
-        super().__init__(mean)
-        self.register_buffer("variance", torch.as_tensor(variance, dtype=torch.float64))
-        require_positive(self.variance.min(), "variances")
-
-    def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
-        return f(self.variance.to(x)[None]) * x
-
-    def diagonal(self, f: Spectral, like: Tensor) -> Tensor:
-        return f(self.variance.to(like).expand(like.shape[1:])[None])
-
-    def trace(self, f: Spectral, like: Tensor) -> Tensor:
-        return self.diagonal(f, like).flatten(1).sum(1)
-
-    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> Gaussian:
-        return DiagonalGaussian(mean, f(self.variance))
-
-
-class FullGaussian(Gaussian):
-    """Any covariance, for images of a few thousand values.
-
-    Args:
-        mean: (C, H, W).
-        eigenvalues, q: of the covariance, (n,) and (n, n) with n = C H W.
-    """
-
-    def __init__(self, mean: Tensor, eigenvalues: Tensor, q: Tensor):
-        super().__init__(mean)
-        self.register_buffer("eigenvalues", eigenvalues.view(1, -1, 1, 1))
-        self.register_buffer("q", q)
-
-    @classmethod
-    def of(cls, mean: Tensor, covariance: Tensor) -> "FullGaussian":
-        """From the covariance (n, n), symmetric and positive; what rounding makes negative counts as 0."""
-        eigenvalues, q = torch.linalg.eigh(covariance.double())
-        require_positive(eigenvalues[0], "covariance", -1e-9 * eigenvalues[-1].item())
-        return cls(mean, eigenvalues.clamp_min(0), q)
-
-    def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
-        q = self.q.to(x)
-        return ((f(self.eigenvalues.to(x)).flatten(1) * (x.flatten(1) @ q)) @ q.mT).view_as(x)
-
-    def diagonal(self, f: Spectral, like: Tensor) -> Tensor:
-        return (f(self.eigenvalues.to(like)).flatten(1) @ self.q.to(like).mT ** 2).view(-1, *like.shape[1:])
-
-    def trace(self, f: Spectral, like: Tensor) -> Tensor:
-        return f(self.eigenvalues.to(like)).flatten(1).sum(1)
-
-    def with_eigenvalues(self, f: Spectral, mean: Tensor) -> Gaussian:
-        return FullGaussian(mean, f(self.eigenvalues).flatten(), self.q)
 
 
 class GaussianMixture(Distribution):
@@ -294,11 +169,6 @@ class GaussianMixture(Distribution):
         """The mean of value(component) over the components given x_t, (B, C, H, W)."""
         shares = self.responsibilities(x_t, alpha_bar)[..., None, None, None]                   # (B, K, 1, 1, 1)
         return sum(shares[:, k] * value(component) for k, component in enumerate(self.components))
-
-    def sample(self, like: Tensor, randomness: ImageRandomness) -> Tensor:
-        z = randomness.randn_like(like)
-        chosen = self._choose(self.weights.to(like).expand(len(like), -1), randomness.rand_like(like.flatten(1)[:, :1]))
-        return self._pick(chosen, lambda component: component.mean.to(z) + component.apply_spectral(torch.sqrt, z))
 
     def transition(self, x_t: Tensor, alpha_bar: float, x0_coef: float, x_t_coef: float, variance: float, z: Tensor,
                    u: Tensor) -> Tensor:

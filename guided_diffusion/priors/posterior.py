@@ -13,15 +13,8 @@ from guided_diffusion.measurements import LinearOperator, Measurement
 from guided_diffusion.measurements.denoise import DenoiseOperator
 from guided_diffusion.measurements.fourier import FourierOperator
 from guided_diffusion.measurements.inpainting import InpaintingOperator
-from guided_diffusion.priors.distributions import (
-    DiagonalGaussian,
-    Distribution,
-    FullGaussian,
-    Gaussian,
-    GaussianMixture,
-    StationaryGaussian,
-    require_dense,
-)
+from guided_diffusion.priors.distributions import Distribution, Gaussian, GaussianMixture, require_dense
+from guided_diffusion.priors.gaussians import DiagonalGaussian, FullGaussian, StationaryGaussian
 from util.seeding import ImageRandomness
 
 

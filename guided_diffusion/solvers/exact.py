@@ -45,6 +45,7 @@ class ExactPosterior(Solver):
                  randomness: ImageRandomness) -> Iterator[tuple[Step, Tensor]]:
         if not isinstance(prior, AnalyticPrior):
             raise UserError(f"method '{self.name}' needs a prior that is known in closed form (model config: prior)")
+        prior.check_size(measurement.image_shape)
         networks = [(AnalyticPrior(sampler.schedule, distribution, sampler.learned_variance), rows)
                     for distribution, rows in posteriors(prior.distribution, measurement, randomness.names)]
 
