@@ -110,17 +110,14 @@ def test_a_case_that_fails_is_left_out(capsys):
 
 
 def test_command(config, programs, capsys):
-    assert benchmark.main([*config, "--methods", "ps", "--batch_sizes", "1,2", "--repeats", "1"]) == 0
+    assert benchmark.main([*config, "--methods", "ps", "--batch_sizes", "2", "--repeats", "1"]) == 0
     shown = capsys.readouterr().out
     rows = [line.split()[:3] for line in shown.splitlines() if line.startswith(("official-like ", "fast "))]
-    assert rows == [["official-like", "ps", "1"], ["fast", "ps", "1"], ["fast", "ps", "2"]]
+    assert rows == [["official-like", "ps", "1"], ["fast", "ps", "2"]]
     figures = json.loads(Path("benchmark.json").read_text())
     assert figures["random_weights"] and figures["operator"] == "gaussian_blur"
-    assert [len(line["step_seconds"]) for line in figures["results"]] == [1, 1, 1]
+    assert [len(line["step_seconds"]) for line in figures["results"]] == [1, 1]
     assert all(line["x_official"] > 0 and line["peak_bytes"] > 0 for line in figures["results"])
-    assert benchmark.main([*config, "--methods", "ps", "--settings", "fast", "--batch_sizes", "1", "--repeats", "1",
-                           "--set", "measurement.noise.sigma=-1"]) == 1            # over a file that is a benchmark's
-    assert "expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv, message", [

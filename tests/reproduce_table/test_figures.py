@@ -62,7 +62,7 @@ def test_of_several_samples_the_best_fit_counts(run, tree, in_process):
 
 def test_metrics_that_cannot_be_had_give_their_reason(run, tree, in_process):
     tree["metrics"] = ["psnr", "lpips", "fid"]
-    status, _, err = run("--limit", "2", "--methods", "free")
+    status, _, err = run("--limit", "1", "--methods", "free")
     assert status == 0, err
     text = Path("results/tables/tiny/table.md").read_text()
     assert "LPIPS" in text.partition("## LPIPS, VGG (lower is better)")[2].partition("##")[0]
