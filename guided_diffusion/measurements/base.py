@@ -36,7 +36,7 @@ class Operator(nn.Module, ABC):
     `torch.view_as_real`. Where they are no images, `initial_guess` and `lift` find images to begin with and to show.
     """
 
-    name: str                                       # set by the registry
+    name = "unnamed"                                # the registry sets it
     pictures = True                                 # measurements may be images in [-1, 1], which a PNG can hold
     image_shape: tuple[int, int, int, int] | None = None        # (B, C, H, W), once prepared
 
