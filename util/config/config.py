@@ -140,8 +140,9 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
     """
     files = {"model": model_config, "diffusion": diffusion_config}
     task = read_yaml(task_config, "task configuration")
-    for key in task.keys() & files.keys():
-        raise UserError(f"{task_config}: unknown key '{key}', which has a file of its own: --{key}_config")
+    if strangers := sorted(task.keys() & files.keys()):
+        raise UserError(f"{task_config}: unknown key '{strangers[0]}', which has a file of its own: "
+                        f"--{strangers[0]}_config")
     _check_keys(task, (), str(task_config))
     tree = task | {key: read_yaml(file, f"{key} configuration") for key, file in files.items()}
     origins = {key: f"{files[key[0]]}: {'.'.join(key[1:])}" if key[0] in files else f"{task_config}: {'.'.join(key)}"
