@@ -52,14 +52,15 @@ def programs(monkeypatch, capsys):
     return graphs
 
 
-@pytest.mark.parametrize("method", ["ps", "dpps"])
-def test_the_habits_of_the_released_code_give_the_same_restorations(config, programs, tmp_path, method):
+@pytest.mark.parametrize("method, task", [("ps", "gaussian_deblur"), ("dpps", "super_resolution")])
+def test_the_habits_of_the_released_code_give_the_same_restorations(config, programs, tmp_path, method, task):
     network = create_model(**TINY)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+            parameter.add_(0.005 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     torch.save(network.state_dict(), "tiny.pt")
-    bench = Bench(parse_arguments([*config, "--batch_sizes", "1"]), tmp_path, 32, "tiny.pt")
+    bench = Bench(parse_arguments([*config, "--task_config", f"configs/demo_{task}_config.yaml", "--batch_sizes", "1"]),
+                  tmp_path, 32, "tiny.pt")
     restored = {}
     for setting in SETTINGS:
         case = Case(setting, method, 1)
