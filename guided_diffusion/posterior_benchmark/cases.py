@@ -148,7 +148,8 @@ def draw(entrant: Entrant, place: Arena, sampler: str) -> tuple[Tensor, int]:
 
 
 def problems(priors: Sequence[str], operators: Sequence[str], sigmas: Sequence[float]) -> list[Problem]:
-    """All combinations that there are: in the plane, denoising and the mean of the two coordinates."""
+    """All combinations; in the plane, the mean of the two coordinates is measured, and both of them if `operators` has
+    denoising."""
+    in_plane = ["noise"] * ("noise" in operators) + ["colorization"]
     return [Problem(prior, operator, sigma) for prior in priors
-            for operator in (dict.fromkeys([*(o for o in operators if o == "noise"), "colorization"])
-                             if prior == PLANE else operators) for sigma in sigmas]
+            for operator in (in_plane if prior == PLANE else operators) for sigma in sigmas]

@@ -119,14 +119,14 @@ def draw_samples(exact: np.ndarray, samples: dict[str, np.ndarray], title: str, 
     lines = -(-len(samples) // columns)
     figure = Figure(figsize=(PANEL * columns, PANEL * lines + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
+    axes = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axis, (name, points) in zip(axes, samples.items(), strict=False):
         axis.scatter(*exact.T, s=3, color="#bbbbbb", lw=0)
         axis.scatter(*points.T, s=3, color="C0", lw=0)
         axis.set_title(name, fontsize=8)
         axis.set_xlim(-1.6, 1.6)
         axis.set_ylim(-1.6, 1.6)
-    for axis in list(axes):
+    for axis in axes[len(samples):]:
         axis.set_visible(False)
     _save(figure, path)
 
