@@ -97,7 +97,7 @@ def test_the_diffusion_network_takes_the_denoisers_place():
     # z = m + g (x + u - m) and x = z give u = (x - m) (1 - g) / g; x - y + rho u = 0
     weight = 0.2 * (1 - gain) / gain
     expected = (measurement.y + weight * 0.1) / (1 + weight)
-    found, steps = restore(measurement, "pnp_admm", prior, sampler, denoiser="prior", iterations=60)
+    found, steps = restore(measurement, "pnp_admm", prior, sampler, denoiser="prior", sigma=0.1, iterations=60)
     torch.testing.assert_close(2 * found - 1, expected, atol=1e-3, rtol=0)
     assert len(steps) == 60
     assert get_conditioning_method("pnp_admm", denoiser="prior").needs_prior

@@ -41,14 +41,15 @@ class PlugAndPlayADMM(Solver):
             or after so many iterations.
         denoiser: "dncnn" or "prior".
         weights: a file of a DnCNN (see `load_dncnn`) in place of the one that is shipped.
-        sigma: noise level on [0, 1] that the diffusion network, or a DnCNN that is told one, removes.
+        sigma: noise level on [0, 1] that the diffusion network, or a DnCNN that is told one, removes. At DnCNN's 0.1 the
+            diffusion network invents detail that the data step cannot undo.
     """
 
     needs_linear = True
 
     def __init__(self, rho: Positive = 0.2, iterations: Count = 12, cg_tolerance: Positive = 1e-3,
                  cg_iterations: Count = 30, denoiser: Literal["dncnn", "prior"] = "dncnn", weights: str | None = None,
-                 sigma: Positive = 0.1):
+                 sigma: Positive = 0.03):
         self.rho, self.iterations, self.sigma, self.weights = rho, iterations, sigma, weights
         self.cg_tolerance, self.cg_iterations = cg_tolerance, cg_iterations
         self.needs_prior = denoiser == "prior"
