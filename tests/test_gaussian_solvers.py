@@ -15,7 +15,7 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
-from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.analytic import AnalyticPrior, gaussian
 from guided_diffusion.priors.gaussians import StationaryGaussian
 from guided_diffusion.restoration.catalogue import METHODS
 from guided_diffusion.solvers.noise_levels import descent, level_below, sigmas
@@ -248,32 +248,6 @@ def test_pnp_dm_approaches_the_posterior(rho_min):
     assert few[0] > 0.2 and many[0] < 0.02 and many[1] < 0.06
 
 
-def test_fast_dips():
-    """Every exact step along the gradient of an isotropic objective reaches its minimum, so ADMM is a few sums."""
-    names = NAMES[:2]
-    reverse, size = process("12"), 12
-    operator, noiser = get_operator("noise"), get_noise("gaussian", sigma=SIGMA)
-    y = ImageRandomness(2, names).randn_like(torch.empty(2, 3, size, size, dtype=torch.float64))
-    measurement = Measurement(operator.prepare(tuple(y.shape), ImageRandomness(0, names)), noiser, y)
-    draws = ImageRandomness(4, ["0", "1"])
-    x = draws.randn_like(y)
-
-    def ball(image):
-        beyond = ((image - y) ** 2 / V).flatten(1).mean(1).clamp_min(1).sqrt().view(-1, 1, 1, 1)
-        return y + (image - y) / beyond
-
-    for i in reversed(range(12)):
-        t = level(reverse, i)
-        x0_hat = t.g * x
-        v, u, image = ball(x0_hat), 0, x0_hat
-        for _ in range(3):
-            image = (x0_hat / t.s2 + 0.5 / V * (v - u)) / (1 / t.s2 + 0.5 / V)
-            v = ball(image + u)
-            u = u + image - v
-        x = math.sqrt(t.ab_prev) * image + math.sqrt(1 - t.ab_prev) * draws.randn_like(y)
-    torch.testing.assert_close(restore("fast_dips", reverse, measurement), x, atol=1e-5, rtol=0)
-
-
 # ---- methods whose update is no affine map: the same numbers, written out with the same draws ------------------------
 
 def white_task(size=12, names=NAMES[:2]):
@@ -297,6 +271,34 @@ def adam(lr, beta2):
         m, v = 0.9 * m + 0.1 * gradient, beta2 * v + (1 - beta2) * gradient ** 2
         return -lr * (m / (1 - 0.9 ** k)) / ((v / (1 - beta2 ** k)).sqrt() + 1e-8)
     return move
+
+
+def test_fast_dips():
+    """ADMM with noise whose variance differs between pixels, so that the dual turns the direction to the ball."""
+    reverse = process("12")
+    measurement, y, draws = white_task()
+    noiser = get_noise("poisson_gaussian", rate=0.05, sigma=0.1)
+    measurement = Measurement(measurement.operator, noiser, y)
+    variance, x = noiser.variance(y), draws.randn_like(y)
+
+    def ball(image):
+        return y + (image - y) / ((image - y) ** 2 / variance).flatten(1).mean(1).clamp_min(1).sqrt().view(-1, 1, 1, 1)
+
+    def dot(a, b):
+        return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
+
+    for i in reversed(range(12)):
+        t = level(reverse, i)
+        image = x0_hat = t.g * x
+        v, u = ball(x0_hat), 0
+        for _ in range(3):
+            for _ in range(2):
+                g = (image - x0_hat) / t.s2 - 0.5 / variance * (v - u - image)
+                image = image - dot(g, g) / (dot(g, 0.5 / variance * g) + dot(g, g) / t.s2) * g
+            v = ball(image + u)
+            u = u + image - v
+        x = math.sqrt(t.ab_prev) * image + math.sqrt(1 - t.ab_prev) * draws.randn_like(y)
+    torch.testing.assert_close(restore("fast_dips", reverse, measurement), x, atol=1e-5, rtol=0)
 
 
 def test_dsg():
@@ -396,3 +398,30 @@ def test_dcps():
             x = mu + rho.exp() * draws.randn_like(x)
     found = restore("dcps", reverse, measurement, blocks=2, langevin_steps=3, gamma=0.01)
     torch.testing.assert_close(found, level(reverse, 0).g * x, atol=1e-7, rtol=1e-7)
+
+
+# ---- what transfers --------------------------------------------------------------------------------------------------
+
+TRANSFER = {                                                                # steps, parameters
+    "diffpir": (30, {}), "fast_dips": (30, {}), "pigdm": (30, {}), "tmpd": (30, {}), "daps": (30, {"ode_steps": 3}),
+    "pnp_dm": (60, {"iterations": 20}), "sitcom": (20, {"iterations": 6, "lr": 0.04}),
+}
+
+
+@pytest.mark.parametrize("solver", TRANSFER)
+def test_the_same_parameters_fit_other_noise_sizes_and_numbers_of_steps(solver):
+    """Photograph-like images: the residual is about what noise makes, at a tenth of sigma too, where an absolute
+    constant would leave a hundred times that."""
+    usual, params = TRANSFER[solver]
+
+    def chi_square(sigma, size, steps):
+        names = NAMES[:2]
+        reverse, distribution = process(str(steps)), gaussian(image_size=size, std=0.4)
+        x = distribution.sample(torch.empty(2, 3, size, size), ImageRandomness(5, names))
+        operator, noiser = get_operator("sr_average", scale_factor=2), get_noise("gaussian", sigma=sigma)
+        measurement = Measurement.simulate(operator, noiser, x, ImageRandomness(1, names))
+        prior, method = AnalyticPrior(reverse.schedule, distribution), METHODS.build(solver, **params)
+        return measurement.chi_square(method.restore(prior, reverse, measurement, ImageRandomness(4, names))).mean()
+
+    for sigma, size, steps in [(0.02, 16, usual), (0.2, 16, usual), (0.2, 24, usual // 2)]:
+        assert 0.3 < chi_square(sigma, size, steps) < 3, (sigma, size, steps)

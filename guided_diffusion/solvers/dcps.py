@@ -39,9 +39,9 @@ class DivideAndConquer(Solver):
     the restored image.
 
     Gradients of unit norm make lengths depend on the size and on the number of steps: l is lr for 256 x 256 pixels in
-    300 steps, and goes with the root of the number of pixels, and with one over that of steps. A step takes fits + 1
-    evaluations of the network, `fits` of them with a backward pass; the last step of a block and that of the whole
-    take one.
+    300 steps, and goes with the root of the number of pixels, and with one over that of steps. It knows nothing of
+    sigma: weaker noise than 0.05 takes more steps, or more fits, before y is met. A step takes fits + 1 evaluations of
+    the network, `fits` of them with a backward pass; the last step of a block and that of the whole take one.
 
     Args:
         blocks: how many; the authors have 3, of equal numbers of timesteps.

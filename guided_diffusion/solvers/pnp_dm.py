@@ -31,13 +31,15 @@ class SplitGibbs(Solver):
 
     Args:
         iterations: of both steps; the authors have 100, of which they discard 40.
-        rho_max, rho_min: the first and the last rho; the authors have 10 and, for colour photographs, 0.3.
+        rho_max: the first rho.
+        rho_min: the last one; null for the sigma of white noise, 0.1 for other noise. The authors have 0.3 for colour
+            photographs, six times their noise.
         decay: of rho in a hundredth of the iterations.
         average: the last iterations whose mean is returned, 1 for a sample of the posterior.
         langevin_steps, step: of z if A is not linear, see `conditional_langevin`.
     """
 
-    def __init__(self, iterations: Count = 100, rho_max: Positive = 10.0, rho_min: Positive = 0.1,
+    def __init__(self, iterations: Count = 100, rho_max: Positive = 10.0, rho_min: Positive | None = None,
                  decay: Annotated[float, Bounds(above=0, most=1)] = 0.9, average: Count = 1,
                  langevin_steps: Count = 100, step: Annotated[float, Bounds(above=0, below=2)] = 0.5):
         self.iterations, self.rho_max, self.rho_min, self.decay = iterations, rho_max, rho_min, decay
@@ -47,17 +49,14 @@ class SplitGibbs(Solver):
         """One per iteration, each of which evaluates the network several times."""
         return self.iterations
 
-    def level(self, i: int, sampler: Sampler) -> int:
-        """The noise level of iteration i whose sigma_t is rho."""
-        rho = max(self.rho_min, self.rho_max * self.decay ** (100 * i / self.iterations))
-        return level_below(sampler.schedule, rho)
-
     def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
                  randomness: ImageRandomness) -> Iterator[tuple[Iteration, Tensor]]:
-        process, sigma = ancestral(sampler), sigmas(sampler.schedule)
+        process, sigma, white = ancestral(sampler), sigmas(sampler.schedule), measurement.noiser.white_sigma
+        least = self.rho_min or (0.1 if white is None else white)
         x, total = measurement.initial_guess(), 0
         for i in range(self.iterations):
-            level, left = self.level(i, sampler), self.iterations - 1 - i
+            rho, left = self.rho_max * self.decay ** (100 * i / self.iterations), self.iterations - 1 - i
+            level = level_below(sampler.schedule, max(rho, least))
             rho2 = sigma[level] ** 2
             z = conditional_draw(measurement, x, rho2, self.langevin_steps, self.step, randomness)
             x = process.schedule.sqrt_alphas_cumprod[level] * z

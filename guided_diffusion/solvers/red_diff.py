@@ -9,6 +9,7 @@ from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.data_steps import likelihood_gradient, variance
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import register_conditioning_method
+from guided_diffusion.solvers.adam import Adam
 from guided_diffusion.solvers.base import Solver
 from guided_diffusion.solvers.noise_levels import sigmas
 from util.config.registry import NonNegative, Positive
@@ -41,14 +42,13 @@ class RegularisedByDenoising(Solver):
     def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
                  randomness: ImageRandomness) -> Iterator[tuple[Step, Tensor]]:
         y, ones = measurement.y, torch.ones_like(measurement.y)
-        mu = measurement.initial_guess().clone()
+        mu, adam = measurement.initial_guess(), Adam(self.lr, beta2=0.99)
         share = mu[0].numel() / y[0].numel()            # n / m; the gradients are n times those of the loss
         weakest = share * self.posterior * variance(measurement).flatten(1).mean(1).view(-1, 1, 1, 1)
-        adam = torch.optim.Adam([mu], self.lr, betas=(0.9, 0.99))
         for index, s in reversed(list(enumerate(sigmas(sampler.schedule)))):
             z = randomness.randn_like(mu)
             step = sampler.step(prior, sampler.q_sample(mu, index, z), index, randomness)
-            mu.grad = (weakest / s).clamp_min(self.lam * s) * (step.eps - z) - share * likelihood_gradient(
-                measurement.operator, mu, y, ones)
-            adam.step()
-            yield step, mu.clone()
+            weight = (weakest / s).clamp_min(self.lam * s)
+            pull = share * likelihood_gradient(measurement.operator, mu, y, ones)
+            mu = mu + adam.move(weight * (step.eps - z) - pull)
+            yield step, mu

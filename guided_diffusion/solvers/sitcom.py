@@ -12,6 +12,7 @@ from guided_diffusion.measurements.conjugate_gradients import column
 from guided_diffusion.measurements.data_steps import chi_square
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import register_conditioning_method
+from guided_diffusion.solvers.adam import Adam
 from guided_diffusion.solvers.base import Solver
 from util.config.registry import Count, NonNegative, Positive
 from util.seeding import ImageRandomness
@@ -55,19 +56,17 @@ class StepwiseTripleConsistency(Solver):
     def consistent(self, prior: Callable, sampler: Sampler, measurement: Measurement, x_t: Tensor, index: int,
                    randomness: ImageRandomness) -> Step:
         """The step from the input v that Adam finds; its x0_hat has no graph."""
-        v = x_t.clone().requires_grad_()
-        adam = torch.optim.Adam([v], self.lr)
+        v, adam = x_t, Adam(self.lr)
         for k in range(self.iterations + 1):
+            v = v.detach().requires_grad_()
             step = sampler.step(prior, v, index, randomness)
             residual = measurement.y - measurement.operator(step.x0_hat)
             active = chi_square(measurement, residual.detach()) > self.margin
             if k == self.iterations or not active.any():
                 break
             loss = mean_square(residual) + self.proximity * mean_square(v - x_t)
-            v.grad, = torch.autograd.grad(v[0].numel() * loss.sum(), v)             # a pixel's share is of order one
-            before = v.detach().clone()
-            adam.step()
-            v.data = torch.where(column(active, v), v.data, before)
+            gradient, = torch.autograd.grad(v[0].numel() * loss.sum(), v)           # a pixel's share is of order one
+            v = torch.where(column(active, v), v + adam.move(gradient), v)
         return replace(step, x_t=x_t, x0_hat=step.x0_hat.detach())
 
 
