@@ -41,8 +41,8 @@ class PlugAndPlayADMM(Solver):
             or after so many iterations.
         denoiser: "dncnn" or "prior".
         weights: a file of a DnCNN (see `load_dncnn`) in place of the one that is shipped.
-        sigma: noise level on [0, 1] that the diffusion network, or a DnCNN that is told one, removes. At DnCNN's 0.1 the
-            diffusion network invents detail that the data step cannot undo.
+        sigma: noise level on [0, 1] that the diffusion network, or a DnCNN that is told one, removes. At the shipped
+            DnCNN's 0.1 the diffusion network changes more than the data step can undo.
     """
 
     needs_linear = True
