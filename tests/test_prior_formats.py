@@ -20,8 +20,8 @@ from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.notebook import degrade, restore
 from guided_diffusion.notebook import load_prior as load_for_notebook
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.priors.distributions import StationaryGaussian
 from guided_diffusion.priors.edm import EDMPrior
+from guided_diffusion.priors.gaussians import StationaryGaussian
 from guided_diffusion.priors.load import create_process, load_prior
 from guided_diffusion.unet import create_model
 from tests.helpers import NAMES, ReplayedRandomness, fill_network, normal
@@ -187,7 +187,7 @@ def test_a_folder_restores_by_the_program_and_in_a_notebook(diffusers, tmp_path,
     assert sample_condition.main(command) == 2
     network = load_for_notebook(model)
     degraded = degrade(torch.zeros(3, SIZE, SIZE), "noise", 0.1)
-    with pytest.raises(UserError, match="model_mean_type is 'epsilon', but the prior's is v_prediction"):
+    with pytest.raises(UserError, match="noise_schedule is 'linear', but the prior's is of other betas"):
         restore(degraded, network, progress=False)
     assert restore(degraded, network, diffusion={"timestep_respacing": 3}, progress=False).mean.isfinite().all()
 

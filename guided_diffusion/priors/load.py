@@ -97,9 +97,12 @@ def complete_process(brought: Mapping[str, object], diffusion: Mapping[str, obje
     The variance type is free, as no mean depends on it.
     """
     complete = {**brought, **diffusion}
-    for key in brought.keys() & diffusion.keys() - {"model_var_type"}:
-        if key != "noise_schedule" and diffusion[key] != brought[key] or key == "noise_schedule" and not np.allclose(
-                get_named_beta_schedule(diffusion[key], brought["steps"]), brought[key], rtol=1e-4):
+    for key in [key for key in brought if key in diffusion and key != "model_var_type"]:
+        if key == "noise_schedule":
+            agrees = np.allclose(get_named_beta_schedule(diffusion[key], brought["steps"]), brought[key], rtol=1e-4)
+        else:
+            agrees = diffusion[key] == brought[key]
+        if not agrees:
             own = "of other betas" if key == "noise_schedule" else brought[key]
             raise UserError(f"diffusion config: {key} is {diffusion[key]!r:.60}, but the prior's is {own}; leave it "
                             "out, as configs/prior_diffusion_config.yaml does, and the prior's counts")
