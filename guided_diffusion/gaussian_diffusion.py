@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ class Step:
     """One reverse transition x_t -> x_{t-1} ~ N(mean, std^2); tensors are (B, C, H, W).
 
     In a loop that needs gradients, `x_t` is a leaf and `x0_hat` carries the graph back to it; nothing else does.
-    For the mean types epsilon and start_x, mean = x0_coef x0_hat + x_t_coef x_t.
+    For all mean types but previous_x, mean = x0_coef x0_hat + x_t_coef x_t.
     """
 
     index: int                                      # 0 is the last step
@@ -190,7 +190,7 @@ class Renoise(DDIM):
 def create_sampler(
     sampler: str = "ddpm",
     steps: int = 1000,
-    noise_schedule: str = "linear",
+    noise_schedule: str | Sequence[float] = "linear",
     model_mean_type: str = "epsilon",
     model_var_type: str = "learned_range",
     dynamic_threshold: bool = False,
@@ -204,8 +204,8 @@ def create_sampler(
     Args:
         sampler: "ddpm", "ddim" or "renoise".
         steps: length of the process that the network was trained with.
-        noise_schedule: "linear" or "cosine".
-        model_mean_type: "epsilon", "start_x" or "previous_x".
+        noise_schedule: "linear" or "cosine", or the betas of all steps.
+        model_mean_type: "epsilon", "start_x", "v_prediction" or "previous_x".
         model_var_type: "learned", "learned_range", "fixed_small" or "fixed_large".
         dynamic_threshold, clip_denoised: thresholds of x0_hat, see `MeanProcessor`.
         rescale_timesteps: show the network timesteps on a scale of 1000 whatever `steps` is.

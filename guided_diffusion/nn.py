@@ -1,12 +1,47 @@
-"""Small layers of the ADM UNet."""
+"""Small layers of the ADM UNet, and what all networks have."""
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guided_diffusion.frozen import FrozenConvolution, NormalisedSiLU
+from util.errors import UserError
+
+
+class Network(nn.Module, ABC):
+    """model(x_t, t): what a network predicts of noisy images, and its variance channels if it has them.
+
+    Attributes:
+        multiple: what the sides of images are multiples of, so that they survive all the halvings.
+        autocast_dtype: run the network, and it alone, in this precision; the output is float32 all the same.
+        process: parameters of `create_sampler` that the training fixed, where the network's files tell.
+    """
+
+    multiple: int
+    autocast_dtype: torch.dtype | None = None
+    process: Mapping[str, object] = {}
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Noisy images (B, 3, H, W), their timesteps (B,) and labels (B,) -> (B, 3 or 6, H, W)."""
+        if self.autocast_dtype is None:
+            return self._forward(x, timesteps, y)
+        with torch.autocast(x.device.type, dtype=self.autocast_dtype):
+            return self._forward(x, timesteps, y).float()
+
+    @abstractmethod
+    def _forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
+        """`forward` in whatever precision."""
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise UserError unless images of `height` x `width` survive all the halvings."""
+        step = self.multiple
+        if height < step or width < step or height % step or width % step:
+            raise UserError(f"images of {height} x {width} do not fit the network: both sides must be multiples of "
+                            f"{step}; use {max(step, height // step * step)} (of restorations: data.image_size)")
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:

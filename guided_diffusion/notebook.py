@@ -26,7 +26,10 @@ from tqdm.auto import tqdm
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
 from guided_diffusion.method import Method
+from guided_diffusion.nn import Network
+from guided_diffusion.priors.load import complete_process
 from guided_diffusion.priors.load import load_prior as load_network
+from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.restoration.catalogue import METHODS
 from util.command import DEFAULT_PRECISION, choose_device, user_path
 from util.config.config import read_yaml
@@ -207,7 +210,7 @@ def restore(degraded: Degraded, prior: Callable | None, method: Named | Method =
     method.check(degraded.operator, degraded.noiser)
     if method.needs_prior and prior is None:
         raise UserError(f"method '{method.name}' needs a prior, found None; give one, such as load_prior()")
-    sampler = diffusion if isinstance(diffusion, Sampler) else _sampler(diffusion)
+    sampler = diffusion if isinstance(diffusion, Sampler) else _sampler(diffusion, prior)
     device = next((p.device for p in prior.parameters()), "cpu") if isinstance(prior, nn.Module) else "cpu"
     measurement, randomness = degraded.measure(num_samples, device)
     with tqdm(total=method.num_steps(sampler), desc="Restoring", unit=" steps", disable=not progress) as bar:
@@ -273,10 +276,12 @@ def _build(registry: Registry, named: Named) -> object:
     return registry.build(params.pop("name"), **params)
 
 
-def _sampler(diffusion: str | Path | Mapping[str, object]) -> Sampler:
+def _sampler(diffusion: str | Path | Mapping[str, object], prior: Callable | None) -> Sampler:
     options = diffusion if isinstance(diffusion, Mapping) else read_yaml(diffusion, "diffusion configuration")
     check_arguments(create_sampler, dict(options), "diffusion config")
-    return create_sampler(**options)
+    while isinstance(prior, (PaddedPrior, TiledPrior)):
+        prior = prior.model
+    return create_sampler(**complete_process(prior.process if isinstance(prior, Network) else {}, options))
 
 
 def _figures(pictures: Mapping[str, Tensor]) -> str:

@@ -91,6 +91,24 @@ class StartXMeanProcessor(MeanProcessor):
         return output
 
 
+@register_mean_processor("v_prediction")
+class VPredictionMeanProcessor(MeanProcessor):
+    """The network predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho, 2022, section 4).
+
+    So x0 = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v and eps = sqrt(1 - alpha_bar) x_t + sqrt(alpha_bar) v.
+    """
+
+    def raw_x0(self, x_t: Tensor, index: int | Tensor, output: Tensor) -> Tensor:
+        at = self.schedule.at
+        return (at("sqrt_alphas_cumprod", index, x_t) * x_t
+                - at("sqrt_one_minus_alphas_cumprod", index, x_t) * output)
+
+    def eps(self, x_t: Tensor, index: int | Tensor, output: Tensor) -> Tensor:
+        at = self.schedule.at
+        return (at("sqrt_one_minus_alphas_cumprod", index, x_t) * x_t
+                + at("sqrt_alphas_cumprod", index, x_t) * output)
+
+
 @register_mean_processor("previous_x")
 class PreviousXMeanProcessor(MeanProcessor):
     """The network predicts the mean of x_{t-1} itself; x0 is what would give that mean."""

@@ -17,17 +17,25 @@ MOST_STEPS = 10 ** 6
 LEADING_ZERO = re.compile(r"\s*0\d")                 # of the second section of "1,000", which is no thousand
 
 
-def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
-    """The betas (steps,) in float64 of a named noise schedule.
+def get_named_beta_schedule(name: str | Sequence[float], steps: int) -> np.ndarray:
+    """The betas (steps,) in float64 of a named noise schedule, or those that are given in place of its name.
 
     "linear" (Ho et al., 2020) runs from 1e-4 to 0.02 at 1000 steps and is rescaled by 1000 / steps elsewhere;
     "cosine" (Nichol & Dhariwal, 2021, eq. 17) has alpha_bar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas <= 0.999.
 
     Raises:
-        UserError: unknown name, or a number of steps at which the schedule does not exist.
+        UserError: unknown name, a number of steps at which the schedule does not exist, or betas that are not between
+            0 and 1 or not as many as the steps.
     """
     if not 1 <= steps <= MOST_STEPS:
         raise UserError(f"steps is {steps}, expected 1 to {MOST_STEPS}")
+    if not isinstance(name, str):
+        betas = np.array(name, dtype=np.float64)
+        if len(betas) != steps or not ((betas > 0) & (betas < 1)).all():
+            raise UserError(f"noise_schedule: {len(betas)} betas from {betas.min(initial=1):g} to "
+                            f"{betas.max(initial=0):g}, expected as many as steps ({steps}), each more than 0 and less "
+                            "than 1")
+        return betas
     if name == "linear":
         scale = 1000 / steps
         if scale * 0.02 >= 1:
@@ -117,9 +125,11 @@ class Schedule:
     _tensors: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def create(cls, noise_schedule: str, steps: int, timestep_respacing: int | str | Sequence[int] | None = None,
+    def create(cls, noise_schedule: str | Sequence[float], steps: int,
+               timestep_respacing: int | str | Sequence[int] | None = None,
                rescale_timesteps: bool = False) -> "Schedule":
-        """Build a named schedule of `steps` and keep the timesteps that `timestep_respacing` asks for.
+        """Build a schedule of `steps`, named or given by its betas, and keep the timesteps that `timestep_respacing`
+        asks for.
 
         Betas of the retained steps: beta_i = 1 - alpha_bar_i / alpha_bar_{i-1}, so alpha_bar is unchanged there.
         """
@@ -216,6 +226,10 @@ class Schedule:
         if isinstance(index, Tensor):
             return self._tensor("model_timesteps", like.device)[index].to(dtype)
         return torch.full((len(like),), self.model_timesteps[index].item(), dtype=dtype, device=like.device)
+
+    def index_of(self, t: Tensor) -> Tensor:
+        """The indices (B,) of the steps at which the network is shown t (B,)."""
+        return torch.searchsorted(self._tensor("model_timesteps", t.device).float(), t.float() - 1e-3)
 
     def at(self, name: str, index: int | Tensor, like: Tensor) -> float | Tensor:
         """Coefficient `name` at `index`: a number, or for indices (B,) a tensor (B, 1, ...) in the dtype of `like`."""

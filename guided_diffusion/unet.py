@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guided_diffusion.nn import Conv2d, normalization, timestep_embedding, zero_module
+from guided_diffusion.nn import Conv2d, Network, normalization, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import AttentionBlock, Downsample, ResBlock, TimestepSequential, Upsample
 from util.checkpoint import load_state_dict
 from util.config.registry import check_arguments
@@ -26,7 +26,7 @@ DEFAULT_CHANNEL_MULT = {                            # image size -> width of eac
 }
 
 
-class UNetModel(nn.Module):
+class UNetModel(Network):
     """Predicted noise, and variance channels when `out_channels` is 6, of noisy images.
 
     Args:
@@ -110,21 +110,6 @@ class UNetModel(nn.Module):
     def multiple(self) -> int:
         """What the sides of images are multiples of, so that they survive the patches and all the halvings."""
         return self.patch_size * 2 ** (self.levels - 1)
-
-    def check_image_size(self, height: int, width: int) -> None:
-        """Raise UserError unless images of `height` x `width` survive all the halvings."""
-        step = self.multiple
-        if height < step or width < step or height % step or width % step:
-            raise UserError(f"images of {height} x {width} do not fit the network: with {self.levels} levels both "
-                            f"sides must be multiples of {step}; "
-                            f"use {max(step, height // step * step)} (of restorations: data.image_size)")
-
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Noisy images (B, 3, H, W), their timesteps (B,) and labels (B,) -> (B, out_channels, H, W)."""
-        if self.autocast_dtype is None:
-            return self._forward(x, timesteps, y)
-        with torch.autocast(x.device.type, dtype=self.autocast_dtype):
-            return self._forward(x, timesteps, y).float()
 
     def _forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))

@@ -76,7 +76,8 @@ def test_every_task_runs_end_to_end(name, prior, workplace, capsys):
     assert (workplace / "results" / config.operator.name / config.conditioning.name / "recon/astronaut.png").is_file()
 
 
-@pytest.mark.parametrize("name", [name for name, tree in FILES.items() if {"num_channels", "prior"} & set(tree)])
+@pytest.mark.parametrize("name", [name for name, tree in FILES.items()
+                                  if {"num_channels", "prior", "format"} & set(tree)])
 def test_every_model_file_describes_a_prior(name):
     check_model(FILES[name])
 

@@ -98,7 +98,7 @@ class Smoother(AnalyticPrior):
     def forward(self, x_t, t):
         profile = torch.exp(-torch.arange(-6, 7) ** 2 / 8.0)
         kernel = (profile[:, None] * profile / profile.sum() ** 2).expand(3, 1, 13, 13)
-        alpha_bar = self.schedule.at("alphas_cumprod", self.index(t), x_t)
+        alpha_bar = self.schedule.at("alphas_cumprod", self.schedule.index_of(t), x_t)
         x0_hat = alpha_bar.sqrt() * conv2d(x_t, kernel, padding=6, groups=3) / (alpha_bar + 0.05 * (1 - alpha_bar))
         return (x_t - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
 

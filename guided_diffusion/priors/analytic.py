@@ -37,16 +37,11 @@ class AnalyticPrior(nn.Module):
         super().__init__()
         self.schedule, self.distribution, self.learn_sigma = schedule, distribution, learn_sigma
         self.image_size = image_size
-        self.register_buffer("model_timesteps", torch.from_numpy(schedule.model_timesteps).float())
-
-    def index(self, t: Tensor) -> Tensor:
-        """The steps (B,) whose timesteps the network is shown as t (B,)."""
-        return torch.searchsorted(self.model_timesteps, t.float() - 1e-3)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C, H, W), or (B, 2C, H, W) with variance channels."""
         self.check_size(x_t.shape)
-        index = self.index(t)
+        index = self.schedule.index_of(t)
         alpha_bar = self.schedule.at("alphas_cumprod", index, x_t)
         eps = -(1 - alpha_bar).sqrt() * self.distribution.score(x_t, alpha_bar)
         return torch.cat([eps, self.variance_channels(x_t, index)], dim=1) if self.learn_sigma else eps

@@ -1,38 +1,120 @@
 """From a model configuration to the network: its checkpoint, its precision, and what fits images to it."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
+from guided_diffusion.nn import Network
 from guided_diffusion.priors.analytic import PRIORS, AnalyticPrior
+from guided_diffusion.priors.diffusers import DiffusersFolder
+from guided_diffusion.priors.edm import EDM
 from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior
+from guided_diffusion.schedule import get_named_beta_schedule
 from guided_diffusion.unet import create_model
 from util.command import DEFAULT_PRECISION
 from util.config.config import find_file
 from util.config.registry import check_arguments
-from util.errors import UserError
+from util.errors import UserError, did_you_mean
 from util.fetch import command_for
 
+FORMATS = {"adm": create_model, "diffusers": DiffusersFolder, "edm": EDM}     # format of the model config
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}      # of --precision; the others are float32
 
 
 def model_builder(model: Mapping[str, object]) -> Callable:
-    """What takes the other values of a model configuration: `create_model`, or what `prior` names in `PRIORS`."""
-    return PRIORS[model["prior"]] if "prior" in model else create_model
+    """What takes the other values of a model configuration: what `prior` names in `PRIORS`, or `format` in `FORMATS`.
+
+    Raises:
+        UserError: there is no such prior or format.
+    """
+    if "prior" in model:
+        return PRIORS[model["prior"]]
+    name = model.get("format", "adm")
+    if name not in FORMATS:
+        raise UserError(f"model config: unknown format '{name}'; {did_you_mean(name, FORMATS)}")
+    return FORMATS[name]
+
+
+def _values(model: Mapping[str, object]) -> dict[str, object]:
+    """The values of a model configuration but for what chooses its builder."""
+    return {key: value for key, value in model.items() if key != ("prior" if "prior" in model else "format")}
+
+
+def foreign(model: Mapping[str, object]) -> DiffusersFolder | EDM | None:
+    """The prior of another format than ours, None for the others; UserError if its values are wrong."""
+    if model_builder(model) not in (DiffusersFolder, EDM):
+        return None
+    check_model(model)
+    return model_builder(model)(**_values(model))
 
 
 def check_model(model: Mapping[str, object]) -> None:
     """UserError unless the values of a model configuration are those that its network or exact prior takes."""
-    values = {key: value for key, value in model.items() if key != "prior"}
-    check_arguments(model_builder(model), values, "model config")
+    check_arguments(model_builder(model), _values(model), "model config")
+
+
+def usual_size(model: Mapping[str, object]) -> int:
+    """The side of the images that the prior is for."""
+    other = foreign(model)
+    return model["image_size"] if other is None else other.side()
+
+
+def learned_variance(model: Mapping[str, object]) -> bool:
+    """Whether the network has variance channels."""
+    other = foreign(model)
+    return model.get("learn_sigma", False) if other is None else other.learn_sigma()
+
+
+def prior_files(model: Mapping[str, object]) -> dict[str, Path]:
+    """What decides the predictions besides the checkpoint, by name."""
+    other = foreign(model)
+    return {} if other is None else {name: file for name, file in other.files().items() if file != other.checkpoint()}
+
+
+def create_process(model: Mapping[str, object], diffusion: Mapping[str, object]) -> Sampler:
+    """The sampler of a diffusion config, whose gaps are filled by what the files of the prior say.
+
+    Raises:
+        UserError: the diffusion config is wrong, contradicts the prior, or has noise levels that the prior lacks.
+    """
+    check_arguments(create_sampler, dict(diffusion), "diffusion config")
+    other = foreign(model)
+    if other is None:
+        return create_sampler(**diffusion)
+    sampler = create_sampler(**complete_process(other.process(diffusion), diffusion))
+    if isinstance(other, EDM):
+        other.check_levels(sampler.schedule)
+    return sampler
+
+
+def complete_process(brought: Mapping[str, object], diffusion: Mapping[str, object]) -> dict[str, object]:
+    """A diffusion config with the parameters that a prior has brought; UserError if it contradicts them.
+
+    The variance type is free, as no mean depends on it.
+    """
+    complete = {**brought, **diffusion}
+    for key in [key for key in brought if key in diffusion and key != "model_var_type"]:
+        if key == "noise_schedule":
+            agrees = np.allclose(get_named_beta_schedule(diffusion[key], brought["steps"]), brought[key], rtol=1e-4)
+        else:
+            agrees = diffusion[key] == brought[key]
+        if not agrees:
+            own = "of other betas" if key == "noise_schedule" else brought[key]
+            raise UserError(f"diffusion config: {key} is {diffusion[key]!r:.60}, but the prior's is {own}; leave it "
+                            "out, as configs/prior_diffusion_config.yaml does, and the prior's counts")
+    return complete
 
 
 def find_checkpoint(model: Mapping[str, object]) -> str | None:
     """The path of the network's checkpoint, None for an exact prior; UserError if none is named or it is not there."""
     if "prior" in model:
         return None
+    if (other := foreign(model)) is not None:
+        return str(other.checkpoint())
     path, remedy = model.get("model_path"), "models/README.md says where each checkpoint comes from"
     if not path:
         raise UserError(f"model config: model_path is missing; {remedy}")
@@ -60,7 +142,8 @@ def load_prior(model: Mapping[str, object], image_size: int | None, tile: int | 
         image_size: side of all images; None for images of any size, which are padded where the network needs it.
         tile: restore larger images in windows of this side.
         precision: of `util.command.PRECISIONS`. TF32 is switched on or off for the whole process.
-        sampler: the process that an exact prior is for, which has variance channels if that asks for them.
+        sampler: the process that will call it, see `create_process`; of an exact prior it also decides whether there
+            are variance channels. None for that of an empty diffusion config.
 
     Raises:
         UserError: the network or its checkpoint is wrong, or images or tiles do not fit the network.
@@ -68,7 +151,7 @@ def load_prior(model: Mapping[str, object], image_size: int | None, tile: int | 
     check_model(model)
     if "prior" in model:
         return _exact_prior(model, tile, sampler or create_sampler()).to(device)
-    network = create_model(**{**model, "model_path": find_checkpoint(model)})
+    network = _network(model, sampler)
     network.autocast_dtype = autocast_dtype(model, precision)
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     prior = network.eval().requires_grad_(False).to(device)
@@ -83,9 +166,19 @@ def load_prior(model: Mapping[str, object], image_size: int | None, tile: int | 
     return prior if tile is None else TiledPrior(prior, tile)
 
 
+def _network(model: Mapping[str, object], sampler: Sampler | None) -> Network:
+    other = foreign(model)
+    if other is None:
+        return create_model(**{**_values(model), "model_path": find_checkpoint(model)})
+    sampler = sampler or create_process(model, {})
+    network = other.load(sampler.schedule)
+    network.process = other.process({})
+    return network
+
+
 def _exact_prior(model: Mapping[str, object], tile: int | None, sampler: Sampler) -> AnalyticPrior:
     if tile is not None:
         raise UserError(f"--tile {tile}: an exact prior takes images whole; leave --tile out")
-    params = {key: value for key, value in model.items() if key != "prior"}
+    params = _values(model)
     distribution = PRIORS.build(model["prior"], **params)
     return AnalyticPrior(sampler.schedule, distribution, sampler.learned_variance, params["image_size"])

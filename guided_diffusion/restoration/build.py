@@ -13,16 +13,23 @@ from shlex import quote
 import torch
 
 from data.dataloader import DATASETS, LARGEST_SIDE, Batch
-from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
+from guided_diffusion.gaussian_diffusion import Sampler
 from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
 from guided_diffusion.measurements.sources import Observed, Simulated, Source, Stored
 from guided_diffusion.method import Method
-from guided_diffusion.priors.load import check_model, find_checkpoint
+from guided_diffusion.priors.load import (
+    check_model,
+    create_process,
+    find_checkpoint,
+    learned_variance,
+    prior_files,
+    usual_size,
+)
 from guided_diffusion.restoration.catalogue import METHODS
 from util.checkpoint import fingerprint
 from util.command import user_path
 from util.config.config import REPOSITORY, Choice, Config, find_file
-from util.config.registry import Registry, check_arguments, defaults
+from util.config.registry import Registry, defaults
 from util.errors import UserError
 from util.fetch import fetch, known_weights
 from util.logger import get_logger
@@ -77,7 +84,7 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
 
 
 def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Noise, Method]:
-    """The parts that read no file: sampler, noise model and method. The network's parameters are checked.
+    """The parts that read no weights: sampler, noise model and method. The network's parameters are checked.
 
     Args:
         overrides: the changes of --set, for advice.
@@ -86,10 +93,9 @@ def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Nois
         UserError: a name or a parameter is wrong.
     """
     check_model(config.model)
-    check_arguments(create_sampler, config.diffusion, "diffusion config")
-    sampler = create_sampler(**config.diffusion)
+    sampler = create_process(config.model, config.diffusion)
     if "prior" not in config.model:                 # exact ones have the channels that the sampler asks for
-        sampler.check_model_channels(6 if config.model.get("learn_sigma", False) else 3)
+        sampler.check_model_channels(6 if learned_variance(config.model) else 3)
     noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
     return sampler, noiser, build_named(METHODS, config.conditioning, "conditioning.method", overrides)
 
@@ -143,21 +149,22 @@ def build_source(config: Config, folder: MeasurementFolder | None, overrides: Se
         return Stored(folder)
     if folder is not None:
         return Stored(folder, None if dataset.observed else dataset)
-    usual_size = config.model["image_size"]
-    if not 1 <= usual_size <= LARGEST_SIDE:
-        raise UserError(f"model config: image_size is {usual_size}, expected 1 to {LARGEST_SIDE}")
+    side = usual_size(config.model)
+    if not 1 <= side <= LARGEST_SIDE:
+        raise UserError(f"model config: image_size is {side}, expected 1 to {LARGEST_SIDE}")
     if dataset.observed:
-        return Observed(dataset, usual_size)
-    dataset.image_size = dataset.image_size or usual_size
+        return Observed(dataset, side)
+    dataset.image_size = dataset.image_size or side
     return Simulated(dataset)
 
 
 def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, object]:
     """All that decides the results of a run, as plain YAML values; files by their fingerprints."""
     checkpoint = find_checkpoint(config.model) if task.method.needs_prior else None
+    files = task.operator.files_read() | (prior_files(config.model) if task.method.needs_prior else {})
     given = {"tile": args.tile, "load_measurements": args.load_measurements,
              "checkpoint": checkpoint and fingerprint(Path(checkpoint)),
-             "files": {name: fingerprint(path) for name, path in task.operator.files_read().items()} or None}
+             "files": {name: fingerprint(path) for name, path in files.items()} or None}
     return {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
             **{key: value for key, value in given.items() if value is not None}}
 

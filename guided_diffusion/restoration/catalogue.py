@@ -14,6 +14,8 @@ from guided_diffusion.condition_methods.step_size import SCHEDULES
 from guided_diffusion.gaussian_diffusion import SAMPLERS, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS
 from guided_diffusion.priors.analytic import PRIORS
+from guided_diffusion.priors.diffusers import DiffusersFolder
+from guided_diffusion.priors.edm import EDM
 from guided_diffusion.priors.load import model_builder
 from guided_diffusion.unet import create_model
 from util.config.config import Config, Key, leaves
@@ -36,6 +38,7 @@ def list_choices() -> str:
         "step size schedules (schedule of a likelihood; a name, or {name: ..., parameters})": SCHEDULES,
         "datasets (data)": DATASETS, samplers: SAMPLERS, "reverse process (--diffusion_config)": create_sampler,
         "prior (--model_config)": create_model,
+        "prior of format diffusers": DiffusersFolder, "prior of format edm": EDM,
         "exact priors (prior of --model_config)": PRIORS}, names_only=[samplers])
 
 
@@ -72,7 +75,7 @@ def complete(config: Config, builders: Mapping[Key, Callable], more: Mapping[str
         section = tree
         for name in path:
             section = section[name]
-        names = {"name", "prior"} - set(defaults(builder))
+        names = {"name", "prior", "format"} - set(defaults(builder))
         check_arguments(builder, {key: value for key, value in section.items() if key not in names}, ".".join(path))
         for name, default in defaults(builder).items():
             if name not in section:
