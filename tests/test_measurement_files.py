@@ -227,8 +227,7 @@ def good(path: Path) -> dict[str, np.ndarray]:
       "y": np.zeros((3, 32, 32), np.float32), "kernel": np.zeros((1, 5, 5))}, ["kernel", "not all zero"]),
     ({"operator": np.array('{"name": "gopro_blur", "frames": 2, "kernel_size": 5}'),
       "y": np.zeros((3, 32, 32), np.float32), "shifts": np.full((2, 2), 9.0)}, ["shifts", "pixels, -2 to 2"]),
-    ({"mask": np.array(["text"])}, ["mask holds something else than finite real numbers"]),
-    ({"mask": np.array([np.nan])}, ["mask holds something else than finite real numbers"]),
+    ({"mask": np.array(["text"])}, ["something else than real numbers"]),
     ({"y": np.array([{}], dtype=object)}, ["cannot be read"]),
 ])
 def test_files_that_are_wrong_end_with_a_sentence(run, change, words):
