@@ -29,7 +29,8 @@ from util.errors import UserError
 from util.seeding import ImageRandomness
 
 SIZE, CPU = 16, torch.device("cpu")
-NETWORK = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "attention_resolutions": ""}
+NETWORK = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "attention_resolutions": "",
+           "use_scale_shift_norm": True}
 
 
 @pytest.fixture(scope="module")
