@@ -19,9 +19,8 @@ from util.errors import UserError
 RHO = 7                                             # of Karras et al., 2022, eq. 5
 STEPS = 1000                                        # of the process that a network brings
 ROUNDING = 1e-3                                     # of noise levels that are compared
-PLAIN = ("where you trust it, run python -c \"import pickle, torch; net = pickle.load(open('net.pkl', 'rb'))['ema']; "
-         "torch.save(net.model.state_dict(), 'net.pt')\" in a clone of NVlabs/edm, and rename its parameters to those "
-         "of guided_diffusion/unet.py")
+PLAIN = ("where you trust it, open it with the code of NVlabs/edm, torch.save the state dict of its entry 'ema', "
+         "and rename the parameters to those of guided_diffusion/unet.py")
 
 
 @dataclass(frozen=True)
