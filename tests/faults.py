@@ -80,7 +80,7 @@ FAULTS = [
           "return found.flatten(1).sum(1) / (informative * expected).flatten(1).sum(1)",
           "return found.flatten(1).sum(1) / expected.flatten(1).sum(1)", "test_noise.py test_observed.py"),
     Fault("conjugate gradients: damping not squared", GD + "measurements/conjugate_gradients.py",
-          "column(damping ** 2, direction)", "column(damping, direction)", "test_pinv.py"),
+          "column(damping ** 2, x)", "column(damping, x)", "test_pinv.py"),
     Fault("DPS: guidance uphill", GD + "condition_methods/posterior_sampling.py", "return -size * grad, distance",
           "return size * grad, distance", "test_condition_equations.py test_condition_methods.py"),
     Fault("DPS: step not scaled with fewer steps", GD + "condition_methods/posterior_sampling.py",
