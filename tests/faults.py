@@ -38,7 +38,7 @@ FAULTS = [
           "test_schedule.py"),
     Fault("q_sample: noise subtracted", GD + "schedule.py",
           '                + self.at("sqrt_one_minus_alphas_cumprod", index, x0) * noise)',
-          '                - self.at("sqrt_one_minus_alphas_cumprod", index, x0) * noise)', "test_schedule.py"),
+          '                - self.at("sqrt_one_minus_alphas_cumprod", index, x0) * noise)', "test_diffusion.py"),
     Fault("x0_hat: sign of eps", GD + "posterior_mean_variance.py",
           '- at("sqrt_recipm1_alphas_cumprod", index, x_t) * output)',
           '+ at("sqrt_recipm1_alphas_cumprod", index, x_t) * output)', "test_mean_variance.py"),
