@@ -76,7 +76,7 @@ def _problem(error: Exception, mend: str) -> str:
 def fingerprint(path: Path) -> str:
     """Sixteen digits that change with the content of a file; OSError if it cannot be read."""
     known, stamps = _recorded(path)
-    return (known if _stamp(path) in stamps else _digest(path))[:16]
+    return (known if _stamp(path) in stamps else sha256_of(path))[:16]
 
 
 def verify(path: Path) -> None:
@@ -92,7 +92,7 @@ def verify(path: Path) -> None:
     stamp, record = _stamp(path), record_of(path)
     if stamp in stamps:
         return
-    digest = _digest(path)
+    digest = sha256_of(path)
     found = f"SHA-256 {digest[:16]}..., {record.name} says {known[:16]}..."
     if known and known != digest and not stamps:
         raise UserError(f"checkpoint {path} is damaged or another file: {found}; download it again ({WHERE_TO_GET})")
@@ -104,7 +104,8 @@ def verify(path: Path) -> None:
             write_atomically(record, f"{digest}  {path.name}\n# {stamp}\n".encode())
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, 64 digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2 ** 20):

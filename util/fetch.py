@@ -7,7 +7,6 @@ the same command continues.
 
 import argparse
 import errno
-import hashlib
 import http.client
 import importlib
 import json
@@ -28,7 +27,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from util.checkpoint import record_of
+from util.checkpoint import record_of, sha256_of
 from util.command import Parser, run_command, run_program
 from util.config.config import REPOSITORY, read_yaml
 from util.errors import UserError, did_you_mean
@@ -275,7 +274,7 @@ def _chunks(response) -> Iterator[bytes]:
 
 def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
     """The digest of a whole file that is what it should be; otherwise it is deleted, and SourceError."""
-    digest = _digest(part)
+    digest = sha256_of(part)
     try:
         if weights.sha256 and not digest.startswith(weights.sha256):
             raise SourceError(f"SHA-256 is {digest}, expected {weights.sha256}...")
@@ -288,14 +287,6 @@ def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
         _forget(part, also=part)
         raise
     return digest
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_fits(part: Path, config: str) -> None:
