@@ -85,7 +85,7 @@ def test_a_changed_byte_is_told_of_until_the_record_is_gone(saved, capsys, monke
     assert known.split()[:2] == [hashlib.sha256(saved.read_bytes()).hexdigest(), "prior.pt"]
     assert fingerprint(saved) == known[:16]
     with monkeypatch.context() as patched:          # as long as the file is the same, it is not read for that
-        patched.setattr("util.checkpoint._digest", None)
+        patched.setattr("util.checkpoint.sha256_of", None)
         create_model(**TINY, model_path=str(saved))
         assert fingerprint(saved) == known[:16]
     os.utime(saved)
