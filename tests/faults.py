@@ -45,7 +45,7 @@ FAULTS = [
     Fault("dynamic threshold over the batch", GD + "posterior_mean_variance.py",
           "magnitudes = x0.abs().flatten(1) ", "magnitudes = x0.abs().reshape(1, -1) ", "test_mean_variance.py"),
     Fault("standard deviation: variance taken for it", GD + "gaussian_diffusion.py",
-          "return mean, torch.exp(log_variance / 2)", "return mean, torch.exp(log_variance)", "test_diffusion.py"),
+          "return mean, torch.exp(log_variance / 2)", "return mean, torch.exp(log_variance)", "test_trajectories.py"),
     Fault("ddim: sigma not squared", GD + "gaussian_diffusion.py", "1 - prev - self.sigma(index) ** 2",
           "1 - prev - self.sigma(index)", "test_diffusion.py"),
     Fault("renoise: alpha_bar of the wrong state", GD + "gaussian_diffusion.py",
