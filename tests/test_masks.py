@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from tests.operator_cases import prepared
 from util.errors import UserError
+from util.seeding import ImageRandomness
 
 
 def masks(options: dict, n: int, size: tuple[int, int] = (256, 256)) -> np.ndarray:
@@ -114,3 +117,12 @@ def test_unreadable_mask_files(tmp_path, content):
     Image.new("L", (4, 4)).save(file)
     with pytest.raises(UserError, match="black everywhere"):
         masks({"mask_type": "file", "file": str(file)}, 1)
+
+
+def test_chi_square_counts_what_is_observed_alone():
+    """The truth has 1 on average over the m observed entries, whatever share of the pixels they are."""
+    mask = {"mask_type": "random", "mask_prob_range": [0.7, 0.7]}
+    operator = get_operator("inpainting", observed_only=True, mask_opt=mask)
+    x = torch.zeros(2, 3, 64, 64)
+    measurement = Measurement.simulate(operator, get_noise("gaussian", sigma=0.1), x, ImageRandomness(0, ["a", "b"]))
+    assert measurement.chi_square(x).tolist() == pytest.approx([1, 1], abs=0.1)        # 3686 entries: 0.023 off
