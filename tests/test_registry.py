@@ -1,11 +1,11 @@
 """The registry checks YAML parameters against class signatures, and its errors are documentation."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
-from util.config.registry import Registry, check_arguments, describe, fits
+from util.config.registry import Bounds, Count, Registry, check_arguments, describe, fits
 from util.errors import UserError, did_you_mean
 
 THINGS = Registry("thing")
@@ -95,3 +95,19 @@ def test_an_integer_may_stand_for_a_float_but_not_the_other_way():
 def test_did_you_mean_names_the_nearest_and_lists_all():
     assert did_you_mean("sigm", ["sigma", "rate"]) == "did you mean 'sigma'? choose from rate, sigma"
     assert did_you_mean("zzz", ["sigma", "rate"]) == "choose from rate, sigma"
+
+
+def test_ranges_are_checked_whoever_builds_the_class():
+    things = Registry("thing")
+
+    @things.register("one")
+    class One:
+        def __init__(self, count: Count, share: Annotated[float, Bounds(above=0, most=1)] | None = None):
+            self.count, self.share = count, share
+
+    assert things.build("one", count=2, share=1).share == 1 and One(1).share is None
+    for build in (lambda: things.build("one", count=0), lambda: One(0)):
+        with pytest.raises(UserError, match="thing 'one': count is 0, expected an integer, 1 or more"):
+            build()
+    with pytest.raises(UserError, match="share is 0, expected a finite number, more than 0 and at most 1"):
+        One(1, share=0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import get_noise, get_operator
+from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.restoration.catalogue import METHODS
 from guided_diffusion.solvers import Solver
 from guided_diffusion.solvers.noise_levels import descent, flow, level_below, sigmas
@@ -131,3 +131,17 @@ def test_the_flow_carries_a_gaussian_to_its_variance():
     for steps, error in [(400, 0.01), (20, 0.1)]:
         end = flow(prior, sampler, u, index, steps, ImageRandomness(0, NAMES[:1]))
         torch.testing.assert_close(end, (0.25 / (0.25 + sigma ** 2)) ** 0.5 * u, atol=error, rtol=error)
+
+
+def test_sitcom_leaves_an_image_that_agrees_as_it_is():
+    """eps = 0: x0_hat = v / sqrt(ab). The first image is off by half a sigma, chi-square 1/4, the second by ten."""
+    sampler = create_sampler(model_var_type="fixed_small", timestep_respacing="4", clip_denoised=False)
+    x_t, randomness = torch.ones(2, 3, 8, 8), ImageRandomness(0, ["a", "b"])
+    x0 = x_t / sampler.schedule.sqrt_alphas_cumprod[1]
+    operator = get_operator("noise").prepare((2, 3, 8, 8), randomness)
+    y = x0 + torch.tensor([0.05, 1.0]).view(2, 1, 1, 1)
+    measurement = Measurement(operator, get_noise("gaussian", sigma=0.1), y.float())
+    step = METHODS.build("sitcom").consistent(lambda x, t: torch.zeros_like(x), sampler, measurement, x_t, 1,
+                                              randomness)
+    torch.testing.assert_close(step.x0_hat[0], x0[0].float())
+    assert (step.x0_hat[1] - x0[1]).abs().min() > 0.1
