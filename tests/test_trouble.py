@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import sample_condition
+from guided_diffusion.condition_methods import ConditioningMethod
 from guided_diffusion.restoration.gather import likely_cause
 from guided_diffusion.restoration.monitor import CHECK_EVERY
 from tests.command_line import arguments, contents, rows
@@ -277,3 +278,17 @@ def test_glibc_is_told_how_large_blocks_stay(monkeypatch, keep):
     assert free_at_the_end == (2 ** 31 - 1 if keep else 64 * 2 ** 20)
     monkeypatch.setattr(memory, "_glibc", lambda: None)                             # another C library
     keep_freed_memory(keep)
+
+
+def test_one_pixel_that_is_no_number_is_a_divergence(run, monkeypatch):
+    restore = ConditioningMethod.restore
+
+    def spoilt(*arguments) -> torch.Tensor:
+        x = restore(*arguments)
+        x[0, 0, 0, 0] = math.nan
+        return x
+
+    monkeypatch.setattr(ConditioningMethod, "restore", spoilt)
+    assert run("--limit", "1")[0] == 1
+    row, = rows()
+    assert row["status"] == "diverged at step 0" and row["psnr"] == ""
