@@ -17,7 +17,6 @@ from util.img_utils import write_atomically
 from util.logger import get_logger
 
 VARIANTS = ("6L", "6M", "6H", "6N", "17L", "17M", "17H", "17N")
-ARRAY = 1                                           # flax's number of arrays among the extensions of msgpack
 BATCH_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 WHEEL = "pip download --no-deps scico==0.0.7"       # BSD-3-Clause, Los Alamos National Laboratory
 
