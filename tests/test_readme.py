@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand there, and the files and options that it names."""
+"""Examples of the README and of docs/extending.md, run as they stand there; files and options that the pages name."""
 
 import importlib
 import re
@@ -20,13 +20,14 @@ OURS = "(?:configs|data|docs|guided_diffusion|models|util)"
 COMMAND = re.compile(r"^    (?:pip install .* && )?((?:python|torchrun) .*)$", re.MULTILINE)
 PAGES = {file.relative_to(REPOSITORY).as_posix(): file.read_text(encoding="utf-8")
          for file in (REPOSITORY / "README.md", *sorted(REPOSITORY.glob("*/*.md")))}
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLES = [example for page in ("README.md", "docs/extending.md")
+            for example in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)]
 
 
-def test_an_operator_and_a_method_are_added_as_shown(monkeypatch):
+def test_an_operator_a_method_and_a_solver_are_added_as_shown(monkeypatch):
     for registry in (OPERATORS, CONDITIONING_METHODS):
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
     for example in EXAMPLES:
         exec(example, {})
     images, randomness = torch.rand(2, 3, 8, 8) * 2 - 1, ImageRandomness(0, ["a", "b"])
@@ -38,6 +39,8 @@ def test_an_operator_and_a_method_are_added_as_shown(monkeypatch):
     restored = get_conditioning_method("ps_squared", scale=0.01).restore(
         lambda x, t: 0.1 * x, sampler, measurement, randomness)
     assert restored.shape == images.shape and restored.isfinite().all()
+    landweber = get_conditioning_method("landweber", iterations=3)
+    torch.testing.assert_close(landweber.restore(None, sampler, measurement, randomness), images)   # A is orthogonal
 
 
 def test_the_readme_is_read_to_its_end():
