@@ -13,6 +13,7 @@ Whatever a YAML file names is given as there: a name, or a mapping of a name and
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,14 +123,15 @@ class Restoration:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Mean PSNR (dB) and SSIM of the samples, those of their mean and of the input, and the mean chi-square."""
+        """Mean PSNR (dB), SSIM and ST-LPIPS of the samples, those of their mean and of the input; the mean chi-square.
+        """
         found = {"chi_square": float(self.chi_squares.mean())}
         if self.scores is not None:
-            for name in ("psnr", "ssim"):
+            for name in ("psnr", "ssim", "st_lpips"):
                 found[name] = float(np.mean([getattr(scores, name) for scores in self.scores]))
                 found[f"{name}_of_mean"] = getattr(self.score_of_mean, name)
                 found[f"{name}_input"] = getattr(self.score_of_input, name)
-        return found
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def save(self, path: str | Path, sample: int = 0) -> None:
         """Write a sample as a picture, by the fixed map of [-1, 1] to 8 bits."""
@@ -222,7 +224,7 @@ def restore(degraded: Degraded, prior: Callable | None, method: Named | Method =
                   "chi_squares": measurement.chi_square(samples.to(device)).cpu()}
     if (truth := degraded.truth) is None:
         return Restoration(samples, degraded, measurement, **misfit)
-    metrics = Metrics(networks=())
+    metrics = Metrics(device, networks=["st_lpips"])
     return Restoration(samples, degraded, measurement, **misfit, scores=[metrics(x, truth) for x in samples],
                        score_of_mean=metrics(samples.mean(0), truth), score_of_input=metrics(degraded.picture, truth))
 

@@ -16,9 +16,9 @@ import sample_condition
 from guided_diffusion.restoration import check
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
-from tests.fake_weights import ChannelMeans, kernel_wizard_weights
+from tests.fake_weights import ChannelMeans, MeanDifference, kernel_wizard_weights
 from tests.report_pages import Page
-from util.metrics import scores
+from util.metrics import perceptual, scores
 from util.report.__main__ import main as write_report
 from util.reproduce_table import job
 
@@ -76,8 +76,10 @@ def offline(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def workplace(offline, tmp_path, monkeypatch) -> Path:
-    """An empty working directory, without GPU and network."""
+    """An empty working directory, without GPU and network, and with a fast network in place of ST-LPIPS."""
     monkeypatch.chdir(tmp_path)
+    title, file, _ = perceptual.NETWORKS["st_lpips"]
+    monkeypatch.setitem(perceptual.NETWORKS, "st_lpips", (title, file, MeanDifference))
     return tmp_path
 
 

@@ -5,6 +5,7 @@ And a network of a few sums in place of Inception.
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers import deterministic
+from util.checkpoint import read_checkpoint
 from util.metrics.perceptual import load_networks
+from util.metrics.weights import ST_LPIPS
 
 SALT, RESIDUAL_FACTOR = 30000, 0.3                  # of the KernelWizard
 
@@ -35,6 +38,11 @@ def _write_backbone(name: str, path: Path, missing: int) -> None:
                    key=lambda key: int(key.split(".")[1]))[:2]
     _save({key: torch.randn(shape, generator=generator) if key in first else torch.zeros(1).expand(shape)
            for key, shape in shapes.items()}, path, missing)
+
+
+def write_st_lpips(path: Path, missing: int = 0) -> None:
+    state = read_checkpoint(Path(find_spec(ST_LPIPS.package).origin).parent / ST_LPIPS.path)
+    _save({key: torch.zeros(1).expand(value.shape) for key, value in state.items()}, path, missing)
 
 
 def write_inception(path: Path, missing: int = 0) -> None:
@@ -69,6 +77,16 @@ class ChannelMeans(nn.Module):
     def forward(self, images):
         assert images.dtype == torch.uint8
         return images.float().mean(dim=(2, 3))
+
+
+class MeanDifference(nn.Module):
+    """A perceptual metric with ST-LPIPS's interface, made from its file: the mean absolute difference."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+
+    def forward(self, x, y):
+        return (x - y).abs().mean(dim=(1, 2, 3))
 
 
 def load_small_networks(names: Sequence[str], *more: object) -> dict[str, nn.Module]:

@@ -7,6 +7,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ import torch
 from scipy.linalg import sqrtm
 from skimage.metrics import structural_similarity
 
-from tests.fake_weights import write_alexnet, write_inception, write_vgg16
+from tests.fake_weights import write_alexnet, write_inception, write_st_lpips, write_vgg16
 from util.errors import UserError
 from util.metrics import weights
 from util.metrics.perceptual import NETWORKS, InceptionFeatures, frechet_distance, kernel_distance
 from util.metrics.scores import Metrics, psnr, ssim
-from util.metrics.weights import ALEXNET, INCEPTION, VGG16
+from util.metrics.weights import ALEXNET, INCEPTION, VGG16, hub_folder
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -70,20 +71,22 @@ def hub(tmp_path):
     return folder
 
 
-def test_without_networks_there_is_one_warning_and_no_lpips(capsys):
+def test_without_networks_there_is_one_warning_and_no_lpips(monkeypatch, capsys):
     started = time.monotonic()
+    monkeypatch.setattr(weights, "find_spec", lambda package: None)
     metrics = Metrics(networks=list(NETWORKS))
     assert time.monotonic() - started < weights.NETWORK_TIMEOUT + 5
     scores = metrics(image(0), image(1))
     assert math.isnan(scores.lpips_vgg)
     assert math.isnan(scores.lpips_alex)
+    assert math.isnan(scores.st_lpips)
     assert metrics.features(image(0)) is None
     assert scores.psnr == psnr(image(0), image(1))
     captured = capsys.readouterr()
     assert captured.out == ""
     line, = captured.err.strip().splitlines()
-    for word in ("LPIPS (vgg), LPIPS (alex), FID and KID", VGG16.name, ALEXNET.name, INCEPTION.name, "TORCH_HOME",
-                 "--weights_dir"):
+    for word in ("LPIPS (vgg), LPIPS (alex), ST-LPIPS (vgg), FID and KID", VGG16.name, ALEXNET.name, INCEPTION.name,
+                 "TORCH_HOME", "--weights_dir", "pip install stlpips_pytorch"):
         assert word in line
     assert line.count("refused") == 1               # the reason, once
 
@@ -95,7 +98,7 @@ def test_a_silent_server_does_not_hold_the_run_up(monkeypatch, capsys):
         server.listen()
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
         started = time.monotonic()
-        assert Metrics(networks=list(NETWORKS)).networks == {}
+        assert Metrics(networks=["lpips_vgg", "lpips_alex", "inception"]).networks == {}
         assert time.monotonic() - started < 3
     err = capsys.readouterr().err
     assert "left out" in err
@@ -126,12 +129,16 @@ class Malicious:
 @pytest.mark.parametrize("content", [b"broken", b"", pickle.dumps(Malicious(), protocol=2), "another", "list",
                                      "incomplete"])
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_a_damaged_or_foreign_file_leaves_its_metric_out_and_runs_nothing(tmp_path, capsys, name, content):
-    file = hub(tmp_path) / NETWORKS[name][1].name
+def test_a_damaged_or_foreign_file_leaves_its_metric_out_and_runs_nothing(tmp_path, monkeypatch, capsys, name, content):
+    file = hub(tmp_path) / getattr(NETWORKS[name][1], "path", NETWORKS[name][1].name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    package = SimpleNamespace(submodule_search_locations=[hub_folder()])
+    monkeypatch.setattr(weights, "find_spec", lambda name: package)
     if isinstance(content, bytes):
         file.write_bytes(content)
     elif content == "incomplete":
-        {"lpips_vgg": write_vgg16, "lpips_alex": write_alexnet, "inception": write_inception}[name](file, missing=1)
+        {"lpips_vgg": write_vgg16, "lpips_alex": write_alexnet, "inception": write_inception,
+         "st_lpips": write_st_lpips}[name](file, missing=1)
     else:
         torch.save([torch.zeros(1)] if content == "list" else {"weight": torch.zeros(3)}, file)
     assert Metrics(networks=[name]).networks == {}
@@ -176,7 +183,7 @@ def test_weights_are_fetched_once_and_checked(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(weights, "_trouble_reaching", lambda url: "")
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    assert set(Metrics().networks) == {"lpips_alex"}
+    assert set(Metrics().networks) == {"lpips_alex", "st_lpips"}
     assert asked == [(VGG16.url, "397923af"), (ALEXNET.url, "7be5be79")]
     assert "invalid hash value" in capsys.readouterr().err
     assert set(Metrics(networks=["lpips_alex"]).networks) == {"lpips_alex"}
@@ -189,7 +196,7 @@ def test_a_folder_of_weights_serves_where_there_is_no_network(tmp_path, capsys):
     write_alexnet(folder / ALEXNET.name)
     write_inception(folder / INCEPTION.other_name)                      # the same file as published by pytorch-fid
     metrics = Metrics(weights_dir=folder, networks=list(NETWORKS))
-    assert set(metrics.networks) == {"lpips_alex", "inception"}
+    assert set(metrics.networks) == {"lpips_alex", "st_lpips", "inception"}
     line, = capsys.readouterr().err.strip().splitlines()
     assert f"put {VGG16.name} into {folder}" in line
     assert "no such file" in line

@@ -29,7 +29,7 @@ def test_a_saved_image_is_finished_and_everything_lies_in_its_place(tmp_path):
         torch.testing.assert_close(saved, torch.full((3, 8, 8), value), rtol=0, atol=4e-3)
     row, = read_rows(run)
     assert list(row)[:len(COLUMNS)] == COLUMNS
-    assert (row["image"], row["sample"], row["psnr"], row["psnr_input"]) == ("a", "0", "0.25", "-0.5")
+    assert (row["image"], row["sample"], row["psnr"], row["psnr_input"]) == ("a", "0", "0.25", "12.0412")
     assert (row["lpips_vgg"], row["chi_square"], row["seconds"]) == ("", "", "1.5")
     assert yaml.safe_load((run.path / "config.yaml").read_text())["conditioning"]["params"] == {"scale": 0.3}
 

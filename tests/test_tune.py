@@ -198,7 +198,7 @@ def test_overrides_go_into_the_task_where_they_belong(run):
 
 def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run):
     status, _, err = run("--by", "lpips", "--limit", "1")
-    assert status == 2 and "nothing can be chosen by lpips" in err and "psnr or ssim or chi_square" in err
+    assert status == 2 and "nothing can be chosen by lpips" in err and "psnr or ssim or st_lpips or chi_square" in err
 
 
 @pytest.mark.parametrize("options, words", [

@@ -21,6 +21,7 @@ from util.img_utils import write_atomically
 from util.logger import get_logger
 from util.metrics.comparison import Comparison, compare, fixed, log_distances
 from util.metrics.pairs import Pair, pair_folders, shorten
+from util.metrics.perceptual import PERCEPTUAL
 from util.metrics.scores import PER_IMAGE, Metrics, Scores
 from util.run.layout import TABLE, file_of
 from util.run.table import Row, read_table
@@ -62,7 +63,7 @@ def score(args: Namespace) -> int:
     for line in missing:
         get_logger().warning(line)
     from_files = args.from_png or not rows
-    networks = [name for name in ("lpips_vgg", "lpips_alex") if name in args.metrics and from_files]
+    networks = [name for name in PERCEPTUAL if name in args.metrics and from_files]
     networks += ["inception"] if {"fid", "kid"} & set(args.metrics) else []
     metrics = Metrics(device, args.weights_dir, networks)
     comparison = compare(pairs if from_files or metrics.networks else [], metrics, per_image=from_files)

@@ -22,6 +22,7 @@ from util.config.config import Config
 from util.errors import UserError
 from util.logger import get_logger
 from util.memory import free_memory, is_out_of_memory
+from util.metrics.perceptual import PERCEPTUAL
 from util.metrics.scores import Metrics
 from util.run.directory import RunDirectory
 from util.run.measurements import StoredMeasurement
@@ -145,7 +146,7 @@ def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory,
 def load_metrics(task: Task, plan: Plan, fid: bool, weights_dir: str | None, device: torch.device) -> Metrics | None:
     """What judges the images, with the networks that are needed; None where nobody knows the truth."""
     if task.source.knows_truth:
-        per_image = ["lpips_vgg", "lpips_alex"] if plan.groups else []
+        per_image = PERCEPTUAL if plan.groups else ()
         return Metrics(device, weights_dir, [*per_image, "inception"] if fid else per_image)
     if fid:
         logger.warning("left out: FID and KID, as there are no true images to compare with")

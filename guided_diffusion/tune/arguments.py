@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from util.command import MOST_SAMPLES, Parser, at_most
 from util.reproduce_table.arguments import add_options
 
-COLUMNS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg", "chi_square": "chi_square"}    # of metrics.csv
+COLUMNS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg", "st_lpips": "st_lpips",
+           "chi_square": "chi_square"}              # of metrics.csv
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -21,8 +22,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model_config", default="configs/demo_model_config.yaml", help="the network; default %(default)s")
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
         help="the reverse process; default %(default)s")
-    add("--by", choices=list(COLUMNS), help="what decides: the highest psnr or ssim, the lowest lpips, or the "
-        "chi_square nearest to 1; default: psnr, or chi_square where the truth is not known")
+    add("--by", choices=list(COLUMNS), help="what decides: the highest psnr or ssim, the lowest lpips or st_lpips, or "
+        "the chi_square nearest to 1; default: psnr, or chi_square where the truth is not known")
     add("--of", choices=("samples", "mean"), default="samples",
         help="judge the samples one by one, or each image's mean of --samples; default %(default)s")
     add("--samples", type=at_most(MOST_SAMPLES), default=1, metavar="K",

@@ -16,8 +16,10 @@ from util.metrics.statistics import Summary, describe
 from util.reproduce_table.job import Job
 
 TUNABLE = ("conditioning", "measurement")           # sections of the task file
-TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (vgg)", "chi_square": "chi-square"}
+TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (vgg)", "st_lpips": "ST-LPIPS (vgg)",
+          "chi_square": "chi-square"}
 MERITS = {"psnr": lambda mean: mean, "ssim": lambda mean: mean, "lpips": lambda mean: -mean,
+          "st_lpips": lambda mean: -mean,
           "chi_square": lambda mean: -abs(mean - 1)}
 EXAMPLE = "expected key=values, such as conditioning.params.scale=0.1,0.3,1"
 LONGEST_NAME = 120

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.reproduce_table.conftest import read_csv
+from util.metrics.perceptual import MIN_SIDE
 from util.reproduce_table import __main__ as reproduce_table
 from util.reproduce_table import scores
 from util.reproduce_table.job import Job, Options
@@ -71,7 +72,7 @@ def test_metrics_that_cannot_be_had_give_their_reason(run, tree, in_process):
 
 
 def test_fid_is_of_the_saved_images(run, tree, in_process, tiny_inception):
-    scores._inception.cache_clear()
+    scores._metrics.cache_clear()
     tree["metrics"] = ["fid"]
     assert run("--methods", "free")[0] == 0
     row, = [r for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "free"]
@@ -81,7 +82,24 @@ def test_fid_is_of_the_saved_images(run, tree, in_process, tiny_inception):
     for name in job.names:
         shutil.copy(job.path / "label" / f"{name}.png", job.path / "recon" / f"{name}.png")
     assert score(job, "fid").value == pytest.approx(0, abs=1e-3)
-    scores._inception.cache_clear()
+    scores._metrics.cache_clear()
+
+
+def test_a_table_of_before_there_was_st_lpips_gets_it_from_the_saved_images(run, tree, in_process, monkeypatch):
+    monkeypatch.setitem(MIN_SIDE, "st_lpips", 1)
+    tree["metrics"] = ["st_lpips"]
+    assert run("--methods", "free")[0] == 0
+    file, = Path("results/tables/tiny").rglob("metrics.csv")
+    table = read_csv(file)
+    expected = sum(float(row["st_lpips"]) for row in table) / 3
+    keys = [key for key in table[0] if not key.startswith("st_lpips")]
+    file.write_text("".join(",".join(row) + "\n" for row in (keys, *([row[key] for key in keys] for row in table))))
+    scores._metrics.cache_clear()
+    status, _, err = run("--methods", "free")
+    assert status == 0 and len(in_process) == 1, err                    # nothing was restored again
+    row, = [r for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "free"]
+    assert float(row["ours"]) == pytest.approx(expected, rel=0.02) and row["images"] == "3"
+    scores._metrics.cache_clear()
 
 
 def test_latex_is_what_a_paper_prints(tree):

@@ -7,7 +7,8 @@ from util.command import Parser
 from util.errors import did_you_mean
 
 TITLES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips_vgg": ("LPIPS (vgg)", 4),
-          "lpips_alex": ("LPIPS (alex)", 4), "fid": ("FID", 2), "kid": ("KID", 5)}      # and how many decimals to print
+          "lpips_alex": ("LPIPS (alex)", 4), "st_lpips": ("ST-LPIPS (vgg)", 4),
+          "fid": ("FID", 2), "kid": ("KID", 5)}      # and how many decimals to print
 
 
 def _names(text: str) -> list[str]:

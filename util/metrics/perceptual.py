@@ -1,4 +1,4 @@
-"""Networks that judge images, and what is computed from their features: LPIPS, FID, KID.
+"""Networks that judge images, and what is computed from their features: LPIPS, ST-LPIPS, FID, KID.
 
 FID and KID are those of torchmetrics, on the 2048 features of torch-fidelity's Inception v3: the weights that the
 metrics were defined with (TensorFlow's of 2015-12-05, converted) and its bilinear resize to 299 x 299.
@@ -15,11 +15,22 @@ from torch import Tensor, nn
 from util.checkpoint import read_checkpoint
 from util.errors import UserError
 from util.logger import get_logger
-from util.metrics.weights import ALEXNET, INCEPTION, VGG16, MissingWeightsError, WeightsFile, WeightStore
+from util.metrics.shift_tolerant import ShiftTolerantLPIPS
+from util.metrics.weights import (
+    ALEXNET,
+    INCEPTION,
+    ST_LPIPS,
+    VGG16,
+    MissingWeightsError,
+    PackagedFile,
+    WeightsFile,
+    WeightStore,
+)
 
 EXTRACTOR = "Inception v3 (2015-12-05, torch-fidelity), 2048 features"
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000            # Binkowski et al., 2018, as in torchmetrics
-LPIPS_MIN_SIDE = {"lpips_vgg": 16, "lpips_alex": 31}    # below, nothing is left after the network's strides
+MIN_SIDE = {"lpips_vgg": 16, "lpips_alex": 31, "st_lpips": 18}      # below, the network's strides leave nothing
+PERCEPTUAL = tuple(MIN_SIDE)                        # networks that score an image
 
 
 class InceptionFeatures(nn.Module):
@@ -65,9 +76,10 @@ def _lpips(net: str, backbone: str, path: Path) -> nn.Module:
     return judge.requires_grad_(False)
 
 
-NETWORKS: dict[str, tuple[str, WeightsFile, Callable[[Path], nn.Module]]] = {
+NETWORKS: dict[str, tuple[str, WeightsFile | PackagedFile, Callable[[Path], nn.Module]]] = {
     "lpips_vgg": ("LPIPS (vgg)", VGG16, partial(_lpips, "vgg", "vgg16")),
     "lpips_alex": ("LPIPS (alex)", ALEXNET, partial(_lpips, "alex", "alexnet")),
+    "st_lpips": ("ST-LPIPS (vgg)", ST_LPIPS, ShiftTolerantLPIPS),
     "inception": ("FID and KID", INCEPTION, InceptionFeatures),
 }
 
@@ -85,11 +97,11 @@ def load_networks(names: Sequence[str], store: WeightStore, device: torch.device
             lost[name] = f"{file.name} is not the published file ({type(error).__name__})"
     if lost:
         titles = [NETWORKS[name][0] for name in lost]
-        files = [NETWORKS[name][1].name for name in lost]
+        files = [NETWORKS[name][1].name for name in lost if isinstance(NETWORKS[name][1], WeightsFile)]
         also = "name another folder by" if store.folder else "set TORCH_HOME or"
+        remedy = f"; to have them, put {', '.join(files)} into {store.place}, or {also} --weights_dir" if files else ""
         get_logger().warning(f"left out: {', '.join(titles)}, as the weights cannot be had "
-                             f"({'; '.join(dict.fromkeys(lost.values()))}); to have them, put {', '.join(files)} into "
-                             f"{store.place}, or {also} --weights_dir")
+                             f"({'; '.join(dict.fromkeys(lost.values()))}){remedy}")
     return found
 
 

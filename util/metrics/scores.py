@@ -1,5 +1,5 @@
 """Image quality on float images, never on stretched ones: PSNR and SSIM (scikit-image), LPIPS (`lpips`, VGG16 and
-AlexNet), and the features of FID and KID (torchmetrics)."""
+AlexNet), ST-LPIPS, and the features of FID and KID (torchmetrics)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from util.img_utils import to_uint8, to_unit
-from util.metrics.perceptual import LPIPS_MIN_SIDE, load_networks
+from util.metrics.perceptual import MIN_SIDE, PERCEPTUAL, load_networks
 from util.metrics.weights import WeightStore
 
 
@@ -21,8 +21,9 @@ class Scores:
 
     psnr: float                                     # dB, infinite for equal images
     ssim: float                                     # at most 1
-    lpips_vgg: float                                # 0 for equal images
+    lpips_vgg: float                                # 0 for equal images, as the following
     lpips_alex: float = float("nan")
+    st_lpips: float = float("nan")
 
 
 PER_IMAGE = tuple(field.name for field in fields(Scores))
@@ -53,7 +54,7 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 class Metrics:
-    """PSNR, SSIM and, where their networks can be had, LPIPS and the features that FID and KID compare.
+    """PSNR, SSIM and, where their networks can be had, LPIPS, ST-LPIPS and the features that FID and KID compare.
 
     Args:
         device: where the networks run.
@@ -65,7 +66,7 @@ class Metrics:
     """
 
     def __init__(self, device: torch.device | str = "cpu", weights_dir: str | Path | None = None,
-                 networks: Sequence[str] = ("lpips_vgg", "lpips_alex")):
+                 networks: Sequence[str] = PERCEPTUAL):
         self.device = torch.device(device)
         self.networks = load_networks(networks, WeightStore(weights_dir), self.device)
 
@@ -73,11 +74,11 @@ class Metrics:
         """Score an image (3, H, W) in [-1, 1] against the true one of the same shape."""
         assert restored.shape == label.shape and label.dim() == 3, (restored.shape, label.shape)
         return Scores(psnr(restored, label), ssim(restored, label),
-                      self._lpips("lpips_vgg", restored, label), self._lpips("lpips_alex", restored, label))
+                      **{name: self._perceptual(name, restored, label) for name in PERCEPTUAL})
 
     @torch.no_grad()
-    def _lpips(self, name: str, restored: Tensor, label: Tensor) -> float:
-        if name not in self.networks or min(label.shape[1:]) < LPIPS_MIN_SIDE[name]:
+    def _perceptual(self, name: str, restored: Tensor, label: Tensor) -> float:
+        if name not in self.networks or min(label.shape[1:]) < MIN_SIDE[name]:
             return float("nan")
         pair = [x[None].to(self.device, torch.float32).clamp(-1, 1) for x in (restored, label)]
         return float(self.networks[name](*pair))

@@ -5,6 +5,7 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +41,21 @@ INCEPTION = WeightsFile("https://github.com/toshas/torch-fidelity/releases/downl
                         "weights-inception-2015-12-05-6726825d.pth", 91, "pt_inception-2015-12-05-6726825d.pth")
 
 
+@dataclass(frozen=True)
+class PackagedFile:
+    """A file inside an installed package, which is not imported."""
+
+    package: str
+    path: str
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+
+ST_LPIPS = PackagedFile("stlpips_pytorch", "weights/vST0.0/vgg_shift_tolerant.pth")
+
+
 class MissingWeightsError(Exception):
     """A network cannot be had; the message is the reason, in a few words."""
 
@@ -72,12 +88,14 @@ class WeightStore:
         """The folder that a missing file should be put into."""
         return self.folder or hub_folder()
 
-    def find(self, file: WeightsFile) -> Path:
+    def find(self, file: WeightsFile | PackagedFile) -> Path:
         """The path of a file, after fetching it if need be.
 
         Raises:
             MissingWeightsError: it is not there and cannot be fetched.
         """
+        if isinstance(file, PackagedFile):
+            return _find_packaged(file)
         folders = [self.folder, hub_folder()] if self.folder else [hub_folder()]
         for path in (folder / name for folder in folders for name in (file.name, file.other_name) if name):
             if path.is_file():
@@ -90,6 +108,14 @@ class WeightStore:
         if self._unreachable[server]:
             raise MissingWeightsError(self._unreachable[server])
         return _fetch(file, hub_folder() / file.name)
+
+
+def _find_packaged(file: PackagedFile) -> Path:
+    package = find_spec(file.package)
+    for folder in package.submodule_search_locations if package else ():
+        if (path := Path(folder) / file.path).is_file():
+            return path
+    raise MissingWeightsError(f"pip install {file.package} brings them")
 
 
 def _fetch(file: WeightsFile, path: Path) -> Path:

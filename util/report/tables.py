@@ -39,8 +39,10 @@ class Column:
 COLUMNS = (
     Column("psnr", "PSNR (dB)", ".2f", 1, "psnr_input"), Column("ssim", "SSIM", ".3f", 1, "ssim_input"),
     Column("lpips_vgg", "LPIPS (vgg)", ".3f", -1), Column("lpips_alex", "LPIPS (alex)", ".3f", -1),
+    Column("st_lpips", "ST-LPIPS (vgg)", ".3f", -1),
     Column("psnr_aligned", "aligned PSNR (dB)", ".2f", 1), Column("ssim_aligned", "aligned SSIM", ".3f", 1),
     Column("lpips_vgg_aligned", "aligned LPIPS (vgg)", ".3f", -1),
+    Column("st_lpips_aligned", "aligned ST-LPIPS (vgg)", ".3f", -1),
     Column("distance", "distance", "#.4g"), Column("chi_square", "chi-square", "#.3g"),
     Column("std", "deviation", ".3f"), Column("error_to_std", "error / deviation", ".2f"),
     Column("network_evaluations", "evaluations", ".0f"), Column("seconds", "seconds", ".1f"))

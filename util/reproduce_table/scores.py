@@ -7,13 +7,14 @@ from functools import cache
 
 from util.command import choose_device
 from util.errors import UserError
-from util.metrics.comparison import compare
+from util.metrics.comparison import Comparison, compare
 from util.metrics.pairs import Pair
 from util.metrics.scores import Metrics
 from util.metrics.statistics import describe
 from util.reproduce_table.job import Job
 from util.reproduce_table.spec import METRICS, Cell, PaperTable
 from util.run.layout import file_of
+from util.run.table import Row
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,12 @@ def score(job: Job, metric: str) -> Score:
             return Score(_fid(job), images=len(rows))
         except UserError as error:
             return Score(remark=f"FID is left out: {error}")
-    found = describe([getattr(row, column) for row in rows], [row.image for row in rows])
+    values = [getattr(row, column) for row in rows]
+    if column == "st_lpips" and all(map(math.isnan, values)):           # a run of before there was this column
+        known = [row for row in rows if row.ok and row.has_truth]
+        scored = {image: scores.st_lpips for image, _, scores in _compare(job, known, column).rows}
+        values = [scored.get(row.image, math.nan) for row in rows]
+    found = describe(values, [row.image for row in rows])
     if not found["count"]:
         causes = [warning for warning in job.warnings if metric.partition("_")[0].upper() in warning]
         return Score(remark=(causes or [f"column {column} of metrics.csv is empty"])[0])
@@ -75,19 +81,24 @@ def score(job: Job, metric: str) -> Score:
 
 def _fid(job: Job) -> float:
     """FID between the saved restorations and the true images; UserError if it cannot be had."""
-    metrics = _inception(job.options.gpu, job.options.weights_dir)
-    if not metrics.networks:
+    found = _compare(job, job.rows(), "inception")
+    if not _metrics("inception", job.options.gpu, job.options.weights_dir).networks:
         raise UserError("the weights of its network cannot be had")
-    several = job.options.num_samples > 1
-    found = compare([Pair(row.image, row.sample, file_of(job.path, "recon", row.image, row.sample if several else None),
-                          file_of(job.path, "label", row.image)) for row in job.rows()],
-                    metrics, per_image=False, progress=False)
     value = found.distances(["fid"])["fid"]["value"]
     if found.skipped or value is None:
         raise UserError("images cannot be read" if found.skipped else "there are fewer than two images")
     return value
 
 
+def _compare(job: Job, rows: Sequence[Row], network: str) -> Comparison:
+    """The saved restorations and the true images, scored with a network."""
+    several = job.options.num_samples > 1
+    pairs = [Pair(row.image, row.sample, file_of(job.path, "recon", row.image, row.sample if several else None),
+                  file_of(job.path, "label", row.image)) for row in rows]
+    metrics = _metrics(network, job.options.gpu, job.options.weights_dir)
+    return compare(pairs, metrics, per_image=network != "inception", progress=False)
+
+
 @cache
-def _inception(gpu: int | None, weights_dir: str | None) -> Metrics:
-    return Metrics(choose_device(gpu), weights_dir, ["inception"])
+def _metrics(network: str, gpu: int | None, weights_dir: str | None) -> Metrics:
+    return Metrics(choose_device(gpu), weights_dir, [network])

@@ -43,9 +43,11 @@ class Metric:
 METRICS = {
     "fid": Metric("FID", None, 2, -1),
     "lpips": Metric("LPIPS, VGG", "lpips_vgg", 3, -1),
+    "st_lpips": Metric("ST-LPIPS, VGG", "st_lpips", 3, -1),
     "psnr": Metric("PSNR in dB", "psnr", 2, 1),
     "ssim": Metric("SSIM", "ssim", 3, 1),
     "lpips_aligned": Metric("LPIPS, VGG, ambiguities resolved", "lpips_vgg_aligned", 3, -1),
+    "st_lpips_aligned": Metric("ST-LPIPS, VGG, ambiguities resolved", "st_lpips_aligned", 3, -1),
     "psnr_aligned": Metric("PSNR in dB, ambiguities resolved", "psnr_aligned", 2, 1),
     "ssim_aligned": Metric("SSIM, ambiguities resolved", "ssim_aligned", 3, 1),
     "psnr_input": Metric("PSNR of the lifted measurement in dB", "psnr_input", 2),

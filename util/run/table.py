@@ -16,7 +16,7 @@ from util.command import user_path
 from util.errors import UserError
 from util.img_utils import to_unit
 from util.metrics.pairs import MEAN
-from util.metrics.scores import Metrics, Scores
+from util.metrics.scores import Metrics, Scores, psnr, ssim
 from util.metrics.statistics import Summary, describe
 from util.run.layout import SUMMARY, TABLE, file_of, is_file_name
 
@@ -50,6 +50,8 @@ class Row:
     std: float                                      # of the samples around their mean, root mean square on [0, 1]
     error_to_std: float                             # see `spread`; these two for means only
     lpips_alex: float
+    st_lpips: float = math.nan                      # these two are missing in tables of earlier versions
+    st_lpips_aligned: float = math.nan
     source: str = ""                                # fingerprint of the files that the image was read from
     status: str = OK                                # or "diverged at step 37", counting down to 0; no scores then
 
@@ -80,6 +82,7 @@ class Row:
 
 COLUMNS = [field.name for field in fields(Row)]
 NUMBERS = COLUMNS[2:-2]
+LATER = ("st_lpips", "st_lpips_aligned")
 FORMS = {"image": is_file_name,
          "sample": re.compile(rf"\d{{1,9}}|{MEAN}").fullmatch,
          "source": re.compile(r"([0-9a-f]{16})*").fullmatch,
@@ -118,7 +121,7 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
         metrics: what scores them; needed with a truth.
         source: see `Row`.
     """
-    of_input = NO_SCORES if label is None else metrics(lifted, label)
+    of_input = (math.nan, math.nan) if label is None else (psnr(lifted, label), ssim(lifted, label))
     finite = [outcome for outcome in finite_samples(outcomes) if math.isfinite(outcome.distance)]
     best = min(finite, key=lambda outcome: outcome.distance, default=None)      # the truth plays no part
     rows = []
@@ -127,11 +130,11 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
         is_mean, nothing = outcome.sample == MEAN, outcome.status != OK
         std, error_to_std = spread(outcomes, label) if is_mean else (math.nan, math.nan)
         rows.append(Row(
-            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, of_input.psnr, of_input.ssim,
+            image, outcome.sample, scores.psnr, scores.ssim, scores.lpips_vgg, *of_input,
             math.nan if nothing else outcome.distance, outcome.seconds, math.nan if nothing else outcome.chi_square,
             outcome.network_evaluations, aligned.psnr, aligned.ssim, aligned.lpips_vgg,
-            math.nan if is_mean else float(outcome is best), std, error_to_std, scores.lpips_alex, source,
-            outcome.status))
+            math.nan if is_mean else float(outcome is best), std, error_to_std, scores.lpips_alex, scores.st_lpips,
+            aligned.st_lpips, source, outcome.status))
     return rows
 
 
@@ -186,8 +189,9 @@ def parse_rows(text: str) -> list[Row]:
     """The rows of a metrics.csv; a ValueError names the line that is not one of ours."""
     table = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        if table.fieldnames != COLUMNS:
-            raise ValueError(f"its columns are {', '.join(table.fieldnames or ['none'])[:200]}")
+        found = table.fieldnames or []
+        if found != [column for column in COLUMNS if column in found or column not in LATER]:
+            raise ValueError(f"its columns are {', '.join(found or ['none'])[:200]}")
         return list(map(Row.parse, table))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"line {table.line_num}: {error}") from None
