@@ -12,7 +12,7 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.priors.analytic import AnalyticPrior
 from guided_diffusion.priors.gaussians import StationaryGaussian
-from tests.guided_steps import LINEAR, NAMES, SIZE, Wrapped, measure, photographs, restore
+from tests.guided_steps import LINEAR, NAMES, SIZE, Wrapped, measure, photographs, restore, tiny_unet
 from tests.helpers import NOISE_EXAMPLES
 from util.errors import UserError
 from util.seeding import ImageRandomness
@@ -39,9 +39,9 @@ def step_of(spectrum, index=6, names=NAMES[:2]):
         return sampler.step(prior, x_t.requires_grad_(), index, ImageRandomness(11, names))
 
 
-def moves(step, measurement, method="ps", **params):
+def moves(step, measurement, method="ps", likelihood="gaussian", **params):
     """How much the measurement moves x0_hat, read off x_{t-1}."""
-    x, distance = get_conditioning_method(method, likelihood="gaussian", **SINGLE_DRAW[method], **params).conditioning(
+    x, distance = get_conditioning_method(method, likelihood=likelihood, **SINGLE_DRAW[method], **params).conditioning(
         step, measurement)
     torch.testing.assert_close(distance, measurement.distance(step.x0_hat.detach()))
     free = step.mean + step.std * ImageRandomness(11, step.randomness.names).randn_like(step.mean)
@@ -70,6 +70,38 @@ def test_white_images_move_to_the_exact_posterior_mean(method, noise, operator, 
     expected = c * a.mT @ torch.linalg.solve(c * a @ a.mT + torch.diag_embed(v), residual[..., None])
     found = moves(step, measurement, method)
     torch.testing.assert_close(found.flatten(1), expected[..., 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method, noise, operator", [
+    *(("ps", "gaussian", operator) for operator in LINEAR), ("dpps", "poisson", "super_resolution")])
+def test_stationary_images_move_to_the_exact_posterior_mean(method, noise, operator, monkeypatch):
+    """x0 ~ N(0, F^H S F), S = 1 / (1 + (f / corner)^2): C A^T (A C A^T + V)^-1 (y - A x0_hat) by dense algebra."""
+    monkeypatch.setattr(likelihoods, "ITERATIONS", 1000)
+    measurement, _ = measure(operator, NAMES[:2], noise)
+    f = torch.fft.fftfreq(SIZE, dtype=torch.float64)
+    spectrum = 1 / (1 + (f[:, None] ** 2 + f ** 2) / 0.1 ** 2)
+    step = step_of(spectrum)
+    step = replace(step, x0_hat=step.x0_hat.detach())                       # no gradient is asked for
+    s2 = (1 - step.alpha_bar) / step.alpha_bar
+    basis = torch.eye(3 * SIZE ** 2, dtype=torch.float64).view(-1, 3, SIZE, SIZE)
+    c = torch.fft.ifft2(spectrum * s2 / (spectrum + s2) * torch.fft.fft2(basis)).real.flatten(1)
+    a, v = dense(measurement), measurement.noiser.variance(measurement.y).flatten(1)
+    residual = (measurement.y - measurement.operator(step.x0_hat)).flatten(1)
+    expected = c @ a.mT @ torch.linalg.solve(a @ c @ a.mT + torch.diag_embed(v), residual[..., None])
+    found = moves(step, measurement, method, {"name": "stationary", "corner": 0.1})
+    torch.testing.assert_close(found.flatten(1), expected[..., 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", GUIDED)
+@pytest.mark.parametrize("likelihood, wanted", [("stationary", False), ("gaussian", True), ("point", True)])
+def test_the_network_builds_a_graph_where_the_likelihood_asks_for_one(method, likelihood, wanted):
+    def network(x, t):
+        asked.append(torch.is_grad_enabled() and x.requires_grad)
+        return tiny_unet()(x, t)
+
+    asked = []
+    restore(method, "super_resolution", NAMES[:1], network=lambda: network, likelihood=likelihood)
+    assert asked == [wanted] * 4
 
 
 @pytest.mark.parametrize("operator", LINEAR)
@@ -107,13 +139,17 @@ def test_it_is_a_gradient_through_the_network():
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
 
 
-@pytest.mark.parametrize("method, operator", [("dpps", "inpainting"), *(("ps", operator) for operator in LINEAR[::2])])
-def test_batch_equals_single_runs_in_any_order(method, operator):
-    batch, distances = restore(method, operator, NAMES, likelihood="gaussian")
+@pytest.mark.parametrize("method, operator, likelihood", [
+    ("dpps", "inpainting", "gaussian"), *(("ps", operator, "gaussian") for operator in LINEAR[::2]),
+    ("dpps", "inpainting", "stationary"), ("ps", "super_resolution", "stationary")])
+def test_batch_equals_single_runs_in_any_order(method, operator, likelihood, monkeypatch):
+    if likelihood == "stationary":                  # 16 iterations leave 1e-3 of the move, which rounding decides
+        monkeypatch.setattr(likelihoods, "ITERATIONS", 200)
+    batch, distances = restore(method, operator, NAMES, likelihood=likelihood)
     assert batch.isfinite().all() and (batch[0] - batch[1]).abs().max() > 0.1
-    shuffled, _ = restore(method, operator, [NAMES[2], NAMES[0]], likelihood="gaussian")
+    shuffled, _ = restore(method, operator, [NAMES[2], NAMES[0]], likelihood=likelihood)
     torch.testing.assert_close(shuffled, batch[[2, 0]], atol=1e-6, rtol=0)
-    alone, distance = restore(method, operator, [NAMES[1]], likelihood="gaussian")
+    alone, distance = restore(method, operator, [NAMES[1]], likelihood=likelihood)
     torch.testing.assert_close(alone, batch[1:2], atol=1e-6, rtol=0)
     torch.testing.assert_close(distance[:, 0], distances[:, 1], atol=1e-6, rtol=0)
 
@@ -173,9 +209,12 @@ def test_agreement_moves_nothing():
 
 @pytest.mark.parametrize("method", GUIDED)
 @pytest.mark.parametrize("params, message", [
-    ({"likelihood": "gausian"}, "unknown likelihood 'gausian'; did you mean 'gaussian'? choose from gaussian, point"),
-    ({"likelihood": {"power": 2}}, "likelihood {'power': 2} has no name; expected {name: ...}, one of gaussian, point"),
-    ({"likelihood": 3}, "likelihood is 3, expected a string or a mapping, one of gaussian, point"),
+    ({"likelihood": "gausian"},
+     "unknown likelihood 'gausian'; did you mean 'gaussian'? choose from gaussian, point, stationary"),
+    ({"likelihood": {"power": 2}},
+     "likelihood {'power': 2} has no name; expected {name: ...}, one of gaussian, point, stationary"),
+    ({"likelihood": 3}, "likelihood is 3, expected a string or a mapping, one of gaussian, point, stationary"),
+    ({"likelihood": {"name": "stationary", "corner": 0}}, "likelihood 'stationary': corner is 0, expected"),
     ({"likelihood": "gaussian", "scale": -1}, "scale is -1, expected a finite number, 0 or more"),
     ({"likelihood": {"name": "gaussian", "power": 2}}, "likelihood 'gaussian': unknown key 'power'; it takes no param"),
 ])
@@ -184,14 +223,14 @@ def test_mistakes_are_named(method, params, message):
         get_conditioning_method(method, **params)
 
 
-@pytest.mark.parametrize("method", GUIDED)
-def test_it_needs_a_linear_operator_and_a_noise_variance(method):
-    gaussian = get_conditioning_method(method, likelihood="gaussian")
+@pytest.mark.parametrize("method, likelihood", [*((method, "gaussian") for method in GUIDED), ("ps", "stationary")])
+def test_it_needs_a_linear_operator_and_a_noise_variance(method, likelihood):
+    gaussian = get_conditioning_method(method, likelihood=likelihood)
     operator = get_operator("noise")
     for noise in NOISY:
         gaussian.check(operator, get_noise(noise, **NOISE_EXAMPLES[noise]))
     gaussian.check(operator)
-    with pytest.raises(UserError, match="likelihood gaussian weighs y by its noise variance, but noise 'clean' has no"):
+    with pytest.raises(UserError, match=f"{likelihood} weighs y by its noise variance, but noise 'clean' has no"):
         gaussian.check(operator, get_noise("clean"))
     nonlinear = Wrapped(operator)
     nonlinear.name = "square"

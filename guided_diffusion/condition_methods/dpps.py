@@ -50,6 +50,7 @@ class PosteriorProximalSampling(ConditioningMethod):
                  aligned_init: bool = True, adaptive: bool = True, proximal: bool = True,
                  target: Literal["eps", "mean"] = "eps", chunk: Count | None = None):
         self.scale, self.likelihood = scale, LIKELIHOODS.make(likelihood)
+        self.needs_grad = self.likelihood.needs_grad
         self.max_candidates, self.aligned_init, self.adaptive = max_candidates, aligned_init, adaptive
         self.proximal, self.target, self.chunk = proximal, target, chunk
 

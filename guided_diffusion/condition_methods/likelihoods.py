@@ -11,7 +11,7 @@ from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
 from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot
 from guided_diffusion.measurements.measurement import Measurement
-from util.config.registry import OneOf, Registry
+from util.config.registry import OneOf, Positive, Registry
 from util.errors import UserError
 
 LIKELIHOODS = Registry("likelihood")
@@ -25,6 +25,7 @@ class Likelihood(ABC):
     """A reading of p(y | x_t). `__init__` lists the parameters that stand beside its name."""
 
     name: str                                       # set by the registry
+    needs_grad = True                               # gradients through the network with respect to x_t
     needs_linear = False                            # transpose of the operator
     needs_variance = False                          # of the noise
 
@@ -87,3 +88,46 @@ class GaussianLikelihood(Likelihood):
         curvature = dot(image, image) + least * dot(w, p).clamp_min(0)
         a = dot(residual, image).clamp_min(0) / curvature.clamp_min(torch.finfo(p.dtype).tiny)
         return step.x0_coef * column(a, p) * p, measurement.noiser.distance(measurement.y, prediction)
+
+
+@register_likelihood("stationary")
+class StationaryLikelihood(Likelihood):
+    """p(x0 | x_t) = N(x0_hat, C) and A linear, C as if images were stationary and Gaussian, with a spectrum that falls.
+
+        S     = 1 / (1 + (f / corner)^2)                        variance of a Fourier mode of f cycles per pixel
+        C     = S s^2 / (S + s^2) of every mode,                s^2 = (1 - ab) / ab
+        delta = C A^T (A C A^T + V)^-1 (y - A x0_hat)           V the noise variance
+
+    x_{t-1} moves by delta times the factor of x0_hat in its mean. For images of that Gaussian C is the covariance of x0
+    given x_t, and delta the move to the mean of p(x0 | x_t, y). For others it stands in for the network's derivative:
+    no gradient goes through the network, and a step takes 0.4 of the time. What y tells of a pixel spreads to those
+    around it, while a white C, as that of DiffPIR, leaves missing pixels where they are. By 16 steps of conjugate
+    gradients, with two Fourier transforms each, for which images wrap around. Ours.
+
+    Args:
+        corner: where the spectrum begins to fall. That of photographs falls from 0.06 or so; less stands for what
+            their x0_hat leaves open, and fits less of the noise of y.
+    """
+
+    needs_grad = False
+    needs_linear = needs_variance = True
+
+    def __init__(self, corner: Positive = 0.04):
+        self.corner = corner
+
+    def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        operator, variance = measurement.operator, measurement.noiser.variance(measurement.y)
+        least = variance.flatten(1).amin(1)         # as the unit of V, so that nothing overflows where noise is weak
+        weight = (column(least, variance) / variance).sqrt()
+        prediction, (height, width) = operator(step.x0_hat), step.x0_hat.shape[-2:]
+        down, along = (transform(n, dtype=step.x0_hat.dtype, device=step.x0_hat.device)
+                       for transform, n in ((torch.fft.fftfreq, height), (torch.fft.rfftfreq, width)))
+        fall = (down[:, None] ** 2 + along ** 2) / self.corner ** 2             # 1 / S - 1
+        root = (fall + 1 / (1 - step.alpha_bar)).rsqrt()                        # of C = 1 / (1 / S + ab / (1 - ab))
+
+        def colour(x: Tensor) -> Tensor:
+            return torch.fft.irfft2(root * torch.fft.rfft2(x), s=(height, width))
+
+        u, _ = damped_inverse(lambda v: weight * operator(colour(v)), lambda r: colour(operator.transpose(weight * r)),
+                              weight * (measurement.y - prediction), least.sqrt(), ITERATIONS)  # C^(-1/2) delta
+        return step.x0_coef * colour(u), measurement.noiser.distance(measurement.y, prediction)

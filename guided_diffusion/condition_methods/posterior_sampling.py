@@ -74,6 +74,7 @@ class PosteriorSampling(ConditioningMethod):
 
     def __init__(self, scale: NonNegative = 1.0, likelihood: LikelihoodChoice = "point"):
         self.scale, self.likelihood = scale, LIKELIHOODS.make(likelihood)
+        self.needs_grad = self.likelihood.needs_grad
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
