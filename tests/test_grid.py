@@ -86,3 +86,14 @@ def test_the_edge_of_the_grid_is_said(value, words):
     grid = {"a": [3, 1, 9], "b": ["x", "y"], "c": [5], "d": [True, False]}
     said = at_the_edge(grid, Point((("a", value), ("b", "x"), ("c", 5), ("d", True))))
     assert [words in sentence and "best a is" in sentence for sentence in said] == [True] * (words is not None)
+
+
+@pytest.mark.parametrize("chi_squares, psnrs, best, decided", [
+    ([0.4, 0.6, 1.1], [30.0, 29.0, 28.0], 1, "psnr"),                      # the highest PSNR fits the noise of y
+    ([0.4, 2.5, 9.0], [28.0, 29.0, 30.0], 0, "chi_square"),                # none agrees with y
+])
+def test_consistency_takes_the_best_of_what_agrees_with_the_measurement(chi_squares, psnrs, best, decided):
+    results = [Result(Point((("k", i),)), {name: describe([values[i]], ["a"]) for name, values in
+                                           {**dict.fromkeys(COLUMNS, psnrs), "chi_square": chi_squares}.items()}, 1)
+               for i in range(3)]
+    assert choose(results, "consistency") == (results[best], decided)

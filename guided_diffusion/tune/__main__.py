@@ -97,8 +97,10 @@ def remark(args: argparse.Namespace, result: Result, by: str, grid: dict[str, li
     values = "; ".join(f"{key}={','.join(map(str, tried))}" for key, tried in grid.items())
     what = "mean of the samples" if args.of == "mean" else "samples"
     data = Path(args.data).name if args.data else "the task's images"
-    return (f"Tuned by {by} of the {what} ({count(args.samples, 'sample')} per image, {count(result.images, 'image')} "
-            f"of {data}, seed {args.seed}) over {values}")
+    others = [override for override in args.overrides if override.partition(".")[0] not in TASK_SECTIONS]
+    return (f"Tuned by {by if args.by in (None, by) else f'{args.by} ({by})'} of the {what} "
+            f"({count(args.samples, 'sample')} per image, {count(result.images, 'image')} of {data}, seed {args.seed}) "
+            f"over {values}{f', with {chr(44).join(others)}' if others else ''}")
 
 
 def tune(args: argparse.Namespace) -> int:

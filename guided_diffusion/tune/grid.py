@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guided_diffusion.tune.arguments import COLUMNS
+from guided_diffusion.tune.arguments import COLUMNS, CONSISTENCY
 from util.config.config import SECTIONS
 from util.config.yaml_text import parse_yaml
 from util.errors import UserError, did_you_mean
@@ -21,6 +21,7 @@ TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (vgg)", "st_lpips
 MERITS = {"psnr": lambda mean: mean, "ssim": lambda mean: mean, "lpips": lambda mean: -mean,
           "st_lpips": lambda mean: -mean,
           "chi_square": lambda mean: -abs(mean - 1)}
+CONSISTENT = 2                                      # the factor by which a chi-square may be off 1
 EXAMPLE = "expected key=values, such as conditioning.params.scale=0.1,0.3,1"
 LONGEST_NAME = 120
 
@@ -117,12 +118,16 @@ def choose(results: Sequence[Result], by: str | None) -> tuple[Result, str]:
     Only results for which as many values are known as for any other take part: a restoration that diverged has none.
 
     Args:
-        by: a key of `COLUMNS`; None for PSNR where the truth is known, else chi-square.
+        by: a key of `COLUMNS`; None for PSNR where the truth is known, else chi-square; "consistency" for PSNR among
+            those whose chi-square is within a factor of `CONSISTENT` of 1, for chi-square where none is.
 
     Raises:
         UserError: no result has that figure.
     """
     known = {name: max((r.figures[name]["count"] for r in results), default=0) for name in COLUMNS}
+    if by == CONSISTENCY:
+        fitting = [r for r in results if 1 / CONSISTENT <= (r.figures["chi_square"]["mean"] or 0) <= CONSISTENT]
+        return choose(fitting or results, "psnr" if fitting else "chi_square")
     by = by or ("psnr" if known["psnr"] else "chi_square")
     if not known[by]:
         others = [name for name in COLUMNS if known[name]]

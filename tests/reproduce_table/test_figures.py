@@ -15,7 +15,7 @@ from util.metrics.perceptual import MIN_SIDE
 from util.reproduce_table import __main__ as reproduce_table
 from util.reproduce_table import scores
 from util.reproduce_table.job import Job, Options
-from util.reproduce_table.plots import draw
+from util.reproduce_table.plots import draw, scatter
 from util.reproduce_table.scores import Entry, Score, score
 from util.reproduce_table.spec import METRICS, load_table
 from util.reproduce_table.text import latex
@@ -161,3 +161,40 @@ def test_a_table_of_the_papers_figures_alone(run, tree):
     del tree["methods"]["dps"], tree["methods"]["free"], tree["paper"][0]["rows"]["dps"]
     assert run("--dry_run")[0] == run()[0] == 0
     assert "| SR   | Other  |   1.5 |  paper only |" in Path("results/tables/tiny/table.md").read_text()
+
+
+def test_methods_are_compared_with_a_reference_image_by_image(run, tree, in_process):
+    tree |= {"reference": "dps", "scatter": [["psnr", "ssim"]], "paper": []}
+    status, out, err = run("--limit", "2")
+    assert status == 0, err
+    folder = Path("results/tables/tiny")
+    dps, free = ([float(row["psnr"]) for row in read_csv(folder / f"sr/{path}/metrics.csv")]
+                 for path in ("dps/super_resolution/ps", "free/super_resolution/vanilla"))
+    differences = [b - a for a, b in zip(dps, free, strict=True)]
+    cells = {(row["metric"], row["task"], row["method"]): row for row in read_csv(folder / "table.csv")}
+    found = cells["psnr", "sr", "free"]
+    assert float(found["against"]) == pytest.approx(sum(differences) / 2, rel=1e-3)
+    assert [float(found[f"against_{end}"]) for end in ("low", "high")] == pytest.approx(sorted(differences), rel=1e-3)
+    assert cells["psnr", "sr", "dps"]["against"] == ""
+    mark = " *" if min(differences) > 0 or max(differences) < 0 else ""
+    half = abs(differences[0] - differences[1]) / 2
+    assert f"{sum(differences) / 2:+.2f} ± {half:.2f}{mark} |" in out and "against DPS" in out
+    assert Image.open(folder / "ssim_against_psnr.png").width > 600
+
+
+def test_the_front_holds_what_nothing_beats(tree, monkeypatch):
+    """Of three methods with seconds 1, 2, 3 times and PSNR 0, 1, 0.5 dB above the reference, the third is beaten."""
+    lines = []
+    original = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *args, **options: lines.append((args[1:], options)) or original(
+        *args, **options))
+    tree |= {"reference": "dps", "scatter": [["seconds", "psnr"]], "paper": [], "metrics": ["psnr", "seconds"]}
+    tree["methods"] = {name: {"title": name, "method": "ps"} for name in ("dps", "good", "bad")}
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    table = load_table("tiny.yaml")
+    values = {"psnr": {"dps": 20.0, "good": 21.0, "bad": 20.5}, "seconds": {"dps": 2.0, "good": 4.0, "bad": 6.0}}
+    entries = [Entry(cell, None, Score(values[cell.metric][cell.method])) for cell in table.cells]
+    picture = Image.open(io.BytesIO(scatter(table, entries, "seconds", "psnr")))
+    assert picture.width > 600
+    (x, y), _ = next(line for line in lines if line[1].get("label") == "Pareto front")
+    assert (list(x), list(y)) == (pytest.approx([1, 2]), pytest.approx([0, 1]))

@@ -28,6 +28,9 @@ from util.reproduce_table.spec import load_table
     (["paper", 0, "rows", "dps", "values"], ["a", 1.0], ["values is ['a', 1.0]"]),
     (["paper", 0, "source"], None, ["paper[0]", "source is None"]),
     (["methods"], {}, ["paper[0]"]),
+    (["reference"], "dsp", ["reference", "did you mean 'dps'"]),
+    (["scatter"], [["psnr", "sim"]], ["scatter", "did you mean 'ssim'"]),
+    (["scatter"], [["psnr", "ssim"]], ["scatter takes pairs of metrics, [x, y], and a reference"]),
 ])
 def test_mistakes_in_a_table_are_named(run, tree, in_process, keys, value, words):
     node = tree

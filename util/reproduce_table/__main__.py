@@ -1,7 +1,8 @@
 """Reproduce a paper's table: `python -m util.reproduce_table configs/tables/dps_ffhq_linear.yaml --data FOLDER`.
 
 Runs what is missing through `sample_condition.py`, one run per task and method, each of them resumable; then prints and
-writes table.md, table.tex, table.csv and table.png: paper | ours +- 95 % interval | difference.
+writes table.md, table.tex, table.csv and table.png: paper | ours +- 95 % interval | difference. Where the table has a
+`reference`, every method is compared with it, image by image.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from util.reproduce_table.job import (
     execute,
     seconds_per_evaluation,
 )
-from util.reproduce_table.plots import draw
+from util.reproduce_table.plots import draw, scatter
 from util.reproduce_table.scores import evaluate
 from util.reproduce_table.spec import PaperTable, load_table
 from util.reproduce_table.text import latex, markdown, to_csv
@@ -118,6 +119,8 @@ def reproduce(args: argparse.Namespace) -> int:
     for name, content in (("table.md", text), ("table.tex", latex(table, entries)), ("table.csv", to_csv(entries))):
         write_atomically(folder / name, content.encode())
     write_atomically(folder / "table.png", draw(table, entries))
+    for x, y in table.spec.scatter:
+        write_atomically(folder / f"{y}_against_{x}.png", scatter(table, entries, x, y))
     logger.info(f"\n{text}\n{folder / 'table.md'}, .tex, .csv and .png, in {duration(time.perf_counter() - started)}")
     wrong = sum(bool(job.error) for job in jobs)
     if wrong:

@@ -11,6 +11,7 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
          "axes.titlelocation": "left", "grid.alpha": 0.3}
 ARROWS = {1: " (higher is better →)", -1: " (← lower is better)", 0: ""}
 RATIO = 4                                           # of the largest figure to the smallest, from which axes are log
+RATIOS = ("network_evaluations", "seconds")         # metrics that are compared by division
 OURS = {"marker": "o", "markersize": 4, "capsize": 2, "lw": 1.2}
 PAPER = {"marker": "D", "markersize": 5, "markerfacecolor": "none", "ls": "none"}
 
@@ -33,6 +34,55 @@ def draw(table: PaperTable, entries: Sequence[Entry]) -> bytes:
             figure.legend(labelled.values(), labelled.keys(), loc="outside lower left", ncols=4, frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
+
+
+def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> bytes:
+    """A point per method as PNG, with the Pareto front: two metrics relative to the reference, over the method's tasks.
+
+    On an axis are the ratio to the reference, where metrics count time or evaluations, its geometric mean over tasks;
+    else the mean difference.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    values = {(e.cell.metric, e.cell.task, e.cell.method): e.score.value for e in entries
+              if not math.isnan(e.score.value)}
+
+    def place(metric: str, method: str) -> float:
+        own = [(value, values.get((metric, task, table.spec.reference))) for (m, task, name), value in values.items()
+               if (m, name) == (metric, method)]
+        pairs = [(value, reference) for value, reference in own if reference is not None]
+        if not pairs:
+            return math.nan
+        if metric in RATIOS:
+            return math.exp(sum(math.log(value / reference) for value, reference in pairs) / len(pairs))
+        return sum(value - reference for value, reference in pairs) / len(pairs)
+
+    points = {name: (place(x, name), place(y, name)) for name in table.methods}
+    points = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
+    signs = METRICS[x].better, METRICS[y].better
+    with rc_context(STYLE):
+        figure = Figure(layout="constrained", figsize=(7.2, 4.6))
+        axes = figure.subplots()
+        front = sorted(point for point in points.values() if not any(
+            all(s * theirs >= s * own for s, theirs, own in zip(signs, other, point, strict=True)) and other != point
+            for other in points.values()))
+        axes.plot(*zip(*front, strict=True), color="#0072b2", lw=1, alpha=0.5, label="Pareto front")
+        for name, point in points.items():
+            axes.plot(*point, "o", ms=5, color="#0072b2" if point in front else "#888888")
+            axes.annotate(table.methods[name].title, point, (4, 3), textcoords="offset points", fontsize=7)
+        for axis, metric in ((axes.xaxis, x), (axes.yaxis, y)):
+            what = "relative to" if metric in RATIOS else "minus that of"
+            axis.set_label_text(f"{METRICS[metric].title} {what} {table.methods[table.spec.reference].title}")
+        if x in RATIOS:
+            _scale(axes.xaxis, [point[0] for point in points.values()])
+        axes.annotate("better", ((1 + signs[0]) / 2, (1 + signs[1]) / 2), (-40 * signs[0], -30 * signs[1]), ha="center",
+                      xycoords="axes fraction", textcoords="offset points", arrowprops={"arrowstyle": "->"}, fontsize=9)
+        axes.legend(frameon=False, fontsize=7)
+        axes.grid()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 

@@ -30,11 +30,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell with what was found for it; `job` is None and `score` empty where nothing of ours belongs there."""
+    """A cell with what was found for it; `job` is None and `score` empty where nothing of ours belongs there.
+
+    `against` is the mean of the differences from the table's reference, image by image.
+    """
 
     cell: Cell
     job: Job | None
     score: Score = Score()
+    against: Score = Score()
 
     @property
     def difference(self) -> float:
@@ -51,8 +55,26 @@ class Entry:
 def evaluate(table: PaperTable, jobs: Sequence[Job]) -> list[Entry]:
     """Score every cell of the table from the results on disk."""
     by_run = {job.run: job for job in jobs}
-    return [Entry(cell, by_run[cell.run], score(by_run[cell.run], cell.metric)) if cell.run else Entry(cell, None)
-            for cell in table.cells]
+    references = {job.run.task: job for job in jobs if job.run.method == table.spec.reference}
+
+    def entry(cell: Cell) -> Entry:
+        if not cell.run:
+            return Entry(cell, None)
+        job, reference = by_run[cell.run], references.get(cell.task)
+        against = Score() if reference in (None, job) else difference(job, reference, METRICS[cell.metric].column)
+        return Entry(cell, job, score(job, cell.metric), against)
+
+    return [entry(cell) for cell in table.cells]
+
+
+def difference(job: Job, reference: Job, column: str | None) -> Score:
+    """The mean of job - reference in a column of metrics.csv over the images that both have, with its interval."""
+    if column is None:
+        return Score()
+    theirs = {row.image: getattr(row, column) for row in reference.rows()}
+    pairs = [(row.image, getattr(row, column) - theirs[row.image]) for row in job.rows() if row.image in theirs]
+    found = describe([value for _, value in pairs], [image for image, _ in pairs])
+    return Score(*([found["mean"], *(found["ci95"] or (math.nan, math.nan)), found["count"]] if found["count"] else ()))
 
 
 def score(job: Job, metric: str) -> Score:

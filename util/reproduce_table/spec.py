@@ -5,6 +5,8 @@
     tasks: name -> TaskSpec             columns, or points of a line; each names the task file that it runs
     methods: name -> MethodSpec         rows; one without `method` is not implemented here and shows the paper's figures
     paper: [PaperSpec, ...]             the printed figures in their printed order
+    reference: the method that all others are compared with, image by image
+    scatter: [[x, y], ...]              metrics: a picture y_against_x.png each, relative to `reference`
 """
 
 import json
@@ -127,6 +129,8 @@ class TableSpec:
     limit: Count | None = None
     num_samples: Count = 1
     set: Sequence[str] = ()
+    reference: str | None = None
+    scatter: Sequence[list] = ()
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,11 @@ def _build(cls: type, entry: object, where: str):
 
 def _check(spec: TableSpec, tasks: dict[str, TaskSpec], methods: dict[str, MethodSpec], path: str) -> None:
     _check_names(spec.metrics, METRICS, f"{path}: metrics")
+    _check_names([spec.reference] if spec.reference else (), methods, f"{path}: reference")
+    for axes in spec.scatter:
+        _check_names(axes, spec.metrics, f"{path}: scatter")
+        if len(axes) != 2 or not spec.reference:
+            raise UserError(f"{path}: scatter takes pairs of metrics, [x, y], and a reference, found {axes}")
     for name in (*tasks, *methods):
         if not FOLDER_NAME.fullmatch(str(name)):
             raise UserError(f"{path}: '{name}' names a folder; expected letters, digits, and inside also . _ + -")

@@ -15,8 +15,8 @@ from util.run.table import read_summary
 
 EXCLUDED = " *"                                     # behind a difference whose interval excludes the paper's figure
 COLUMNS = ("metric", "task", "method", "paper", "paper_std", "source", "ours", "ci95_low", "ci95_high", "difference",
-           "excludes_paper", "images", "seed", "prior", "task_config", "conditioning", "noise", "steps", "folder",
-           "remark")
+           "excludes_paper", "against", "against_low", "against_high", "images", "seed", "prior", "task_config",
+           "conditioning", "noise", "steps", "folder", "remark")
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
            **{character: f"\\{character}" for character in "&%$#_{}"}}        # characters of LaTeX
 ARROWS = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
@@ -38,7 +38,8 @@ def _section(table: PaperTable, entries: Sequence[Entry]) -> str:
     remarks = "".join(f"- {remark}\n" for remark in _remarks(table, entries))
     if not compared and all(math.isnan(entry.score.value) for entry in entries):
         return remarks
-    header = ["task", "method", "paper", "ours ± 95 %", "difference", "images"]
+    versus = f"against {table.methods[table.spec.reference].title}" if table.spec.reference else "against"
+    header = ["task", "method", "paper", "ours ± 95 %", "difference", versus, "images"]
     lines, previous = [header], None
     for entry in entries:
         cell, digits = entry.cell, METRICS[entry.cell.metric].digits
@@ -46,9 +47,10 @@ def _section(table: PaperTable, entries: Sequence[Entry]) -> str:
         lines.append([table.tasks[cell.task].title if cell.task != previous else "", table.methods[cell.method].title,
                       _paper(entry), _ours(table, entry),
                       "" if math.isnan(entry.difference) else f"{entry.difference:+.{digits}f}{mark}",
-                      str(entry.score.images or "")])
+                      _against(entry), str(entry.score.images or "")])
         previous = cell.task
-    shown = [i for i, title in enumerate(header) if compared or title not in ("paper", "difference")]
+    hidden = {*(() if compared else ("paper", "difference")), *(() if table.spec.reference else ("against",))}
+    shown = [i for i, title in enumerate(header) if title not in hidden]
     return "\n".join([_align([[line[i] for i in shown] for line in lines]), *([remarks] if remarks else [])])
 
 
@@ -75,6 +77,17 @@ def _ours(table: PaperTable, entry: Entry) -> str:
     return "none" if math.isnan(entry.score.value) else _with_interval(entry)
 
 
+def _against(entry: Entry) -> str:
+    """The difference from the reference, marked where its interval excludes 0."""
+    found, digits = entry.against, METRICS[entry.cell.metric].digits
+    if math.isnan(found.value):
+        return ""
+    if math.isnan(found.low):
+        return f"{found.value:+.{digits}f}"
+    mark = EXCLUDED if found.low > 0 or found.high < 0 else ""
+    return f"{found.value:+.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}{mark}"
+
+
 def _with_interval(entry: Entry) -> str:
     score, digits = entry.score, METRICS[entry.cell.metric].digits
     half = "" if math.isnan(score.low) else f" ± {(score.high - score.low) / 2:.{digits}f}"
@@ -98,6 +111,9 @@ def _circumstances(table: PaperTable, entries: Sequence[Entry]) -> str:
     if sources:
         lines.append(f"`{EXCLUDED.strip()}`: the interval excludes the paper's figure. \"paper only\": the method is "
                      "not implemented here; \"not run\": it was not asked for.")
+    if table.spec.reference:
+        lines.append(f"\"against {table.methods[table.spec.reference].title}\": the mean of the differences from it, "
+                     f"image by image, with its interval; `{EXCLUDED.strip()}`: that excludes 0.")
     lines += [*(f"Figures of the paper: {source}." for source in sources), *filter(None, [table.spec.note.strip()])]
     if jobs:
         options, model = jobs[0].options, jobs[0].config.model
@@ -177,6 +193,7 @@ def to_csv(entries: Sequence[Entry]) -> str:
         writer.writerow([cell.metric, cell.task, cell.method, *figures, _number(found.value), _number(found.low),
                          _number(found.high), _number(entry.difference),
                          int(entry.excludes_paper) if paper and not math.isnan(found.low) else "",
+                         *(_number(value) for value in (entry.against.value, entry.against.low, entry.against.high)),
                          found.images if job else "", *run, found.remark if job else "not run"])
     return text.getvalue()
 
