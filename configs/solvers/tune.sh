@@ -32,12 +32,10 @@ tune() {
     name=$1 method=$1 tasks="super_resolution box random gaussian_deblur motion_deblur"
     case $name in
         dpps) try dpps scale=0.8,1.1,1.5 '{likelihood: gaussian}' --set $twenty ;;
-        stationary) method=dpps; try $name likelihood.corner=0.02,0.04,0.08 '{likelihood: {name: stationary}}' --set $sixteen ;;
-        stationary_48) method=dpps; try $name likelihood.corner=0.02,0.04,0.08 '{likelihood: {name: stationary}}' --set $more ;;
+        stationary) method=dpps; try $name likelihood.corner=0.02,0.06,0.2 '{likelihood: {name: stationary}}' --set $sixteen ;;
+        stationary_48) method=dpps; try $name likelihood.corner=0.02,0.06,0.2 '{likelihood: {name: stationary}}' --set $more ;;
         dps) method=ps; try dps scale=0.1,0.25,0.6 '{likelihood: point}' --set $twenty ;;
-        diffpir)
-            tasks="super_resolution gaussian_deblur motion_deblur"; try diffpir lam=0.8,1.75,3.5 '{zeta: 0.3}' --set $forty
-            tasks="box random"; try diffpir lam=0.8,1.75,3.5 '{zeta: 1.0}' --set $forty ;;
+        diffpir) try diffpir lam=0.4,0.8,1.75 '{zeta: 1.0}' --set $forty ;;
         pigdm) try pigdm scale=0.7,1,1.4 '{}' --set $twenty ;;
         dsg) try dsg weight=0.1,0.2,0.4 '{}' --set $twenty ;;
         fast_dips) try fast_dips rho=0.25,0.5,1 '{}' --set $forty ;;
