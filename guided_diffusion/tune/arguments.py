@@ -24,8 +24,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
         help="the reverse process; default %(default)s")
     add("--by", choices=[*COLUMNS, CONSISTENCY], help="what decides: the highest psnr or ssim, the lowest lpips or "
-        "st_lpips, the chi_square nearest to 1, or consistency: the highest psnr of those whose chi_square is between 0.5 "
-        "and 2, the nearest to 1 where none is; default: psnr, or chi_square where the truth is not known")
+        "st_lpips, the chi_square nearest to 1, or consistency: the highest psnr of those whose chi_square is between "
+        "0.5 and 2, the nearest to 1 where none is; default: psnr, or chi_square where the truth is not known")
     add("--of", choices=("samples", "mean"), default="samples",
         help="judge the samples one by one, or each image's mean of --samples; default %(default)s")
     add("--samples", type=at_most(MOST_SAMPLES), default=1, metavar="K",

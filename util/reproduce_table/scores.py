@@ -71,9 +71,9 @@ def difference(job: Job, reference: Job, column: str | None) -> Score:
     """The mean of job - reference in a column of metrics.csv over the images that both have, with its interval."""
     if column is None:
         return Score()
-    theirs = {row.image: getattr(row, column) for row in reference.rows()}
-    pairs = [(row.image, getattr(row, column) - theirs[row.image]) for row in job.rows() if row.image in theirs]
-    found = describe([value for _, value in pairs], [image for image, _ in pairs])
+    own, theirs = _values(job, column), _values(reference, column)
+    images = [image for image in own if image in theirs]
+    found = describe([own[image] - theirs[image] for image in images], images)
     return Score(*([found["mean"], *(found["ci95"] or (math.nan, math.nan)), found["count"]] if found["count"] else ()))
 
 
@@ -87,18 +87,25 @@ def score(job: Job, metric: str) -> Score:
             return Score(_fid(job), images=len(rows))
         except UserError as error:
             return Score(remark=f"FID is left out: {error}")
-    values = [getattr(row, column) for row in rows]
-    if column == "st_lpips" and all(map(math.isnan, values)):           # a run of before there was this column
-        known = [row for row in rows if row.ok and row.has_truth]
-        scored = {image: scores.st_lpips for image, _, scores in _compare(job, known, column).rows}
-        values = [scored.get(row.image, math.nan) for row in rows]
-    found = describe(values, [row.image for row in rows])
+    values = _values(job, column)
+    found = describe(list(values.values()), list(values))
     if not found["count"]:
         causes = [warning for warning in job.warnings if metric.partition("_")[0].upper() in warning]
         return Score(remark=(causes or [f"column {column} of metrics.csv is empty"])[0])
     lost = len(rows) - found["count"]
     return Score(found["mean"], *(found["ci95"] or (math.nan, math.nan)), images=found["count"],
                  remark=f"{lost} of {len(rows)} images have no figure" if lost else "")
+
+
+def _values(job: Job, column: str) -> dict[str, float]:
+    """Image -> its figure in a column of metrics.csv, NaN where there is none."""
+    rows = job.rows()
+    values = {row.image: getattr(row, column) for row in rows}
+    if column == "st_lpips" and all(map(math.isnan, values.values())):  # a run of before there was this column
+        known = [row for row in rows if row.ok and row.has_truth]
+        scored = {image: scores.st_lpips for image, _, scores in _compare(job, known, column).rows}
+        values = {image: scored.get(image, math.nan) for image in values}
+    return values
 
 
 def _fid(job: Job) -> float:
