@@ -1,28 +1,33 @@
 """What a training file says: the network, the crops, the optimiser, and how long each of them lasts."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from guided_diffusion.training.losses import LossWeight
 from guided_diffusion.unet import UNetModel, create_model
 from util.config.config import read_yaml
-from util.config.registry import check_arguments
+from util.config.registry import Bounds, Count, Positive, check_arguments
 from util.errors import UserError
 
 LARGEST = 1e12                                      # times another such number, or the timesteps, fits any tensor
-MOST = {"crop": 2 ** 12, "batch_size": 2 ** 16, "steps": 10 ** 9}
 MOST_PIXELS = 2 ** 28                               # of a batch: its crops alone take 3 GiB
+
+Rate = Annotated[float, Bounds(above=0, most=LARGEST)]
+Weight = Annotated[float, Bounds(least=0, most=LARGEST)]
+Share = Annotated[float, Bounds(least=0, below=1)]
+Zoom = Annotated[float, Bounds(least=1)]
+Natural = Annotated[int, Bounds(least=0)]
 
 
 @dataclass(frozen=True)
 class Phase:
     """Some steps at one crop size: `batch_size` crops of `crop` x `crop` pixels a step, over all processes."""
 
-    crop: int
-    batch_size: int
-    steps: int
+    crop: Annotated[int, Bounds(least=1, most=2 ** 12)]
+    batch_size: Annotated[int, Bounds(least=1, most=2 ** 16)]
+    steps: Annotated[int, Bounds(least=1, most=10 ** 9)]
 
 
 @dataclass(frozen=True)
@@ -55,22 +60,22 @@ class TrainConfig:
     phases: list[dict]
     noise_schedule: str = "linear"
     diffusion_steps: int = 1000
-    seed: int = 0
-    learning_rate: float = 5e-4
-    warmup_steps: int = 500
-    weight_decay: float = 0.0
-    ema_decay: float = 0.999
-    vlb_weight: float = 1e-3
+    seed: Natural = 0
+    learning_rate: Rate = 5e-4
+    warmup_steps: Count = 500
+    weight_decay: Weight = 0.0
+    ema_decay: Share = 0.999
+    vlb_weight: Weight = 1e-3
     loss_weight: LossWeight = "none"
-    gradient_clip: float = 1.0
-    micro_batch: int = 0
+    gradient_clip: Rate = 1.0
+    micro_batch: Natural = 0
     precision: Literal["fp32", "bf16"] = "bf16"
-    scales: tuple[float, float] = (0.3, 1.0)
-    zooms: tuple[float, float] | None = None
-    colour_jitter: float = 0.0
+    scales: tuple[Positive, Positive] = (0.3, 1.0)
+    zooms: tuple[Zoom, Zoom] | None = None
+    colour_jitter: Share = 0.0
     cache: bool = True
-    workers: int = 0
-    save_every: int = 500
+    workers: Natural = 0
+    save_every: Count = 500
 
     @classmethod
     def read(cls, path: str) -> tuple["TrainConfig", list[Phase]]:
@@ -81,43 +86,15 @@ class TrainConfig:
         for number, phase in enumerate(values["phases"], 1):
             check_arguments(Phase, phase, where=f"{path}: phase {number}")
             phases.append(Phase(**phase))
-            _check_phase(phases[-1], f"{path}: phase {number}")
+            if (pixels := phase["batch_size"] * phase["crop"] ** 2) > MOST_PIXELS:
+                raise UserError(f"{path}: phase {number}: batch_size {phase['batch_size']} of crop {phase['crop']} are "
+                                f"{pixels} pixels a step, expected {MOST_PIXELS} at most; lower one of them")
         if not phases:
             raise UserError(f"{path}: phases is empty, expected a list of {{crop, batch_size, steps}}")
-        config = cls(**values)
-        config._check_ranges(path)
-        return config, phases
-
-    def _check_ranges(self, path: str) -> None:
-        if not 0 < self.scales[0] <= self.scales[1]:
-            raise UserError(f"{path}: scales is {list(self.scales)}, expected [low, high] with 0 < low <= high")
-        if self.zooms is not None and not 1 <= self.zooms[0] <= self.zooms[1]:
-            raise UserError(f"{path}: zooms is {list(self.zooms)}, expected [low, high] with 1 <= low <= high, or null")
-        if not 0 <= self.colour_jitter < 1:
-            raise UserError(f"{path}: colour_jitter is {self.colour_jitter}, expected 0 <= colour_jitter < 1")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"{path}: ema_decay is {self.ema_decay}, expected 0 <= ema_decay < 1")
-        for key in ("save_every", "warmup_steps"):
-            if (value := getattr(self, key)) < 1:
-                raise UserError(f"{path}: {key} is {value}, expected 1 or more")
-        for key in ("learning_rate", "gradient_clip"):
-            if (value := getattr(self, key)) <= 0:
-                raise UserError(f"{path}: {key} is {value}, expected more than 0")
-        for key in ("seed", "workers", "micro_batch", "weight_decay", "vlb_weight"):
-            if (value := getattr(self, key)) < 0:
-                raise UserError(f"{path}: {key} is {value}, expected 0 or more")
-        for key in ("learning_rate", "gradient_clip", "weight_decay", "vlb_weight"):
-            if (value := getattr(self, key)) > LARGEST:
-                raise UserError(f"{path}: {key} is {value:g}, expected at most {LARGEST:g}")
-
-
-def _check_phase(phase: Phase, where: str) -> None:
-    for key, most in MOST.items():
-        if not 1 <= (value := getattr(phase, key)) <= most:
-            raise UserError(f"{where}: {key} is {value}, expected 1 or more, and {most} at most")
-    if (pixels := phase.batch_size * phase.crop ** 2) > MOST_PIXELS:
-        raise UserError(f"{where}: {phase.batch_size} crops of {phase.crop} x {phase.crop} are {pixels} pixels a step, "
-                        f"expected {MOST_PIXELS} at most; lower batch_size or crop")
+        for key in ("scales", "zooms"):
+            if (limits := values.get(key)) is not None and limits[0] > limits[1]:
+                raise UserError(f"{path}: {key} is {list(limits)}, expected [low, high] with low <= high")
+        return cls(**values), phases
 
 
 def resumable(config: TrainConfig) -> dict:
