@@ -38,7 +38,7 @@ from util.config.registry import defaults
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import duration, get_logger
-from util.run.lock import FolderLock
+from util.run.lock import locked
 from util.run.team import device_of
 
 STATE = {"config": dict, "step": int, "model": dict, "ema": dict, "optimiser": dict, "history": list}     # of state.pt
@@ -265,7 +265,7 @@ def train(args: argparse.Namespace) -> int:
         config, phases = TrainConfig.read(args.config)
         folder = output_folder(args.out)
         trainer = Trainer(config, phases, args.data, folder, device, rank, world, args.init)
-        with FolderLock(folder, "--out") if rank == 0 else nullcontext():
+        with locked(folder, "--out") if rank == 0 else nullcontext():
             trainer.resume()
             started, first = time.perf_counter(), trainer.step
             trainer.run()

@@ -23,7 +23,7 @@ from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.logger import get_logger
 from util.metrics import scores
-from util.run.lock import FolderLock, hold
+from util.run.lock import hold, locked
 from util.run.team import Team, device_of
 
 IMAGES = 5
@@ -221,11 +221,11 @@ def pair(monkeypatch) -> tuple[Team, Team]:
 
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path, pair):
-    lock = FolderLock(tmp_path / "a")
-    pair[0].publish("owner", lock.owner)
-    with (lock, pytest.raises(UserError, match="same folder on all machines.*shared disk"),
-          hold(tmp_path / "b", pair[1])):
-        pass
+    with locked(tmp_path / "a") as owner:
+        pair[0].publish("owner", owner)
+        with (pytest.raises(UserError, match="same folder on all machines.*shared disk"),
+              hold(tmp_path / "b", pair[1])):
+            pass
 
 
 def test_the_folder_stays_locked_until_all_have_looked(tmp_path, pair):

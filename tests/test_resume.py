@@ -20,7 +20,7 @@ from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.run.layout import TEMPORARY_FILE
-from util.run.lock import FolderLock
+from util.run.lock import locked
 
 KILLS = 20
 DRIVER = """
@@ -148,7 +148,7 @@ def test_a_run_killed_before_its_summary_writes_it(run):
 
 
 def test_another_run_in_the_folder_says_so_and_leaves(run, workplace):
-    with FolderLock(workplace / "results" / FOLDER):
+    with locked(workplace / "results" / FOLDER):
         status, out, err = run("--overwrite")
         assert status == 2 and out == "" and len(err.splitlines()) == 1
         assert f"process {os.getpid()} on {socket.gethostname()}" in err and "another run is at work" in err
@@ -158,18 +158,18 @@ def test_another_run_in_the_folder_says_so_and_leaves(run, workplace):
 
 
 def test_a_lock_of_a_killed_process_holds_nobody_up(tmp_path):
-    holding = ("import sys, time; from pathlib import Path; from util.run.lock import FolderLock; "
-               "lock = FolderLock(Path(sys.argv[1])).__enter__(); print(); sys.stdout.flush(); time.sleep(60)")
+    holding = ("import sys, time; from pathlib import Path; from util.run.lock import locked; "
+               "lock = locked(Path(sys.argv[1])); lock.__enter__(); print(); sys.stdout.flush(); time.sleep(60)")
     command = [sys.executable, "-c", holding, str(tmp_path)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(UserError, match=rf"process {other.pid} on .*--out"):
-            FolderLock(tmp_path, "--out").__enter__()
+            locked(tmp_path, "--out").__enter__()
         other.kill()
     assert (tmp_path / "run.lock").exists()
     (tmp_path / "run.lock").write_text(f"{os.getpid()} elsewhere\n")     # its number is in use again
-    with FolderLock(tmp_path) as lock:
-        assert (tmp_path / "run.lock").read_text() == f"{lock.owner}\n" == f"{os.getpid()} {socket.gethostname()}\n"
+    with locked(tmp_path) as owner:
+        assert (tmp_path / "run.lock").read_text() == f"{owner}\n" == f"{os.getpid()} {socket.gethostname()}\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -178,7 +178,7 @@ def test_where_the_file_system_has_no_locks_the_user_is_told(tmp_path, monkeypat
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with FolderLock(tmp_path):
+    with locked(tmp_path):
         assert "has no locks" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

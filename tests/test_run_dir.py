@@ -179,10 +179,10 @@ def test_progress_pictures_lie_in_a_folder_per_image(tmp_path):
 def test_the_chosen_batch_size_is_kept_and_binds_nobody(tmp_path, written, kept):
     run = open_run(tmp_path)
     save(run)
-    run.config.keep_batch_size(7)
-    assert open_run(tmp_path).config.batch_size == 7
+    run.keep_batch_size(7)
+    assert open_run(tmp_path).batch_size == 7
     path = run.path / "config.yaml"
     path.write_text(path.read_text().replace("batch_size: 7", f"batch_size: {written}"))
-    assert open_run(tmp_path).config.batch_size == kept
+    assert open_run(tmp_path).batch_size == kept
     assert yaml.safe_load(path.read_text()).get("batch_size") == kept
-    assert open_run(tmp_path, overwrite=True).config.batch_size is None
+    assert open_run(tmp_path, overwrite=True).batch_size is None

@@ -10,7 +10,7 @@ from guided_diffusion.restoration.catalogue import annotated
 from tests.run_folders import open_run, save
 from util.config.yaml_text import dump_yaml, flow, parse_yaml, set_values
 from util.errors import UserError
-from util.run.config_file import RunConfig
+from util.run.config_file import check_settings, write_settings
 
 ODD = [
     "a\x85b", "a\u2028b", "a\u2029", "\u2028", "tab\there", "\t", 'say "x"', "it's", "# none", "a #b", "a: b", "a:",
@@ -49,11 +49,11 @@ def test_numbers_survive():
 @pytest.mark.parametrize("text", ODD, ids=ascii)
 def test_a_run_with_an_odd_path_is_continued(tmp_path, text):
     settings = {"data": {"root": text, "images": [text]}, "conditioning": {"params": {text: 1.0}}, "seed": 0}
-    RunConfig(tmp_path, settings).bind(continues=False)
-    RunConfig(tmp_path, settings).bind(continues=True)
+    write_settings(tmp_path, settings, None)
+    check_settings(tmp_path, settings)
     other = {**settings, "data": {"root": f"{text}x", "images": [text]}}
     with pytest.raises(UserError, match="data.root"):
-        RunConfig(tmp_path, other).bind(continues=True)
+        check_settings(tmp_path, other)
 
 
 def test_a_results_folder_with_an_odd_name_is_continued(tmp_path):

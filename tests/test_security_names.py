@@ -8,7 +8,7 @@ from data.dataloader import ImageFolder
 from tests.helpers import picture
 from tests.hostile import open_run, save
 from util.errors import UserError, printable
-from util.run.lock import FolderLock
+from util.run.lock import locked
 from util.run.measurements import MeasurementFolder
 from util.run.table import COLUMNS, Row
 
@@ -148,9 +148,9 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     outside.write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.lock").symlink_to(outside)
-    with FolderLock(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         assert not (tmp_path / "run" / "run.lock").is_symlink()
     (tmp_path / "run" / ".run.lock").symlink_to(outside)
-    with pytest.raises(UserError, match="cannot write to"), FolderLock(tmp_path / "run"):
+    with pytest.raises(UserError, match="cannot write to"), locked(tmp_path / "run"):
         pass
     assert outside.read_text() == "mine"

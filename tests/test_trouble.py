@@ -16,7 +16,6 @@ from torch import nn
 
 import sample_condition
 from guided_diffusion.condition_methods import ConditioningMethod
-from guided_diffusion.restoration.gather import likely_cause
 from guided_diffusion.restoration.monitor import CHECK_EVERY
 from tests.command_line import arguments, contents, rows
 from tests.helpers import picture
@@ -143,19 +142,8 @@ class Counting(nn.Module):
 def test_too_large_a_step_diverges_with_its_cause(run):
     status, _, err = run("--limit", "1", "--set", "conditioning.params.scale=1e38")
     assert status == 1 and rows()[0]["status"].startswith("diverged at step ")
-    assert "try a smaller conditioning.params.scale" in err
+    assert "try a smaller conditioning.params.scale, check measurement.noise" in err
     assert summary()["metrics"]["psnr"]["count"] == 0
-
-
-@pytest.mark.parametrize("trajectory, options, words", [
-    ([(2, math.nan)], {}, "measurement.noise"),
-    ([(2, 1.0), (1, 1e9)], {"has_scale": True}, "rose from 1 to 1e+09: probably too large a step size"),
-    ([(2, 1.0), (1, 1.0)], {"has_scale": True, "half_precision": True}, "--precision fp32"),
-    ([(2, 1.0), (1, 1.0)], {"has_scale": True}, "conditioning.params.scale"),
-    ([(2, 1.0)], {}, "measurement.noise"),
-])
-def test_the_likely_cause(trajectory, options, words):
-    assert words in likely_cause(trajectory, **options)
 
 
 def test_without_memory_batches_are_halved_once_and_for_all(run, wrapped):

@@ -1,12 +1,10 @@
 """From restored batches to finished images: samples are brought together, judged and saved."""
 
-import math
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from inspect import signature
 
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from torch import Tensor
 from data.dataloader import Batch
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.measurements.sources import Source, to_store
-from guided_diffusion.priors.load import autocast_dtype
 from guided_diffusion.restoration.build import Task
 from guided_diffusion.restoration.monitor import Course
 from guided_diffusion.restoration.plan import Plan
@@ -26,7 +23,10 @@ from util.metrics.perceptual import PERCEPTUAL
 from util.metrics.scores import Metrics
 from util.run.directory import RunDirectory
 from util.run.measurements import StoredMeasurement
-from util.run.table import MEAN, Outcome, Trajectory, finite_samples
+from util.run.table import MEAN, Outcome, finite_samples
+
+LIKELY_CAUSE = ("probably too large a step for this noise level: try a smaller conditioning.params.scale, check "
+                "measurement.noise and the data, and use --precision fp32 in place of half precision")
 
 logger = get_logger()
 
@@ -42,16 +42,15 @@ class Gatherer:
         metrics: scores images whose truth is known.
         num_samples: posterior samples per image.
         finished: images that are left as they are.
-        explain: explain(trajectory) -> why such a sample may have diverged.
         to_store: to_store(measurement, b) -> entry b as it is saved; None where measurements are not saved.
         background: score and save in a thread.
     """
 
     def __init__(self, run: RunDirectory, source: Source, metrics: Metrics | None, num_samples: int,
-                 finished: Collection[str] = (), explain: Callable[[Trajectory], str] | None = None,
+                 finished: Collection[str] = (),
                  to_store: Callable[[Measurement, int], StoredMeasurement] | None = None, background: bool = False):
         self.run, self.source, self.metrics, self.num_samples = run, source, metrics, num_samples
-        self.finished, self.explain, self.to_store = finished, explain or likely_cause, to_store
+        self.finished, self.to_store = finished, to_store
         self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
         self.thread = ThreadPoolExecutor(1) if background else None
         self.pending: list[tuple[Callable[[], None], Future]] = []
@@ -79,10 +78,9 @@ class Gatherer:
         What found no memory beside the sampling is tried again, now that nothing else runs, until it is saved.
         """
         self.again += [save for save, future in self.pending if ran_out_of_memory(future)]
-        self.pending.clear()
-        if self.again:
-            free_memory()
+        self.pending.clear()                        # and with it the exceptions, which hold tensors
         while self.again:
+            free_memory()
             self.again[0]()
             del self.again[0]
 
@@ -105,7 +103,7 @@ class Gatherer:
             self.outcomes[batch.names[b]].append(outcome)
             if outcome.diverged is not None and batch.names[b] not in self.finished:
                 which = f", sample {outcome.sample}," if self.num_samples > 1 else ""
-                logger.warning(f"{batch.names[b]}{which} {outcome.status}; {self.explain(outcome.trajectory)}")
+                logger.warning(f"{batch.names[b]}{which} {outcome.status}; {LIKELY_CAUSE}")
         if self.num_samples > 1:
             # the mean of the samples so far, per entry: complete at the last sample of its image
             means = torch.stack([mean_image(self.outcomes[name]) for name in batch.names])
@@ -138,9 +136,7 @@ def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory,
     settings = config.as_dict()["measurement"]
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
-    explain = partial(likely_cause, has_scale="scale" in signature(type(task.method)).parameters,
-                      half_precision=autocast_dtype(config.model, args.precision) is not None)
-    return Gatherer(run, task.source, metrics, args.num_samples, plan.finished, explain, store, device.type == "cuda")
+    return Gatherer(run, task.source, metrics, args.num_samples, plan.finished, store, device.type == "cuda")
 
 
 def load_metrics(task: Task, plan: Plan, fid: bool, weights_dir: str | None, device: torch.device) -> Metrics | None:
@@ -171,26 +167,6 @@ def mean_outcome(outcomes: Sequence[Outcome], judged: dict[str, object]) -> Outc
     diverged = None if finite_samples(outcomes) else max(outcome.diverged for outcome in outcomes)
     return Outcome(MEAN, seconds=sum(outcome.seconds for outcome in outcomes), diverged=diverged, **judged,
                    network_evaluations=sum(outcome.network_evaluations for outcome in outcomes))
-
-
-def likely_cause(trajectory: Trajectory, has_scale: bool = False, half_precision: bool = False) -> str:
-    """Why a sample may have diverged.
-
-    Args:
-        trajectory: (step index, measurement distance) up to where it did.
-        has_scale: whether the method takes steps of size conditioning.params.scale.
-        half_precision: of the network.
-    """
-    distances = [distance for _, distance in trajectory if math.isfinite(distance)]
-    if not distances:
-        return "its measurement distance was never finite: check measurement.noise (the noise level) and the data"
-    rise = f"its measurement distance rose from {distances[0]:.3g} to {max(distances):.3g}: "
-    rise = rise if max(distances) > 2 * distances[0] else ""
-    if half_precision and not rise:
-        return "probably an overflow in half precision: try --precision fp32"
-    if has_scale:
-        return f"{rise}probably too large a step size for this noise level: try a smaller conditioning.params.scale"
-    return f"{rise}check measurement.noise (the noise level) and the method's parameters"
 
 
 @torch.no_grad()

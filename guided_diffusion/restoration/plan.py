@@ -149,11 +149,11 @@ def is_finished(run: RunDirectory, source: Source, name: str) -> bool:
 
 def _fastest(run: RunDirectory, search: Callable[[], int]) -> int:
     """The batch size that was chosen when the run began; results depend on it in their last digits."""
-    if run.config.batch_size is None:
-        run.config.keep_batch_size(search())
+    if run.batch_size is None:
+        run.keep_batch_size(search())
     else:
-        logger.info(f"--batch_size auto: {run.config.batch_size}, as chosen when this run began")
-    return run.config.batch_size
+        logger.info(f"--batch_size auto: {run.batch_size}, as chosen when this run began")
+    return run.batch_size
 
 
 class _Enough(Exception):

@@ -12,7 +12,7 @@ from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.unet import create_model
 from tests.training.tiny import MODEL, PHASES
 from util.config.config import REPOSITORY
-from util.run.lock import FolderLock
+from util.run.lock import locked
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_init_of_another_network_is_refused(tmp_path, train, photographs, capsys
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path, train, capsys):
-    with FolderLock(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         assert train(tmp_path / "out", PHASES) == 2
     error = capsys.readouterr().err
     assert "another run is at work" in error and "choose another folder with --out" in error

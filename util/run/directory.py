@@ -17,7 +17,7 @@ from util.errors import StorageError, UserError
 from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, to_unit, write_atomically
 from util.metrics.pairs import MEAN
 from util.metrics.scores import Metrics
-from util.run.config_file import RunConfig
+from util.run.config_file import check_settings, write_settings
 from util.run.layout import ALWAYS, CONFIG, GRID, SUMMARY, delete_results, file_of, make_folders, run_path, sample_names
 from util.run.measurements import StoredMeasurement, read_measurement, write_measurement
 from util.run.rows import RowStore, begun_images
@@ -47,13 +47,17 @@ class RunDirectory:
                  overwrite: bool = False, keeps_measurements: bool = False, images: Sequence[str] = (),
                  leads: bool = True):
         self.path = run_path(save_dir, operator, method)
-        self.config, self.num_samples = RunConfig(self.path, config), config.get("num_samples")
-        self.keeps_measurements = keeps_measurements
+        self.settings, self.keeps_measurements = config, keeps_measurements
         if leads:
             self._open(overwrite)
         self.store = RowStore(self.path, images, leads)
         if leads:
-            self.config.bind(continues=bool(self.store.by_image))
+            self.keep_batch_size(check_settings(self.path, config) if self.store.by_image else None)
+
+    def keep_batch_size(self, batch_size: int | None) -> None:
+        """Note what --batch_size auto chose, None if it did not, for whoever continues the run."""
+        self.batch_size = batch_size
+        write_settings(self.path, self.settings, batch_size)
 
     @property
     def rows(self) -> list[Row]:
@@ -95,7 +99,7 @@ class RunDirectory:
         """Whether the image's rows are in and its files are there, and whole."""
         own = self.rows_of(image)
         several, ok = len(own) > 1, [row for row in own if row.ok]
-        if [row.sample for row in own] != sample_names(self.num_samples or max(1, len(own) - 1)):
+        if [row.sample for row in own] != sample_names(self.settings.get("num_samples") or max(1, len(own) - 1)):
             return False
         pictures = [self.path_of("input", image)]
         pictures += [self.path_of("recon", image, row.sample if several else None) for row in ok]

@@ -20,48 +20,42 @@ NO_LOCKS = errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS           # of file systems
 VISIBLE_SECONDS = 90                                # until other machines see a file on a network disk, at most
 
 
-class FolderLock:
-    """Holds a folder for this process, as a context manager.
+@contextlib.contextmanager
+def locked(folder: Path, option: str = "--save_dir") -> Iterator[str]:
+    """Hold a folder for this process; yields what `run.lock` says of it, "<pid> <host>".
 
     The operating system's lock (on a hidden file) ends with its process however that ends, so files that a killed one
-    left behind lock nothing. `run.lock` beside it tells whose it is, "<pid> <host>".
+    left behind lock nothing.
 
     Args:
         folder: made if it is not there.
         option: the option that names it, for messages.
 
     Raises:
-        UserError: on entering; another process holds the folder, or it cannot be written to.
+        UserError: another process holds the folder, or it cannot be written to.
     """
-
-    def __init__(self, folder: Path, option: str = "--save_dir"):
-        self.path, self.option = folder / LOCK, option
-        self.owner = f"{os.getpid()} {socket.gethostname()}"
-        self.lock = FileLock(folder / f".{LOCK}", timeout=0)
-
-    def __enter__(self) -> "FolderLock":
-        folder = self.path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire()
-        except Timeout:
-            pid, _, host = _read(self.path).partition(" ")
-            holder = f" (process {pid} on {host})" if host else ""
-            raise UserError(f"another run is at work in {folder}{holder}; wait for it, or choose another folder with "
-                            f"{self.option}") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another folder with "
-                                f"{self.option}") from None
-            get_logger().warning(f"the disk of {folder} has no locks; see to it that no other run works there")
-        write_atomically(self.path, f"{self.owner}\n".encode())
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    lock, note, owner = FileLock(folder / f".{LOCK}", timeout=0), folder / LOCK, f"{os.getpid()} {socket.gethostname()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        pid, _, host = _read(note).partition(" ")
+        holder = f" (process {pid} on {host})" if host else ""
+        raise UserError(f"another run is at work in {folder}{holder}; wait for it, or choose another folder with "
+                        f"{option}") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another folder with "
+                            f"{option}") from None
+        get_logger().warning(f"the disk of {folder} has no locks; see to it that no other run works there")
+    write_atomically(note, f"{owner}\n".encode())
+    try:
+        yield owner
+    finally:
         with contextlib.suppress(OSError):          # the folder may be gone
-            self.path.unlink()
-            Path(self.lock.lock_file).unlink()
-        self.lock.release()
+            note.unlink()
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -69,11 +63,11 @@ def hold(folder: Path, team: Team) -> Iterator[None]:
     """Hold a folder for all processes of a run: the leading one locks it, and the others look whether they see that.
 
     Raises:
-        UserError: as `FolderLock`; or the folder is not on a disk that all machines of the run share.
+        UserError: as `locked`; or the folder is not on a disk that all machines of the run share.
     """
-    with FolderLock(folder) if team.leads else contextlib.nullcontext() as lock:
-        if lock:
-            team.publish("owner", lock.owner)
+    with locked(folder) if team.leads else contextlib.nullcontext() as owner:
+        if owner:
+            team.publish("owner", owner)
         else:
             _check_shared(folder, team.receive("owner"))
         team.meet("at the folder")                  # the lock stays until all have seen it
