@@ -19,8 +19,8 @@ def png(width: int, height: int, rows: bytes, bits: int = 8, channels: int = 3, 
             + chunk(b"IEND", b""))
 
 
-def png_16_bit(levels: np.ndarray) -> bytes:
-    """Encode (H, W, 2, 3 or 4) uint16."""
+def png_16_bit(levels: np.ndarray, more: bytes = b"") -> bytes:
+    """Encode (H, W, 2, 3 or 4) uint16; `more` as in `png`."""
     height, width, channels = levels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
-    return png(width, height, rows, bits=16, channels=channels)
+    return png(width, height, rows, bits=16, channels=channels, more=more)

@@ -225,24 +225,18 @@ def test_missing_and_unexpected_names_are_both_shown(tmp_path, trained):
         create_model(**TINY, model_path=str(path))
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda w: w.long(), "torch.int64 (torch.strided)"),
-    (lambda w: w > 0, "torch.bool (torch.strided)"),
-    (lambda w: w.to(torch.complex64), "torch.complex64 (torch.strided)"),
-    (lambda w: w.to(torch.float8_e4m3fn), "torch.float8_e4m3fn (torch.strided)"),
-    (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "torch.qint8 (torch.strided)"),
-    (lambda w: w.to_sparse(), "torch.float32 (torch.sparse_coo)"),
-    (lambda w: w.to("meta"), "torch.float32 (without values)"),
-    (lambda w: torch.nested.nested_tensor([w, w]), "torch.float32 (nested)"),
-])
+@pytest.mark.parametrize("change", [
+    torch.Tensor.long, lambda w: w > 0, lambda w: w.to(torch.complex64), lambda w: w.to(torch.float8_e4m3fn),
+    lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), torch.Tensor.to_sparse, lambda w: w.to("meta"),
+    lambda w: torch.nested.nested_tensor([w, w])])
 @pytest.mark.filterwarnings("ignore")
-def test_tensors_that_are_no_weights(tmp_path, trained, change, words):
+def test_tensors_that_are_no_weights(tmp_path, trained, change):
     state = trained.state_dict()
     path = tmp_path / "kind.pt"
     torch.save({**state, "out.2.weight": change(state["out.2.weight"])}, path)
     with pytest.raises(UserError) as caught:
         create_model(**TINY, model_path=str(path))
-    assert f"holds out.2.weight as {words}, expected dense tensors of torch.float16" in str(caught.value)
+    assert "holds out.2.weight as something else than dense tensors of torch.float16" in str(caught.value)
 
 
 def test_not_finite_weights(tmp_path, trained):

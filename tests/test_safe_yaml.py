@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 
-from guided_diffusion.restoration.catalogue import annotated
 from tests.run_folders import open_run, save
 from util.config.yaml_text import dump_yaml, flow, parse_yaml, set_values
 from util.errors import UserError
@@ -30,8 +29,6 @@ def test_texts_survive(text):
         assert parse_yaml(flow(tree)) == tree
         assert "\n" not in flow(tree) and flow(tree).isprintable()
         dump_yaml(tree).encode()
-    assert parse_yaml(annotated({"data": {"root": text}}, {("data", "root"): f"--data {text}"})) == {
-        "data": {"root": text}}
     for task in ("# above\ndata:\n  root: x    # here\n  n: 3\n", "data: {root: x, n: 3}\n"):
         assert parse_yaml(set_values(task, [(("data", "root"), text)])) == {"data": {"root": text, "n": 3}}
 

@@ -9,9 +9,8 @@ from util.command import user_path
 from util.errors import UserError
 from util.img_utils import FORMATS
 
-NPY = b"\x93NUMPY"                                  # how a .npy file begins
 LARGEST_PICTURE = 2 ** 26                           # pixels
-MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"                                # how a .npy file begins
 
 
 def read_array(file: str, what: str) -> np.ndarray:
@@ -31,9 +30,6 @@ def read_array(file: str, what: str) -> np.ndarray:
             with open(path, "rb") as content:
                 if content.read(len(MAGIC)) != MAGIC:       # numpy.load takes others for archives or pickles
                     raise ValueError("it does not begin as .npy files do")
-            with path.open("rb") as opened:
-                if opened.read(len(NPY)) != NPY:
-                    raise ValueError("it is no .npy file, whatever its name says")
             array = np.load(path, allow_pickle=False)
             if array.dtype.kind not in "bufi":
                 pairs = "; stack real and imaginary parts along a last axis" if array.dtype.kind == "c" else ""

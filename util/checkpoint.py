@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from util.errors import StorageError, UserError, printable
@@ -30,37 +31,23 @@ def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})
     if not path.is_file():
         raise UserError(f"checkpoint {path} {'is a folder, expected a file' if path.is_dir() else 'not found'}; "
                         f"{WHERE_TO_GET}")
-    if path.stat().st_size == 0:
-        raise UserError(f"checkpoint {path} is empty; {mend}")
     try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+        if head[8:] == b"{":
+            return load_file(path)
+        if head[:2] != b"PK" and head[:1] != b"\x80":
+            raise pickle.UnpicklingError("it begins like no checkpoint")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")         # on foreign pickle protocols: either the file loads or it does not
-            return _load(path)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:      # torch raises a dozen types for damaged archives; none of them means success
         raise UserError(f"checkpoint {path} {_problem(error, mend)}") from None
-
-
-class _NoCheckpoint(Exception):
-    """A file begins like none."""
-
-
-def _load(path: Path) -> object:
-    with open(path, "rb") as file:
-        head = file.read(9)
-    if head[8:] == b"{":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if head[:2] != b"PK" and head[:1] != b"\x80":
-        raise _NoCheckpoint
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _problem(error: Exception, mend: str) -> str:
     """What is wrong with a checkpoint whose loading raised `error`, and what to do."""
     text = str(error)
-    if isinstance(error, _NoCheckpoint):
-        return f"is no checkpoint, perhaps a web page, and nothing in it was run; {mend}"
     if "TorchScript" in text:
         return ("is a TorchScript archive, which is a program, and nothing in it was run; where you trust it, save its "
                 "weights: torch.save(torch.jit.load(...).state_dict(), ...)")
@@ -70,7 +57,7 @@ def _problem(error: Exception, mend: str) -> str:
     if any(sign in text for sign in ("WeightsUnpickler", "Unsupported", "weights_only")):
         return ("was refused and nothing in it was run: it holds more than tensors and plain containers; use a file "
                 f"that has only a state dict ({WHERE_TO_GET})")
-    return f"is no readable checkpoint; {mend}"
+    return f"is no checkpoint, perhaps a web page, or a damaged one, and nothing in it was run; {mend}"
 
 
 def fingerprint(path: Path) -> str:
@@ -149,7 +136,9 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
     verify(path)
     own = model.state_dict()
     wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
-    _check_kinds(path, {name: found[name] for name in wanted if name in found})
+    if others := [name for name in wanted if name in found and not _is_weights(found[name])]:
+        raise UserError(f"checkpoint {path} holds {_first(others, 3)} as something else than dense tensors of "
+                        f"{', '.join(map(str, DTYPES))}; save its weights so, or download it again ({WHERE_TO_GET})")
     if problems := _differences(found, wanted):
         raise UserError(f"checkpoint {path} does not fit the model config: {'; '.join(problems)}. "
                         f"Use the model config that belongs to this file ({WHERE_TO_GET})")
@@ -181,14 +170,9 @@ def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
-def _check_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        dense = tensor.layout is torch.strided and not tensor.is_nested
-        if not dense or tensor.is_meta or tensor.dtype not in DTYPES:
-            kind = "without values" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
-            raise UserError(f"checkpoint {path} holds {name} as {tensor.dtype} ({kind}), expected dense tensors of "
-                            f"{', '.join(map(str, DTYPES))}; save its weights so, or download it again "
-                            f"({WHERE_TO_GET})")
+def _is_weights(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, has values, and is of one of DTYPES."""
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta) and tensor.dtype in DTYPES
 
 
 def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -37,10 +37,8 @@ class Parser(argparse.ArgumentParser):
         get_logger().info(self.format_help().rstrip("\n"))
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Read the command line; UserError for a mistake in it. `given` holds the names of the options in it."""
+        """Read the command line; UserError for a mistake in it."""
         args, unknown = self.parse_known_args(argv)
-        words = {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
-        args.given = {action.dest for action in self._actions if words.intersection(action.option_strings)}
         if unknown:
             word = unknown[0].partition("=")[0]
             options = [option for option in self._option_string_actions if option.startswith("--")]
@@ -83,27 +81,18 @@ def run_program(main: Callable[[], int]) -> None:
     sys.exit(run_command(main))
 
 
-def natural(text: str) -> int:
-    """A whole number of 0 or more, for argparse."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 0 or more")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number of 1 or more, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
-    return int(text)
-
-
-def at_most(most: int) -> Callable[[str], int]:
-    """What reads a whole number of 1 to `most`, for argparse."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What reads a whole number in a range, for argparse."""
     def number(text: str) -> int:
-        if positive(text) > most:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text:.30}' is not a whole number of {least} or more")
+        if most is not None and int(text) > most:
             raise argparse.ArgumentTypeError(f"'{text:.30}' is more than {most}")
         return int(text)
     return number
+
+
+natural, positive, samples = whole(0), whole(1), whole(1, MOST_SAMPLES)
 
 
 def choose_device(gpu: int | None) -> "torch.device":

@@ -7,15 +7,16 @@ the tensor that was scored.
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_png
 
 from util.errors import StorageError, UserError, printable
 from util.logger import get_logger
@@ -24,10 +25,8 @@ PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")    # Pillow would run other programs for some others
 LARGEST_FILE = 2 ** 30                              # bytes
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-ORIENTATION_TAG = 0x0112
 TIFF_DEPTH_TAG, TIFF_COLOUR_TAG = 258, 262          # BitsPerSample, PhotometricInterpretation
-TIFF_PLANES_TAG = 284                               # PlanarConfiguration
-WHITE_IS_ZERO, RGB, SEPARATE_PLANES = 0, 2, 2       # values of TIFF tags
+WHITE_IS_ZERO = 0                                   # value of the second
 NO_RANGE = "have no known value range; save it as unsigned 8 or 16 bits"
 GRID_CELL = 256                                     # pixels of a picture in a grid: small ones are enlarged to about
 LARGEST_GRID_CELL = 512                             # the first, large ones reduced to the second
@@ -109,13 +108,13 @@ def is_whole_png(path: Path) -> bool:
 def load_image(path: Path, size: int | None = None) -> Tensor:
     """Read an image file as RGB (3, H, W) float32 in [-1, 1].
 
-    Grey, palette and CMYK images become RGB, alpha is dropped, 16-bit PNG and grey or RGB TIFF keep their depth, and
-    the EXIF orientation is applied; of several frames or pages the first is read, and a warning says so. With `size`
-    the image is cropped to its central square and resized (antialiased bicubic) to `size` x `size`.
+    Grey, palette and CMYK images become RGB, alpha is dropped, 16-bit PNG and grey TIFF keep their depth, and the EXIF
+    orientation is applied; of several frames or pages the first is read, and a warning says so. With `size` the image
+    is cropped to its central square and resized (antialiased bicubic) to `size` x `size`.
 
     Raises:
         UserError: the file is missing, no image, truncated, or too large to be decoded safely; its numbers have no
-            known range, or its 16-bit colours are no RGB.
+            known range, or it is a TIFF with 16-bit colours.
     """
     x = _read(path, _decode)
     if size is None:
@@ -151,41 +150,27 @@ def _read(path: Path, decode: Callable[[Image.Image, bytes], Tensor | None]) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _open(content) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 if image.format != "MPO":           # of many phones: a JPEG with a preview or a gain map
                     _tell_of_frames(printable(path), getattr(image, "n_frames", 1))
                 return decode(image, content)
     except Exception as error:      # decoders raise a dozen types for damaged files; none of them means success
         reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
-        reason = "not an image, or a damaged one" if reason.startswith("cannot identify") else reason
+        reason = "no image of 8 or 16 bits, or a damaged one" if reason.startswith("cannot identify") else reason
         raise UserError(f"cannot read image {printable(path)}: {reason[:120]}") from None
 
 
-def _open(content: bytes) -> Image.Image:
-    """The picture in a file; ValueError for floating-point colours, which Pillow takes for no image."""
-    try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        if _is_float_tiff(content):
-            raise ValueError(f"floating-point images {NO_RANGE}") from None
-        raise
-
-
-def _is_float_tiff(content: bytes) -> bool:
-    import tifffile
-
-    try:
-        return tifffile.TiffFile(io.BytesIO(content)).pages[0].dtype.kind == "f"
-    except Exception:               # no TIFF, or a damaged one
-        return False
-
-
 def _decode(image: Image.Image, content: bytes) -> Tensor:
-    orientation = image.getexif().get(ORIENTATION_TAG, 1)               # loading a TIFF file forgets it
-    image.load()
-    if (levels := _deep_colour(content, image)) is not None:
-        return _to_tensor(_upright(levels, orientation), 65535)
-    inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_COLOUR_TAG) == WHITE_IS_ZERO
+    # the header chunk of a PNG holds the bit depth at byte 24 and the colour type at byte 25; Pillow reads 8 bits of
+    # colours, and of grey with alpha
+    if image.format == "PNG" and content[24] == 16 and content[25] in (2, 4, 6):
+        png = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        levels = decode_png(png, ImageReadMode.RGB, apply_exif_orientation=True)
+        return _to_tensor(levels.permute(1, 2, 0).numpy(), 65535)
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if len(depths := tags.get(TIFF_DEPTH_TAG, ())) >= 3 and max(depths) > 8:
+        raise ValueError("16-bit colours are read from PNG files, not from TIFF; save it as PNG")
+    inverted = tags.get(TIFF_COLOUR_TAG) == WHITE_IS_ZERO
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):                                      # grey, 16 bits
         levels = np.asarray(image).astype(np.int64)
@@ -204,37 +189,6 @@ def _decode_alpha(image: Image.Image, content: bytes) -> Tensor | None:
         return None
     alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
     return torch.from_numpy(alpha.astype(np.float32)) / 255
-
-
-def _deep_colour(content: bytes, image: Image.Image) -> np.ndarray | None:
-    """(H, W, 3) uint16 of an image whose colours, or grey and alpha, have 16 bits, which Pillow cuts to 8; else None.
-    """
-    # the header chunk of a PNG holds the bit depth at byte 24 and the colour type at byte 25
-    if content.startswith(b"\x89PNG\r\n\x1a\n") and content[24] == 16 and content[25] in (2, 4, 6):
-        from torchvision.io import ImageReadMode, decode_png
-
-        png = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return decode_png(png, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    if image.format == "TIFF" and len(depths := image.tag_v2.get(TIFF_DEPTH_TAG, ())) >= 3 and max(depths) == 16:
-        return _deep_tiff(content, image.tag_v2)
-    return None
-
-
-def _deep_tiff(content: bytes, tags: Mapping[int, object]) -> np.ndarray:
-    """(H, W, 3) uint16 of the first page; ValueError for colours that are no RGB."""
-    import tifffile
-
-    if (kind := tags.get(TIFF_COLOUR_TAG)) != RGB:
-        raise ValueError(f"its 16-bit colours are no RGB (PhotometricInterpretation {kind}); save it as RGB")
-    levels = tifffile.imread(io.BytesIO(content), key=0)
-    return np.moveaxis(levels, 0, -1)[..., :3] if tags.get(TIFF_PLANES_TAG) == SEPARATE_PLANES else levels[..., :3]
-
-
-def _upright(levels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) as its EXIF orientation, 1 to 8, wants it shown."""
-    levels = levels.swapaxes(0, 1) if orientation >= 5 else levels
-    levels = levels[:, ::-1] if orientation in (2, 3, 6, 7) else levels
-    return levels[::-1] if orientation in (3, 4, 7, 8) else levels
 
 
 def resize(x: Tensor, size: int) -> Tensor:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from util.command import DEFAULT_PRECISION, MOST_SAMPLES, PRECISIONS, Parser, at_most, positive
+from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, positive, samples
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,7 +22,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
     add("--batch_size", type=positive_or_auto, metavar="N", help="images restored together, or 'auto' for the number "
         "that is fastest here; default: by image size, and more of them on a GPU")
-    add("--num_samples", type=at_most(MOST_SAMPLES), default=1, metavar="N",
+    add("--num_samples", type=samples, default=1, metavar="N",
         help="posterior samples per image; default %(default)s")
     add("--limit", type=positive, metavar="N", help="restore the first N images only")
     add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION,
@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "methods or priors of your own; repeatable")
     add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS, FID and KID; nothing is fetched then")
     add("--overwrite", action="store_true", help="replace the results of an earlier run in the same folder")
-    add("--print_config", action="store_true", help="print the resolved configuration with the origin of each value")
+    add("--print_config", action="store_true", help="print the resolved configuration with all defaults")
     add("--list", action="store_true", help="print operators, noises, methods, ... with their parameters and defaults")
     return parser.parse(argv)
 

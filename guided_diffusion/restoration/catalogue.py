@@ -1,5 +1,4 @@
-"""The settings of a run for a reader: what a configuration may name, and what one has become, with the origin of each
-value."""
+"""The settings of a run for a reader: what a configuration may name, and what one has become."""
 
 import inspect
 import textwrap
@@ -18,12 +17,11 @@ from guided_diffusion.priors.diffusers import DiffusersFolder
 from guided_diffusion.priors.edm import EDM
 from guided_diffusion.priors.load import model_builder
 from guided_diffusion.unet import create_model
-from util.config.config import Config, Key, leaves
+from util.config.config import Config
 from util.config.registry import REQUIRED, Registry, annotations, check_arguments, defaults, describe
-from util.config.yaml_text import flow
+from util.config.yaml_text import dump_yaml, flow
 
 WIDTH = 110                                         # columns of the list
-FURTHEST_COMMENT = 60                               # column in which comments stand, unless a value needs more
 OPTIONS = ("seed", "num_samples", "precision", "tile", "load_measurements")         # those that decide results
 METHODS = guided_diffusion.condition_methods.CONDITIONING_METHODS       # the solvers are in it, too
 
@@ -43,65 +41,27 @@ def list_choices() -> str:
 
 
 def resolved_config(config: Config, args: Namespace) -> str:
-    """The configuration as YAML, with defaults, and the origin of each value as a comment.
+    """The configuration as YAML, with the defaults of everything that is not set.
 
     Args:
         args: the command line, for the options that decide results.
 
     Raises:
-        UserError: an unknown name or parameter, or a value of the wrong type.
+        UserError: a section holds an unknown name or key, lacks one, or has a value of the wrong type.
     """
-    options = {name: (vars(args)[name], f"--{name}" if name in args.given else "default") for name in OPTIONS}
-    return complete(config, {
-        ("model",): model_builder(config.model), ("diffusion",): create_sampler,
-        ("conditioning", "params"): METHODS[config.conditioning.name],
-        ("data",): DATASETS[config.data.name],
-        ("measurement", "operator"): OPERATORS[config.operator.name],
-        ("measurement", "noise"): NOISES[config.noise.name]}, options)
-
-
-def complete(config: Config, builders: Mapping[Key, Callable], more: Mapping[str, tuple[object, str]]) -> str:
-    """The configuration as YAML, with the defaults of everything that is not set, and origins as comments.
-
-    Args:
-        builders: section -> class or function that is built with its values.
-        more: settings outside the three files, name -> (value, origin).
-
-    Raises:
-        UserError: a section holds an unknown key, lacks one, or has a value of the wrong type.
-    """
-    tree, origins = config.as_dict(), dict(config.origins)
-    for path, builder in builders.items():
-        section = tree
-        for name in path:
-            section = section[name]
+    tree = config.as_dict()
+    measurement, conditioning = tree["measurement"], tree["conditioning"]
+    for where, section, builder in (
+            ("model", tree["model"], model_builder(config.model)), ("diffusion", tree["diffusion"], create_sampler),
+            ("conditioning.params", conditioning["params"], METHODS[config.conditioning.name]),
+            ("data", tree["data"], DATASETS[config.data.name]),
+            ("measurement.operator", measurement["operator"], OPERATORS[config.operator.name]),
+            ("measurement.noise", measurement["noise"], NOISES[config.noise.name])):
         names = {"name", "prior", "format"} - set(defaults(builder))
-        check_arguments(builder, {key: value for key, value in section.items() if key not in names}, ".".join(path))
+        check_arguments(builder, {key: value for key, value in section.items() if key not in names}, where)
         for name, default in defaults(builder).items():
-            if name not in section:
-                section[name] = list(default) if isinstance(default, tuple) else default
-                origins[(*path, name)] = "default"
-    for name, (value, origin) in more.items():
-        tree[name], origins[(name,)] = value, origin
-    return annotated(tree, origins)
-
-
-def annotated(tree: dict[str, object], origins: Mapping[Key, str]) -> str:
-    """A tree as YAML, a value per line, each with its origin as a comment; comments are aligned."""
-    lines: list[tuple[str, str]] = []
-    shown: Key = ()
-    for key, value in leaves(tree).items():
-        for depth, name in enumerate(key[:-1]):
-            if shown[:depth + 1] != key[:depth + 1]:
-                lines.append((f"{'  ' * depth}{flow(name)}:", ""))
-        lines.append((f"{'  ' * (len(key) - 1)}{flow(key[-1])}: {flow(value)}", origins.get(key, "default")))
-        shown = key[:-1]
-    column = max([len(text) for text, _ in lines if len(text) <= FURTHEST_COMMENT], default=0)
-    return "\n".join(f"{text:{column}}  # {_printable(origin)}" if origin else text for text, origin in lines)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
+            section.setdefault(name, list(default) if isinstance(default, tuple) else default)
+    return dump_yaml({**tree, **{name: vars(args)[name] for name in OPTIONS}}).rstrip("\n")
 
 
 def catalogue(choices: Mapping[str, Registry | Callable], names_only: Collection[str] = ()) -> str:

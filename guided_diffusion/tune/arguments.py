@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from util.command import MOST_SAMPLES, Parser, at_most
+from util.command import Parser, samples
 from util.reproduce_table.arguments import add_options
 
 COLUMNS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg", "st_lpips": "st_lpips",
@@ -28,7 +28,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "0.5 and 2, the nearest to 1 where none is; default: psnr, or chi_square where the truth is not known")
     add("--of", choices=("samples", "mean"), default="samples",
         help="judge the samples one by one, or each image's mean of --samples; default %(default)s")
-    add("--samples", type=at_most(MOST_SAMPLES), default=1, metavar="K",
+    add("--samples", type=samples, default=1, metavar="K",
         help="posterior samples per image; default %(default)s")
     add_options(add, overwrite="replace --out, and results of other settings in --save_dir")
     return parser.parse(argv)

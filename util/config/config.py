@@ -5,7 +5,7 @@ sampler) are checked against its signature when it is built.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from util.command import user_path
@@ -34,10 +34,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is: the resolved content of the three files.
-
-    `origins` says where the values of `as_dict` come from, such as "configs/task.yaml: measurement.noise.sigma".
-    """
+    """What a run is: the resolved content of the three files."""
 
     model: dict[str, object]                        # parameters of `create_model`
     diffusion: dict[str, object]                    # parameters of `create_sampler`
@@ -45,7 +42,6 @@ class Config:
     data: Choice
     operator: Choice
     noise: Choice
-    origins: dict[Key, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def observed(self) -> bool:
@@ -145,50 +141,22 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
                         f"--{strangers[0]}_config")
     _check_keys(task, (), str(task_config))
     tree = task | {key: read_yaml(file, f"{key} configuration") for key, file in files.items()}
-    origins = {key: f"{files[key[0]]}: {'.'.join(key[1:])}" if key[0] in files else f"{task_config}: {'.'.join(key)}"
-               for key in leaves(tree)}
     if data is not None:
         root = str(Path(data)) if data else data    # without a slash at its end
         tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": root}
-        _mark(origins, ("data",), tree["data"], "--data")
     if measurement is not None:
         tree["measurement"] = measurement
-        _mark(origins, ("measurement",), measurement, "--load_measurements")
     changed = []
     for override in overrides:
-        key, value = _apply(tree, override)
-        _mark(origins, key, value, f"--set {'.'.join(key)}")
+        key = _apply(tree, override)
         if key[0] not in files:
             changed.append(".".join(key))
     where = f"{task_config} (with --set {', '.join(changed)})" if changed else str(task_config)
-    return replace(_config(tree, where), origins=_resolved(tree, origins))
+    return _config(tree, where)
 
 
-def _mark(origins: dict[Key, str], key: Key, value: object, origin: str) -> None:
-    """Note that the value at `key`, and all below it, has another origin now."""
-    _forget(origins, key)
-    origins |= dict.fromkeys(leaves({key[-1]: value}, key[:-1]), origin)
-
-
-def _forget(origins: dict[Key, str], key: Key) -> None:
-    for known in [known for known in origins if known[:len(key)] == key or key[:len(known)] == known]:
-        del origins[known]
-
-
-def _resolved(tree: dict, origins: dict[Key, str]) -> dict[Key, str]:
-    """Origins by where `Config.as_dict` has the values: the operator owns the mask, the data whether it is observed."""
-    moved = {("measurement", "mask_opt"): ("measurement", "operator", "mask_opt"),
-             ("measurement", "observed"): ("data", "observed")}
-    found = {key: origin for key, origin in origins.items() if key[:2] not in moved}
-    for old, new in moved.items():
-        if tree["measurement"].get(old[1]):
-            _forget(found, new)
-            found |= {new + key[2:]: origin for key, origin in origins.items() if key[:2] == old}
-    return found
-
-
-def _apply(tree: dict, override: str) -> tuple[Key, object]:
-    """Apply "key.path=value" and return both."""
+def _apply(tree: dict, override: str) -> Key:
+    """Apply "key.path=value" and return where."""
     path, equals, text = override.partition("=")
     keys = tuple(key.strip() for key in path.split("."))
     if not equals or not all(keys):
@@ -207,7 +175,7 @@ def _apply(tree: dict, override: str) -> tuple[Key, object]:
         if not isinstance(section, dict):
             raise UserError(f"--set {path}: {'.'.join(keys[:depth])} is {section!r}, which has no keys below it")
     section[keys[-1]] = value
-    return keys, value
+    return keys
 
 
 def _config(tree: dict, file: str) -> Config:

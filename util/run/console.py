@@ -3,7 +3,7 @@
 import math
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import torch
@@ -17,8 +17,9 @@ TABLE_ROWS = 20                                     # images shown in the closin
 INTERVAL = "95 % interval"                          # of a mean, see `util.metrics.statistics`
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "scikit-image", "lpips")
 
-
-Select = Callable[[Sequence[Row]], Sequence[Row]]   # of the rows of an image, those that a column is the mean of
+VIEWED = {"samples": lambda row: row.sample != MEAN, "best": lambda row: row.best == 1,
+          "means": lambda row: row.sample == MEAN}
+View = tuple[str, str]                              # which rows of an image, see VIEWED, and which of their scores
 
 
 def log_table(run: RunDirectory, images: Sequence[str]) -> None:
@@ -32,36 +33,27 @@ def log_table(run: RunDirectory, images: Sequence[str]) -> None:
             _log(part, _views([row for own in part.values() for row in own], known), scores)
 
 
-def _views(rows: Sequence[Row], known: bool) -> dict[str, tuple[Select, str]]:
-    """Title -> rows of an image, and the suffix of the scores to show of them.
+def _views(rows: Sequence[Row], known: bool) -> dict[str, View]:
+    """Title -> which rows of an image to show, and the suffix of their scores.
 
     The lifted measurement and the restoration; with several samples, their average, the one that fits the measurement
     best, and their mean image, which posterior samples lie below. Where a measurement is ambiguous (a spectrum, say),
     neither it nor a mean is comparable, and the last column is that of the aligned restoration.
     """
-    def means(own: Sequence[Row]) -> Sequence[Row]:
-        return [row for row in own if row.sample == MEAN]
-
-    def samples(own: Sequence[Row]) -> Sequence[Row]:
-        return [row for row in own if row.sample != MEAN]
-
-    def best(own: Sequence[Row]) -> Sequence[Row]:
-        return [row for row in own if row.best == 1]
-
-    ambiguous = any(not math.isnan(row.psnr_aligned) for row in rows)
-    views = {"samples": (samples, ""), "best fit": (best, "")} if means(rows) else {"restored": (samples, "")}
-    if means(rows) and not (known and ambiguous):
-        views["their mean"] = (means, "")
-    if known and ambiguous:
-        return {**views, "aligned": (best, "_aligned")}
-    return {"measured": (samples, "_input"), **views} if known else views
+    views = {"restored": ("samples", "")}
+    if any(map(VIEWED["means"], rows)):
+        views = {"samples": ("samples", ""), "best fit": ("best", ""), "their mean": ("means", "")}
+    if known and any(not math.isnan(row.psnr_aligned) for row in rows):
+        views.pop("their mean", None)
+        return {**views, "aligned": ("best", "_aligned")}
+    return {"measured": ("samples", "_input"), **views} if known else views
 
 
-def _log(part: dict[str, list[Row]], views: dict[str, tuple[Select, str]], scores: dict[str, tuple[str, str]]) -> None:
+def _log(part: dict[str, list[Row]], views: dict[str, View], scores: dict[str, tuple[str, str]]) -> None:
     """Log a line per image: every view of the first score, then of the second, in the scores' formats."""
     images, half, log = list(part), len(views), get_logger().info
-    columns = [([_mean([getattr(row, name + suffix) for row in select(own)]) for own in part.values()], form)
-               for name, form in scores.values() for select, suffix in views.values()]
+    columns = [([_mean([getattr(row, name + suffix) for row in filter(VIEWED[kind], own)]) for own in part.values()],
+                form) for name, form in scores.values() for kind, suffix in views.values()]
     width = min(40, max(map(len, (INTERVAL, *images))))
 
     def line(name: str, cells: Sequence[str]) -> None:
