@@ -33,7 +33,6 @@ from util.run.directory import RunDirectory
 from util.run.layout import run_path
 from util.run.lock import hold
 from util.run.measurements import MeasurementFolder
-from util.run.set_scores import score_sets
 from util.run.team import Team
 from util.seeding import ImageRandomness
 
@@ -84,7 +83,7 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
         prior = load() if task.method.needs_prior and plan.groups else None
         if args.compile and prior is not None:
             prior = compiled(prior, plan.largest_batch(args.num_samples), task.source.image_size, device)
-        metrics = load_metrics(task, plan, args.fid, args.weights_dir, device)
+        metrics = load_metrics(task, plan, args.weights_dir, device)
         num_steps = task.method.num_steps(task.sampler)
         with Monitor(prior, folder, team, plan.images_left, args.num_samples, num_steps, args.progress) as monitor:
             batches = Batches(task.source, plan, args.num_samples, team, monitor, device_name(device))
@@ -99,8 +98,7 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
                             course.restored = measurement.finish(x)
                         gatherer.add(batch, measurement, course)
             report = bring_together(folder, team, monitor, batches.unreadable, device)
-        set_scores = score_sets(folder, metrics, team, plan.names, args.num_samples) if args.fid and metrics else {}
-        return conclude(args.seed, task, folder, plan, report, set_scores, device) if team.leads else 0
+        return conclude(args.seed, task, folder, plan, report, device) if team.leads else 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ And a network of a few sums in place of Inception.
 """
 
 import math
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from tests.helpers import deterministic
 from util.checkpoint import read_checkpoint
-from util.metrics.perceptual import load_networks
 from util.metrics.weights import ST_LPIPS
 
 SALT, RESIDUAL_FACTOR = 30000, 0.3                  # of the KernelWizard
@@ -87,11 +85,6 @@ class MeanDifference(nn.Module):
 
     def forward(self, x, y):
         return (x - y).abs().mean(dim=(1, 2, 3))
-
-
-def load_small_networks(names: Sequence[str], *more: object) -> dict[str, nn.Module]:
-    """As `load_networks`, with ChannelMeans in place of Inception."""
-    return {**load_networks([name for name in names if name != "inception"], *more), "inception": ChannelMeans()}
 
 
 def kernel_wizard_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:

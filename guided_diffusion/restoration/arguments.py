@@ -32,11 +32,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_measurements", action="store_true", help="save the measurements, masks and kernels to measurements/")
     add("--load_measurements", metavar="FOLDER", help="restore exactly these saved measurements")
     add("--progress", type=positive, metavar="N", help="save the state after every N-th step to progress/")
-    add("--fid", action="store_true", help="at the end, FID and KID of the saved images against the true ones")
     add("--fetch", action="store_true", help="fetch published weights that are missing, see python -m util.fetch")
     add("--plugin", action="append", default=[], metavar="FILE.py", help="run a file that registers operators, noises, "
         "methods or priors of your own; repeatable")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS, FID and KID; nothing is fetched then")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
     add("--overwrite", action="store_true", help="replace the results of an earlier run in the same folder")
     add("--print_config", action="store_true", help="print the resolved configuration with all defaults")
     add("--list", action="store_true", help="print operators, noises, methods, ... with their parameters and defaults")

@@ -13,7 +13,6 @@ from guided_diffusion.restoration.plan import Plan
 from util.command import Terminated
 from util.errors import StorageError, UserError
 from util.logger import get_logger
-from util.metrics.comparison import log_distances
 from util.run.console import environment, log_table
 from util.run.directory import RunDirectory
 from util.run.team import Team
@@ -103,16 +102,12 @@ def bring_together(run: RunDirectory, team: Team, monitor: Monitor, unreadable: 
                   {"peak_memory_bytes": max(report["peak"] for report in reports) or None})
 
 
-def conclude(seed: int, task: Task, run: RunDirectory, plan: Plan, report: Report,
-             set_scores: dict[str, dict[str, object]], device: torch.device) -> int:
+def conclude(seed: int, task: Task, run: RunDirectory, plan: Plan, report: Report, device: torch.device) -> int:
     """Write what is made from all images, show the table, and return the exit status."""
     if not run.concluded:
         run.conclude({"operator": task.operator.name, "method": task.method.name, "seed": seed,
                       "lpips_network": "vgg", **environment(device), **report.facts})
-    if set_scores:
-        run.add_to_summary(set_scores)
     log_table(run, plan.names)
-    log_distances(set_scores)
     columns = "ground truth | measurement | restoration" if task.source.knows_truth else "measurement | restoration"
     grid = f" (grid.png: {columns})" if any(row.ok for row in run.rows) else ""
     logger.info(f"\nresults in {run.path}{grid}")

@@ -139,14 +139,11 @@ def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory,
     return Gatherer(run, task.source, metrics, args.num_samples, plan.finished, store, device.type == "cuda")
 
 
-def load_metrics(task: Task, plan: Plan, fid: bool, weights_dir: str | None, device: torch.device) -> Metrics | None:
+def load_metrics(task: Task, plan: Plan, weights_dir: str | None, device: torch.device) -> Metrics | None:
     """What judges the images, with the networks that are needed; None where nobody knows the truth."""
-    if task.source.knows_truth:
-        per_image = PERCEPTUAL if plan.groups else ()
-        return Metrics(device, weights_dir, [*per_image, "inception"] if fid else per_image)
-    if fid:
-        logger.warning("left out: FID and KID, as there are no true images to compare with")
-    return None
+    if not task.source.knows_truth:
+        return None
+    return Metrics(device, weights_dir, PERCEPTUAL if plan.groups else ())
 
 
 def ran_out_of_memory(future: Future) -> bool:

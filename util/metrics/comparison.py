@@ -84,7 +84,6 @@ def log_distances(summary: dict) -> None:
             title, digits = TITLES[name]
             of = summary[name]
             images = f"{of['images']} against {of['reference_images']} images, {of['extractor']}"
-            images += f", {of['left_out']} left out" if of.get("left_out") else ""
             get_logger().info(f"{title:14}{fixed(of['value'], digits):>10}   {images if of['images'] else ''}".rstrip())
 
 

@@ -180,10 +180,6 @@ class RunDirectory:
         summary = {**facts, **summarise(self.rows)}
         write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 
-    def add_to_summary(self, more: dict[str, object]) -> None:
-        """Change summary.json by what was found out after the run had come to its end (`concluded`)."""
-        self.write_summary({**(read_summary(self.path) or {}), **more})
-
     def write_grid(self) -> None:
         """Write grid.png: truth (if known), measurement, restoration of up to 8 images; of several samples the one of
         lowest distance, and their mean. StorageError if one is gone since it was written."""
