@@ -97,8 +97,8 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
                             x = task.method.restore(prior, task.sampler, measurement, randomness, course)
                             course.restored = measurement.finish(x)
                         gatherer.add(batch, measurement, course)
-            report = bring_together(folder, team, monitor, batches.unreadable, device)
-        return conclude(args.seed, task, folder, plan, report, device) if team.leads else 0
+            unreadable, peak = bring_together(folder, team, monitor, batches.unreadable, device)
+        return conclude(args.seed, task, folder, plan, unreadable, peak, device) if team.leads else 0
 
 
 if __name__ == "__main__":

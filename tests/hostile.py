@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from util.memory import return_freed_memory
+from util.memory import free_memory
 from util.run.directory import RunDirectory
 from util.run.table import Outcome
 
@@ -24,7 +24,7 @@ class Within:
 
     def __enter__(self) -> None:
         if os.access(FORGET_PEAK, os.W_OK):
-            return_freed_memory()
+            free_memory()
             FORGET_PEAK.write_text("5")
         self.memory, self.started = peak_memory(), time.process_time()
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 from tqdm import tqdm
@@ -38,26 +39,23 @@ class Lasting:
 
     def write(self, text: str) -> int:
         """As the stream's."""
-        try:
-            return self.stream.write(text)
-        except OSError as error:
-            self._drop(error)
-            return len(text)
+        self._attempt(self.stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
         """As the stream's."""
-        try:
-            self.stream.flush()
-        except OSError as error:
-            self._drop(error)
+        self._attempt(self.stream.flush)
 
-    def _drop(self, error: OSError) -> None:
-        """From now on the stream leads nowhere."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
-        if error.errno != errno.EPIPE:
-            get_logger().warning(f"{str(self.stream.name).strip('<>')} cannot be written: {error.strerror}")
+    def _attempt(self, work: Callable, *given: str) -> None:
+        """Do it; where that fails, the stream leads nowhere from now on."""
+        try:
+            work(*given)
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+            if error.errno != errno.EPIPE:
+                get_logger().warning(f"{str(self.stream.name).strip('<>')} cannot be written: {error.strerror}")
 
 
 def outlive_readers() -> None:

@@ -40,17 +40,12 @@ def keep_freed_memory(keep: bool = True) -> None:
         glibc.mallopt(M_TRIM_THRESHOLD, free_at_the_end)
 
 
-def return_freed_memory() -> None:
-    """Give free memory back to the system, where the C library is glibc."""
-    if (glibc := _glibc()) is not None:
-        glibc.malloc_trim(0)
-
-
 def free_memory() -> None:
     """Give back what nobody holds any more."""
     import torch
 
     gc.collect()
-    return_freed_memory()
+    if (glibc := _glibc()) is not None:
+        glibc.malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.errors import UserError
-
 
 def cubic(x: np.ndarray) -> np.ndarray:
     """The cubic convolution kernel with a = -1/2 (Keys, 1981), zero outside [-2, 2]."""
@@ -19,11 +17,6 @@ def cubic(x: np.ndarray) -> np.ndarray:
     inner = 1.5 * x ** 3 - 2.5 * x ** 2 + 1
     outer = -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2
     return inner * (x <= 1) + outer * ((x > 1) & (x <= 2))
-
-
-def output_size(n_in: int, scale: float) -> int:
-    """The length that `n_in` samples have after resizing by `scale`, rounded up."""
-    return max(1, math.ceil(n_in * scale - 1e-9))
 
 
 def resize_matrix(n_in: int, n_out: int | None = None, scale: float | None = None) -> Tensor:
@@ -37,16 +30,10 @@ def resize_matrix(n_in: int, n_out: int | None = None, scale: float | None = Non
         n_in: length of the input.
         n_out: length of the output; n_in scale rounded up when omitted.
         scale: output samples per input sample; n_out/n_in when omitted.
-
-    Raises:
-        UserError: neither `n_out` nor `scale`, or one that is not positive.
     """
-    if n_out is None and scale is None:
-        raise UserError("resizing needs an output size or a scale, found neither")
-    if (n_out is not None and n_out < 1) or (scale is not None and not 0 < scale < math.inf):
-        raise UserError(f"resizing to size {n_out} by scale {scale}: expected positive values")
-    n_out = output_size(n_in, scale) if n_out is None else n_out
+    n_out = max(1, math.ceil(n_in * scale - 1e-9)) if n_out is None else n_out
     scale = n_out / n_in if scale is None else scale
+    assert n_out > 0 and 0 < scale < math.inf, (n_in, n_out, scale)
 
     stretch = min(scale, 1.0)
     support = 4 / stretch

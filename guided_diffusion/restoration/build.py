@@ -1,7 +1,6 @@
 """From the configuration to the parts of a run: named things, the source of measurements, the network."""
 
 import importlib.util
-import json
 import os
 import traceback
 from argparse import Namespace
@@ -113,20 +112,18 @@ def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequen
     try:
         return registry.build(choice.name, **choice.params)
     except UserError as error:
-        section, set_by_hand = path.rpartition(".")[0], {override.partition("=")[0].strip() for override in overrides}
-        if choice.name not in registry or not choice.params:
+        section, by_hand = path.rpartition(".")[0], {override.partition("=")[0].strip() for override in overrides}
+        if choice.name not in registry or not by_hand & {path, section}:
             raise
-        known, old, remedies = defaults(registry[choice.name]), [], []
-        if path in set_by_hand:                     # the name alone: all its parameters are the task file's
-            old, fitting = list(choice.params), {key: value for key, value in choice.params.items() if key in known}
-            fitting = {} if fitting == choice.params else fitting           # then a value is wrong, not a name
-            remedies = [f"{section}.params={json.dumps(fitting)}" if section == "conditioning" else
-                        f"{section}={{name: {choice.name}}}"]
-        if set_by_hand & {path, section} and "mask_opt" in set(choice.params) - set(known):
-            old, remedies = old or ["mask_opt"], [*remedies, "measurement.mask_opt=null"]
+        strange, remedies = choice.params.keys() - defaults(registry[choice.name]), []
+        if path in by_hand and choice.params:       # the name alone: all its parameters are the task file's
+            remedies = [f"{section}.params={{}}" if section == "conditioning" else f"{section}={{name: {choice.name}}}"]
+        if "mask_opt" in strange:
+            remedies.append("measurement.mask_opt=null")
         if not remedies:
             raise
-        raise UserError(f"{error}. The task file's parameters ({', '.join(old)}) still apply; "
+        old = ", ".join(name for name in choice.params if name in strange or not strange)
+        raise UserError(f"{error}. The task file's parameters ({old}) still apply; "
                         f"replace them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch.distributed import DistError
@@ -78,42 +77,38 @@ class Ending:
         return f"{'stopped' if told else 'interrupted'}{because}: {self.kept}; the same command continues"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What all processes of a run did: how many images could not be read, and facts for summary.json."""
-
-    unreadable: int = 0
-    facts: dict[str, object] = field(default_factory=dict)
-
-
-def bring_together(run: RunDirectory, team: Team, monitor: Monitor, unreadable: int, device: torch.device) -> Report:
+def bring_together(run: RunDirectory, team: Team, monitor: Monitor, unreadable: int, device: torch.device
+                   ) -> tuple[int, int | None]:
     """Wait for all processes; the leading one has the rows of all then.
 
     Args:
         unreadable: how many images this process could not read.
         device: where it computes.
+
+    Returns:
+        How many images no process could read, and the peak memory in bytes of the one that took most.
     """
     monitor.draw()
     reports = team.gather({"table": run.store.own_table(), "unreadable": unreadable,
                            "peak": environment(device)["peak_memory_bytes"] or 0}, monitor.refresh)
     for report in reports if team.leads else ():
         run.store.merge(report["table"])
-    return Report(sum(report["unreadable"] for report in reports),
-                  {"peak_memory_bytes": max(report["peak"] for report in reports) or None})
+    return sum(report["unreadable"] for report in reports), max(report["peak"] for report in reports) or None
 
 
-def conclude(seed: int, task: Task, run: RunDirectory, plan: Plan, report: Report, device: torch.device) -> int:
+def conclude(seed: int, task: Task, run: RunDirectory, plan: Plan, unreadable: int, peak: int | None,
+             device: torch.device) -> int:
     """Write what is made from all images, show the table, and return the exit status."""
     if not run.concluded:
         run.conclude({"operator": task.operator.name, "method": task.method.name, "seed": seed,
-                      "lpips_network": "vgg", **environment(device), **report.facts})
+                      "lpips_network": "vgg", **environment(device), "peak_memory_bytes": peak})
     log_table(run, plan.names)
     columns = "ground truth | measurement | restoration" if task.source.knows_truth else "measurement | restoration"
     grid = f" (grid.png: {columns})" if any(row.ok for row in run.rows) else ""
     logger.info(f"\nresults in {run.path}{grid}")
     diverged = sum(any(not row.ok for row in run.rows_of(name)) for name in plan.names)
-    if report.unreadable:
-        logger.error(f"{report.unreadable} of {len(plan.names)} images could not be read")
+    if unreadable:
+        logger.error(f"{unreadable} of {len(plan.names)} images could not be read")
     if diverged:
         logger.error(f"{diverged} of {len(plan.names)} images diverged, see the column status of metrics.csv")
-    return 1 if report.unreadable or diverged else 0
+    return 1 if unreadable or diverged else 0

@@ -37,7 +37,6 @@ class Team:
 
     def __init__(self):
         self.rank, self.size, self.device = 0, 1, None
-        self.gathered = 0                           # how often reports were
         self.store: dist.Store = dist.HashStore()
         self.launched = all(variable in os.environ for variable in ENVIRONMENT)
 
@@ -106,19 +105,15 @@ class Team:
             while_waiting()
             time.sleep(POLL_SECONDS)
 
-    def share(self, count: int, what: str = "taken") -> Iterator[int]:
-        """Those of the numbers 0 to count - 1 that fall to this process: each to the first that is free.
-
-        Args:
-            what: a name for what is shared out, once in a run.
+    def share(self, count: int) -> Iterator[int]:
+        """Those of the numbers 0 to count - 1 that fall to this process: each to the first that is free; once in a run.
         """
-        while (number := self.add(what, 1) - 1) < count:
+        while (number := self.add("taken", 1) - 1) < count:
             yield number
 
     def gather(self, report: dict[str, object], while_waiting: Callable[[], None]) -> Sequence[dict[str, object]]:
-        """The reports of all processes, by rank, once each has handed in its own."""
-        self.gathered += 1
-        self.meet(f"report {self.gathered}", while_waiting)
+        """The reports of all processes, by rank, once each has handed in its own; once in a run."""
+        self.meet("to report", while_waiting)
         reports = [report] * self.size
         if self.size > 1:
             dist.all_gather_object(reports, report)
