@@ -4,7 +4,6 @@ import importlib.util
 import os
 import traceback
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -54,20 +53,18 @@ class Task:
         return self.source.measure(self.operator, self.noiser, batch, device, randomness)
 
 
-def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFolder | None = None,
-               chosen: bool = False) -> Task:
+def build_task(config: Config, folder: MeasurementFolder | None = None, chosen: bool = False) -> Task:
     """Build all but the network, and check that the parts fit each other and the network.
 
     Args:
-        overrides: the changes of --set, for advice.
         folder: measurements to restore in place of the task's.
         chosen: whether the command line names the images, so that they must be there.
 
     Raises:
         UserError: whatever is wrong in the configuration or the data.
     """
-    sampler, noiser, method = build_parts(config, overrides)
-    operator = build_named(OPERATORS, config.operator, "measurement.operator.name", overrides)
+    sampler, noiser, method = build_parts(config)
+    operator = build_named(config, OPERATORS, config.operator, "measurement.operator.name")
     method.check(operator, noiser)
     if method.needs_exact_prior and "prior" not in config.model:
         raise UserError(f"conditioning method '{method.name}' needs a prior that is known in closed form, found a "
@@ -77,16 +74,13 @@ def build_task(config: Config, overrides: Sequence[str], folder: MeasurementFold
         if config.model.get("class_cond", False) and config.model.get("class_label") is None:
             raise UserError("model config: class_cond is true, but class_label is missing; set it to the class to "
                             "restore with (0 to 999)")
-    source = build_source(config, folder, overrides, chosen)
+    source = build_source(config, folder, chosen)
     source.check(operator, noiser)
     return Task(source, operator, noiser, sampler, method)
 
 
-def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Noise, Method]:
+def build_parts(config: Config) -> tuple[Sampler, Noise, Method]:
     """The parts that read no weights: sampler, noise model and method. The network's parameters are checked.
-
-    Args:
-        overrides: the changes of --set, for advice.
 
     Raises:
         UserError: a name or a parameter is wrong.
@@ -95,16 +89,15 @@ def build_parts(config: Config, overrides: Sequence[str]) -> tuple[Sampler, Nois
     sampler = create_process(config.model, config.diffusion)
     if "prior" not in config.model:                 # exact ones have the channels that the sampler asks for
         sampler.check_model_channels(6 if learned_variance(config.model) else 3)
-    noiser = build_named(NOISES, config.noise, "measurement.noise.name", overrides)
-    return sampler, noiser, build_named(METHODS, config.conditioning, "conditioning.method", overrides)
+    noiser = build_named(config, NOISES, config.noise, "measurement.noise.name")
+    return sampler, noiser, build_named(config, METHODS, config.conditioning, "conditioning.method")
 
 
-def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequence[str]):
+def build_named(config: Config, registry: Registry, choice: Choice, path: str):
     """Build a named thing of the configuration.
 
     Args:
         path: where its name stands, such as "conditioning.method".
-        overrides: the changes of --set, for advice.
 
     Raises:
         UserError: there is no such thing, or its parameters are wrong.
@@ -112,11 +105,11 @@ def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequen
     try:
         return registry.build(choice.name, **choice.params)
     except UserError as error:
-        section, by_hand = path.rpartition(".")[0], {override.partition("=")[0].strip() for override in overrides}
-        if choice.name not in registry or not by_hand & {path, section}:
+        section = path.rpartition(".")[0]
+        if choice.name not in registry or not config.changed & {path, section}:
             raise
         strange, remedies = choice.params.keys() - defaults(registry[choice.name]), []
-        if path in by_hand and choice.params:       # the name alone: all its parameters are the task file's
+        if path in config.changed and choice.params:     # the name alone: all its parameters are the task file's
             remedies = [f"{section}.params={{}}" if section == "conditioning" else f"{section}={{name: {choice.name}}}"]
         if "mask_opt" in strange:
             remedies.append("measurement.mask_opt=null")
@@ -127,7 +120,7 @@ def build_named(registry: Registry, choice: Choice, path: str, overrides: Sequen
                         f"replace them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
 
 
-def build_source(config: Config, folder: MeasurementFolder | None, overrides: Sequence[str], chosen: bool) -> Source:
+def build_source(config: Config, folder: MeasurementFolder | None, chosen: bool) -> Source:
     """Where the measurements come from: clean images, photographs that are already degraded, or `folder`.
 
     Args:
@@ -138,7 +131,7 @@ def build_source(config: Config, folder: MeasurementFolder | None, overrides: Se
         UserError: the images cannot be had.
     """
     try:
-        dataset = build_named(DATASETS, config.data, "data.name", overrides)
+        dataset = build_named(config, DATASETS, config.data, "data.name")
     except UserError as error:
         if folder is None or chosen:
             raise

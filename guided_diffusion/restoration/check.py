@@ -25,7 +25,7 @@ def num_steps(arguments: Mapping[str, object]) -> int:
         UserError: a name or a parameter in it is wrong.
     """
     config = load_config(**arguments)
-    sampler, _, method = build_parts(config, arguments["overrides"])
+    sampler, _, method = build_parts(config)
     OPERATORS.check(config.operator.name, **config.operator.params)
     return method.num_steps(sampler)
 

@@ -5,7 +5,7 @@ sampler) are checked against its signature when it is built.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from util.command import user_path
@@ -34,7 +34,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is: the resolved content of the three files."""
+    """What a run is: the resolved content of the three files; `changed` has the keys that --set changed, for advice."""
 
     model: dict[str, object]                        # parameters of `create_model`
     diffusion: dict[str, object]                    # parameters of `create_sampler`
@@ -42,6 +42,7 @@ class Config:
     data: Choice
     operator: Choice
     noise: Choice
+    changed: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def observed(self) -> bool:
@@ -146,13 +147,10 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
         tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": root}
     if measurement is not None:
         tree["measurement"] = measurement
-    changed = []
-    for override in overrides:
-        key = _apply(tree, override)
-        if key[0] not in files:
-            changed.append(".".join(key))
-    where = f"{task_config} (with --set {', '.join(changed)})" if changed else str(task_config)
-    return _config(tree, where)
+    changed = [_apply(tree, override) for override in overrides]
+    of_task = [".".join(key) for key in changed if key[0] not in files]
+    where = f"{task_config} (with --set {', '.join(of_task)})" if of_task else str(task_config)
+    return replace(_config(tree, where), changed=frozenset(map(".".join, changed)))
 
 
 def _apply(tree: dict, override: str) -> Key:
