@@ -24,7 +24,7 @@ from guided_diffusion.restoration.build import Task, build_task, fetch_weights, 
 from guided_diffusion.restoration.catalogue import list_choices, resolved_config
 from guided_diffusion.restoration.ending import Ending, bring_together, conclude
 from guided_diffusion.restoration.gather import gatherer_for, load_metrics
-from guided_diffusion.restoration.monitor import Monitor
+from guided_diffusion.restoration.monitor import Course, Monitor
 from guided_diffusion.restoration.plan import announce, make_plan
 from util.config.config import Config, load_config
 from util.logger import get_logger
@@ -93,7 +93,7 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
                         gatherer.begin(batch)
                         randomness = ImageRandomness(args.seed, batch.names, batch.samples, device=device)
                         measurement = task.measure(batch, device, randomness)
-                        with monitor.follow(batch, measurement) as course:
+                        with Course(monitor, batch, measurement) as course:
                             x = task.method.restore(prior, task.sampler, measurement, randomness, course)
                             course.restored = measurement.finish(x)
                         gatherer.add(batch, measurement, course)

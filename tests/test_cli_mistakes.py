@@ -32,7 +32,7 @@ def test_unreadable_images_are_passed_over_and_counted(run):
     (["--taks_config", "x"], ["'--taks_config'", "did you mean '--task_config'"]),
     (["--model"], ["'--model'", "did you mean '--model_config'"]),
     (["photos"], ["unknown argument 'photos'"]),
-    (["--nope"], ["unknown option '--nope'; choose from --batch_size"]),
+    (["--nope"], ["unknown argument '--nope'; choose from --batch_size"]),
     (["--seed", "one"], ["--seed", "one"]),
     (["--limit", "0"], ["--limit", "whole number of 1 or more"]),
     (["--batch_size", "-3"], ["--batch_size"]),

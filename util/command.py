@@ -42,10 +42,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0].partition("=")[0]
             options = [option for option in self._option_string_actions if option.startswith("--")]
-            if not word.startswith("-"):
-                raise UserError(f"unknown argument '{word}'; the options are {', '.join(sorted(options))}")
-            begun = [option for option in options if option.startswith(word) and word.strip("-")]
-            raise UserError(f"unknown option '{word}'; {did_you_mean(begun[0] if begun else word, options, CLOSE)}")
+            begun = next((option for option in options if option.startswith(word)), word)
+            raise UserError(f"unknown argument '{word}'; {did_you_mean(begun, options, CLOSE)}")
         return args
 
 

@@ -64,9 +64,9 @@ def outlive_readers() -> None:
         sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
+def count(number: int, noun: str) -> str:
     """"1 run", "2 runs"."""
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from util.memory import free_memory, is_out_of_memory
 from util.metrics.perceptual import PERCEPTUAL
 from util.metrics.scores import Metrics
 from util.run.directory import RunDirectory
-from util.run.measurements import StoredMeasurement
+from util.run.measurements import StoredMeasurement, write_measurement
 from util.run.table import MEAN, Outcome, finite_samples
 
 LIKELY_CAUSE = ("probably too large a step for this noise level: try a smaller conditioning.params.scale, check "
@@ -121,7 +121,7 @@ class Gatherer:
         if name in self.finished:
             return
         if self.to_store is not None:
-            self.run.save_measurement(name, self.to_store(measurement, b))
+            write_measurement(self.run.path_of("measurements", name), self.to_store(measurement, b))
         save = partial(self.run.save, name, self.source.truth(batch, b), lifted, outcomes, self.metrics,
                        self.source.alpha(name), self.source.fingerprint(name))
         if self.thread is None:

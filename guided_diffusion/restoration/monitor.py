@@ -61,10 +61,6 @@ class Monitor:
             self.draw()
         self.bar.close()
 
-    def follow(self, batch: Batch, measurement: Measurement) -> "Course":
-        """The course of a batch, which begins now."""
-        return Course(self, batch, measurement)
-
     def skip_image(self) -> None:
         """One image fewer to restore."""
         self.team.add("skipped", self.num_samples * self.num_steps)
@@ -125,7 +121,7 @@ class Course:
         self.distances: list[list[float]] = []
         self.diverged: list[int | None] = []
         self._distances: list[Tensor] = []          # (B,) of every step
-        self._diverged: Tensor | None = None        # (B,) step indices, -1 for finite states
+        self._diverged = torch.full((len(measurement.y),), -1, device=measurement.y.device)    # -1 for finite states
         self.begun, self.seconds, self.evaluations = time.perf_counter(), 0.0, -monitor.evaluations
         self.steps_before = monitor.steps_done
 
@@ -173,8 +169,7 @@ class Course:
 
     def _note_divergence(self, x: Tensor, index: int) -> None:
         finite = x.isfinite().flatten(1).all(dim=1)
-        before = torch.full_like(finite, -1, dtype=torch.long) if self._diverged is None else self._diverged
-        self._diverged = torch.where(finite | (before >= 0), before, index)
+        self._diverged = torch.where(finite | (self._diverged >= 0), self._diverged, index)
 
     def _save_pictures(self, index: int, x_prev: Tensor, x0_hat: Tensor) -> None:
         for name, k, x, x0 in zip(self.batch.names, self.batch.samples, x_prev, x0_hat, strict=True):

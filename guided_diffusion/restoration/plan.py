@@ -110,9 +110,6 @@ def announce(task: Task, run: RunDirectory, plan: Plan, team: Team, device: torc
                 f"{processes}{device_name(device)}")
     for sentence in remarks(task, run, plan, progress):
         logger.warning(sentence)
-    if 0 < len(plan.groups) < team.size:
-        logger.info(f"{count(len(plan.groups), 'batch', 'batches')} for {team.size} processes: a smaller --batch_size "
-                    "gives all some work")
 
 
 def remarks(task: Task, run: RunDirectory, plan: Plan, progress: int | None) -> Iterator[str]:

@@ -19,7 +19,7 @@ from util.metrics.pairs import MEAN
 from util.metrics.scores import Metrics
 from util.run.config_file import check_settings, write_settings
 from util.run.layout import ALWAYS, CONFIG, GRID, SUMMARY, delete_results, file_of, make_folders, run_path, sample_names
-from util.run.measurements import StoredMeasurement, read_measurement, write_measurement
+from util.run.measurements import read_measurement
 from util.run.rows import RowStore, begun_images
 from util.run.table import Outcome, Row, make_rows, read_summary, standard_deviation, summarise, trajectories_to_csv
 
@@ -153,10 +153,6 @@ class RunDirectory:
                      f"Standard deviation of {sum(row.ok for row in rows) - 1} samples on [0, 1]")
         write_atomically(self.path_of("trajectories", image), trajectories_to_csv(outcomes).encode())
         self.store.add(rows)
-
-    def save_measurement(self, image: str, stored: StoredMeasurement) -> None:
-        """Save a measurement for other programs and for --load_measurements."""
-        write_measurement(self.path_of("measurements", image), stored)
 
     def save_progress(self, image: str, sample: str | None, index: int, x: Tensor, x0_hat: Tensor) -> None:
         """Save the state after step `index` and the prediction of the clean image, (3, H, W) each."""

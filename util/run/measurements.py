@@ -109,13 +109,10 @@ class MeasurementFolder:
 
     def __init__(self, folder: str):
         self.folder = user_path(folder)
-        if not self.folder.is_dir():
-            raise UserError(f"--load_measurements {folder}: no such folder; expected one that --save_measurements made")
         self.names: Sequence[str] = sorted(path.stem for path in self.folder.glob(f"*{SUFFIX}"))
         if not self.names:
-            inside = self.folder / "measurements"
-            hint = f"did you mean {inside}?" if inside.is_dir() else "--save_measurements writes them"
-            raise UserError(f"--load_measurements {folder}: the folder holds no {SUFFIX} files; {hint}")
+            raise UserError(f"--load_measurements {folder}: there are no {SUFFIX} files; name the folder measurements/ "
+                            "of a run with --save_measurements")
         for name in self.names:
             if len(name.encode(errors="replace")) > LONGEST_NAME or not name.isprintable() or name.startswith("."):
                 raise UserError(f"--load_measurements {folder}: '{printable(name)[:60]}' is no name for results; "
