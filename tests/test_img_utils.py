@@ -169,9 +169,9 @@ def test_missing_files_folders_and_unclear_ranges_are_refused(tmp_path):
         load_image(tmp_path / "a.png")
     with pytest.raises(UserError, match="cannot read image"):
         load_image(tmp_path)
-    for shape, words in (((4, 4), "floating-point images have no known value range; save it as unsigned"),
-                         ((4, 5, 3), "no image of 8 or 16 bits")):
-        tifffile.imwrite(tmp_path / "f.tif", np.ones(shape, np.float32))
+    for shape, colours, words in (((4, 4), "minisblack", "floating-point images have no known value range; save it"),
+                                  ((4, 5, 3), "rgb", "no image of 8 or 16 bits")):
+        tifffile.imwrite(tmp_path / "f.tif", np.ones(shape, np.float32), photometric=colours)
         with pytest.raises(UserError, match=words):
             load_image(tmp_path / "f.tif")
     for levels in (np.full((4, 4), 70000, np.int32), np.full((4, 4), -1, np.int16)):

@@ -16,14 +16,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_png
+from torchvision.io import ImageReadMode, decode_png, read_file
 
 from util.errors import StorageError, UserError, printable
 from util.logger import get_logger
 
 PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")    # Pillow would run other programs for some others
-LARGEST_FILE = 2 ** 30                              # bytes
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 TIFF_DEPTH_TAG, TIFF_COLOUR_TAG = 258, 262          # BitsPerSample, PhotometricInterpretation
 WHITE_IS_ZERO = 0                                   # value of the second
@@ -139,33 +138,29 @@ def _tell_of_frames(path: str, frames: int) -> None:
         get_logger().warning(f"{path} has {frames} frames or pages: the first is read")
 
 
-def _read(path: Path, decode: Callable[[Image.Image, bytes], Tensor | None]) -> Tensor | None:
-    """decode(the picture, content of the file), with one UserError for whatever goes wrong."""
+def _read(path: Path, decode: Callable[[Image.Image, Path], Tensor | None]) -> Tensor | None:
+    """decode(the picture in a file, the file), with one UserError for whatever goes wrong."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"the file has more than {LARGEST_FILE} bytes")
-        content = path.read_bytes()
-        if not content:
-            raise ValueError("the file is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.format != "MPO":           # of many phones: a JPEG with a preview or a gain map
                     _tell_of_frames(printable(path), getattr(image, "n_frames", 1))
-                return decode(image, content)
+                return decode(image, path)
     except Exception as error:      # decoders raise a dozen types for damaged files; none of them means success
         reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
         reason = "no image of 8 or 16 bits, or a damaged one" if reason.startswith("cannot identify") else reason
         raise UserError(f"cannot read image {printable(path)}: {reason[:120]}") from None
 
 
-def _decode(image: Image.Image, content: bytes) -> Tensor:
+def _decode(image: Image.Image, path: Path) -> Tensor:
     # the header chunk of a PNG holds the bit depth at byte 24 and the colour type at byte 25; Pillow reads 8 bits of
     # colours, and of grey with alpha
-    if image.format == "PNG" and content[24] == 16 and content[25] in (2, 4, 6):
-        png = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        levels = decode_png(png, ImageReadMode.RGB, apply_exif_orientation=True)
+    with open(path, "rb") as file:
+        head = file.read(26)
+    if image.format == "PNG" and head[24] == 16 and head[25] in (2, 4, 6):
+        levels = decode_png(read_file(str(path)), ImageReadMode.RGB, apply_exif_orientation=True)
         return _to_tensor(levels.permute(1, 2, 0).numpy(), 65535)
     tags = image.tag_v2 if image.format == "TIFF" else {}
     if len(depths := tags.get(TIFF_DEPTH_TAG, ())) >= 3 and max(depths) > 8:
@@ -184,7 +179,7 @@ def _decode(image: Image.Image, content: bytes) -> Tensor:
     return from_uint8(np.asarray(image.convert("RGB")))
 
 
-def _decode_alpha(image: Image.Image, content: bytes) -> Tensor | None:
+def _decode_alpha(image: Image.Image, _path: Path) -> Tensor | None:
     if "A" not in image.getbands() and "transparency" not in image.info or image.mode.startswith("I"):
         return None
     alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
