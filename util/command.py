@@ -32,6 +32,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see --help")
 
+    def print_help(self, file: object = None) -> None:
+        """Say what there is to choose from, once where there are several processes."""
+        get_logger().info(self.format_help().rstrip("\n"))
+
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Read the command line; UserError for a mistake in it."""
         args, unknown = self.parse_known_args(argv)

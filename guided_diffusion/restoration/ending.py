@@ -79,21 +79,22 @@ class Ending:
 
 def bring_together(run: RunDirectory, team: Team, monitor: Monitor, unreadable: int, device: torch.device
                    ) -> tuple[int, int | None]:
-    """Wait for all processes; the leading one has the rows of all then.
+    """Hand in what this process did; the leading one waits for all, and has the rows of all then.
 
     Args:
         unreadable: how many images this process could not read.
         device: where it computes.
 
     Returns:
-        How many images no process could read, and the peak memory in bytes of the one that took most.
+        For the leading process, how many images could not be read, and the peak memory in bytes of who took most.
     """
     monitor.draw()
     reports = team.gather({"table": run.store.own_table(), "unreadable": unreadable,
                            "peak": environment(device)["peak_memory_bytes"] or 0}, monitor.refresh)
-    for report in reports if team.leads else ():
+    for report in reports:
         run.store.merge(report["table"])
-    return sum(report["unreadable"] for report in reports), max(report["peak"] for report in reports) or None
+    peak = max((report["peak"] for report in reports), default=0)
+    return sum(report["unreadable"] for report in reports), peak or None
 
 
 def conclude(seed: int, task: Task, run: RunDirectory, plan: Plan, unreadable: int, peak: int | None,

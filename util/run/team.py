@@ -1,9 +1,11 @@
 """The processes of a run, on torch's distributed engine: one alone, or those that torchrun started.
 
-They share a store of counters and texts. Work is split by a counter: whoever is free takes the next piece.
+They share a store of counters and texts, and no tensors, so the same store serves CPUs, GPUs and several machines. Work
+is split by a counter: whoever is free takes the next piece.
 """
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -23,8 +25,8 @@ POLL_SECONDS = 0.1
 class Team:
     """The processes of this run, as one of them sees it; a context manager.
 
-    Under torchrun each process sits at its own GPU and speaks NCCL, or gloo where there are no GPUs. The log of
-    processes other than the first keeps to warnings and errors, which name the rank; the same words are said once.
+    Under torchrun each process sits at its own GPU, where there are GPUs. The log of processes other than the first
+    keeps to warnings and errors, which name the rank; the same words are said once.
 
     Attributes:
         rank: of this process, 0 to size - 1.
@@ -49,18 +51,14 @@ class Team:
     def __exit__(self, *_: object) -> None:
         if self.launched:
             get_logger().removeFilter(self._keep)
-            dist.destroy_process_group()
 
     def _join(self) -> None:
         self.device = device_of(int(os.environ["LOCAL_RANK"]))
-        on_gpu = self.device.type == "cuda"
-        if on_gpu:
+        if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         try:
             store, self.rank, self.size = next(dist.rendezvous("env://"))
             self.store = dist.PrefixStore("restoration", store)
-            dist.init_process_group("nccl" if on_gpu else "gloo", store=dist.PrefixStore("group", store),
-                                    rank=self.rank, world_size=self.size)
         except dist.DistError as error:
             raise UserError("the processes of the run do not reach each other at "
                             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); "
@@ -92,17 +90,17 @@ class Team:
         """Leave a text for `receive`."""
         self.store.set(key, text)
 
-    def receive(self, key: str) -> str:
-        """The text that some process publishes under `key`, once it does."""
+    def receive(self, key: str, while_waiting: Callable[[], None] = lambda: None) -> str:
+        """The text that some process publishes under `key`, once it does, however long that takes."""
         while not self.store.check([key]):
+            while_waiting()
             time.sleep(POLL_SECONDS)
         return self.store.get(key).decode()
 
-    def meet(self, where: str, while_waiting: Callable[[], None] = lambda: None) -> None:
+    def meet(self, where: str) -> None:
         """Wait until all processes have come to the same place of the run, each once."""
         self.add(f"met {where}", 1)
-        while self.add(f"met {where}", 0) < self.size:          # for ever: collective calls would time out
-            while_waiting()
+        while self.add(f"met {where}", 0) < self.size:
             time.sleep(POLL_SECONDS)
 
     def share(self, count: int) -> Iterator[int]:
@@ -112,12 +110,10 @@ class Team:
             yield number
 
     def gather(self, report: dict[str, object], while_waiting: Callable[[], None]) -> Sequence[dict[str, object]]:
-        """The reports of all processes, by rank, once each has handed in its own; once in a run."""
-        self.meet("to report", while_waiting)
-        reports = [report] * self.size
-        if self.size > 1:
-            dist.all_gather_object(reports, report)
-        return reports
+        """In the leading process, the reports of all, by rank, once each has handed in its own; nothing in others."""
+        self.publish(f"report {self.rank}", json.dumps(report))
+        ranks = range(self.size) if self.leads else ()
+        return [json.loads(self.receive(f"report {rank}", while_waiting)) for rank in ranks]
 
     def _keep(self, record: logging.LogRecord) -> bool:
         """The filter of the log."""
