@@ -82,21 +82,17 @@ def test_an_image_without_its_file_is_not_finished_and_its_rows_are_replaced(tmp
 
 @pytest.mark.parametrize("file", ["grid.png", "summary.json"])
 @pytest.mark.parametrize("harm", ["missing", "truncated", "foreign"])
-def test_a_run_whose_grid_or_summary_is_damaged_has_not_come_to_its_end(tmp_path, file, harm):
+def test_a_damaged_grid_or_summary_is_made_again(tmp_path, file, harm):
     run = open_run(tmp_path)
     save(run)
     run.conclude({})
-    assert open_run(tmp_path).concluded
     path = run.path / file
     content = path.read_bytes()
     if harm == "missing":
         path.unlink()
     else:
         path.write_bytes(content[:len(content) // 2] if harm == "truncated" else b"[]")
-    run = open_run(tmp_path)
-    assert not run.concluded
-    run.conclude({})
-    assert open_run(tmp_path).concluded
+    open_run(tmp_path).conclude({})
     assert path.read_bytes() == content
 
 
@@ -108,7 +104,7 @@ def test_a_summary_keeps_what_else_it_says_as_long_as_the_rows_are_the_same(tmp_
     run = open_run(tmp_path)
     run.conclude({"peak_memory_bytes": 1})
     summary = json.loads((run.path / "summary.json").read_text())
-    assert run.concluded and summary["peak_memory_bytes"] == 10 ** 9
+    assert summary["peak_memory_bytes"] == 10 ** 9
     save(run, "b")
     run.conclude({"peak_memory_bytes": 1})
     summary = json.loads((run.path / "summary.json").read_text())

@@ -100,9 +100,8 @@ def bring_together(run: RunDirectory, team: Team, monitor: Monitor, unreadable: 
 def conclude(seed: int, task: Task, run: RunDirectory, plan: Plan, unreadable: int, peak: int | None,
              device: torch.device) -> int:
     """Write what is made from all images, show the table, and return the exit status."""
-    if not run.concluded:
-        run.conclude({"operator": task.operator.name, "method": task.method.name, "seed": seed,
-                      "lpips_network": "vgg", **environment(device), "peak_memory_bytes": peak})
+    run.conclude({"operator": task.operator.name, "method": task.method.name, "seed": seed,
+                  "lpips_network": "vgg", **environment(device), "peak_memory_bytes": peak})
     log_table(run, plan.names)
     columns = "ground truth | measurement | restoration" if task.source.knows_truth else "measurement | restoration"
     grid = f" (grid.png: {columns})" if any(row.ok for row in run.rows) else ""

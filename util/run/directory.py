@@ -64,12 +64,6 @@ class RunDirectory:
         """A row per image and sample, in order."""
         return self.store.rows
 
-    @property
-    def concluded(self) -> bool:
-        """Whether nothing is left to be written, and what is made from all images is whole."""
-        grid = is_whole_png(self.path / GRID) or not any(row.ok for row in self.rows)
-        return self.store.concluded and read_summary(self.path) is not None and grid
-
     def _open(self, overwrite: bool) -> None:
         try:
             make_folders(self.path)
@@ -162,7 +156,7 @@ class RunDirectory:
         save_image(folder / f"x0_hat_{index:04d}.png", x0_hat)
 
     def conclude(self, facts: dict[str, object]) -> None:
-        """Write all that is made from the rows; what `facts` says goes to summary.json, if that is of other rows."""
+        """Write all that is made from the rows; `facts` go into summary.json, unless that is of these rows already."""
         self._check_there()
         self.store.write()
         known = read_summary(self.path) or {}

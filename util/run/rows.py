@@ -59,11 +59,6 @@ class RowStore:
         known = [image for image in self.images if image in self.by_image]
         return [row for image in dict.fromkeys([*known, *self.by_image]) for row in self.by_image[image]]
 
-    @property
-    def concluded(self) -> bool:
-        """Whether metrics.csv holds everything."""
-        return (self.folder / TABLE).is_file() and not (self.folder / ROWS).is_dir()
-
     def begin(self, image: str) -> None:
         """Note that files of the image may be there from now on."""
         file = self._file(image)
