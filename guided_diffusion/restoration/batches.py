@@ -28,7 +28,7 @@ class Batches:
         plan: what is left of them, and the size to begin with.
         num_samples: posterior samples per image.
         team: the processes that share the work.
-        monitor: is told which steps do not count.
+        monitor: is told which steps there is nothing to wait for, and which are done again.
         device: words for what may run out of memory.
 
     Attributes:
@@ -49,7 +49,7 @@ class Batches:
 
     def _pass_over(self, error: UserError) -> None:
         self.unreadable += 1
-        self.monitor.skip_image()
+        self.monitor.steps_done += self.num_samples * self.monitor.num_steps
         logger.warning(f"{error}; passed over")
 
     def _group(self, images: Sequence[tuple[str, Tensor]]) -> Iterator[Batch]:

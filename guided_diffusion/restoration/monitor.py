@@ -33,7 +33,7 @@ class Monitor:
         every: save the state after every N-th step; None for never.
 
     Attributes:
-        steps_done: by this process; an image has `num_samples * num_steps`.
+        steps_done: by this process; an image has `num_samples * num_steps`, and one that cannot be read has had them.
     """
 
     def __init__(self, model: nn.Module | None, run: RunDirectory, team: Team, images: int, num_samples: int,
@@ -61,10 +61,6 @@ class Monitor:
             self.draw()
         self.bar.close()
 
-    def skip_image(self) -> None:
-        """One image fewer to restore."""
-        self.team.add("skipped", self.num_samples * self.num_steps)
-
     def refresh(self, distance: Tensor | None = None) -> None:
         """Draw the bar, if it is time, with the mean of the distances (B,)."""
         if time.perf_counter() - self.drawn > self.interval:
@@ -91,7 +87,6 @@ class Monitor:
     def draw(self) -> None:
         """Draw the bar, and let other processes know of the steps of this one."""
         done = self.team.add("steps", self.steps_done - self.steps_told)
-        self.bar.total = self.total - self.team.add("skipped", 0)
         self.bar.update(done - self.bar.n)
         self.drawn, self.steps_told = time.perf_counter(), self.steps_done
 
