@@ -131,7 +131,7 @@ FAULTS = [
     Fault("a swallowed error", GD + "restoration/batches.py", "            if not is_out_of_memory(error):\n"
           "                raise\n            self.fits", "            self.fits",
           "test_fast_options.py test_trouble.py test_background.py"),
-    Fault("an unreadable image ends with 0", GD + "restoration/ending.py", "return 1 if report.unreadable or",
+    Fault("an unreadable image ends with 0", GD + "restoration/ending.py", "return 1 if unreadable or",
           "return 1 if", "test_trouble.py test_cli_mistakes.py"),
     Fault("finished images restored again", GD + "restoration/plan.py", "if not run.finished(name):",
           "if run.finished(name):", "test_resume.py"),
