@@ -18,24 +18,15 @@ from util.errors import UserError
 from util.logger import get_logger
 
 
-def num_steps(arguments: Mapping[str, object]) -> int:
-    """Steps of one sample of an image in the run that `load_config` describes by these arguments.
-
-    Raises:
-        UserError: a name or a parameter in it is wrong.
-    """
-    config = load_config(**arguments)
-    sampler, _, method = build_parts(config)
-    OPERATORS.check(config.operator.name, **config.operator.params)
-    return method.num_steps(sampler)
-
-
 def answer(runs: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
     """What is printed: for each run its steps or what is wrong with it."""
     answers: list[dict[str, object]] = []
     for arguments in runs:
         try:
-            answers.append({"steps": num_steps(arguments)})
+            config = load_config(**arguments)
+            sampler, _, method = build_parts(config)
+            OPERATORS.check(config.operator.name, **config.operator.params)
+            answers.append({"steps": method.num_steps(sampler)})
         except UserError as error:
             answers.append({"error": str(error)})
     return answers
