@@ -9,8 +9,6 @@ from util.command import user_path
 from util.errors import UserError
 from util.img_utils import FORMATS
 
-MAGIC = b"\x93NUMPY"                                # how a .npy file begins
-
 
 def read_array(file: str, what: str) -> np.ndarray:
     """Read a .npy file, or an image: (H, W) or, in colour, (H, W, 3), with the values of the file.
@@ -26,10 +24,8 @@ def read_array(file: str, what: str) -> np.ndarray:
         raise UserError(f"{what} '{file}' not found; give the path of an image or a .npy file")
     try:
         if path.suffix.lower() == ".npy":
-            with open(path, "rb") as content:
-                if content.read(len(MAGIC)) != MAGIC:       # numpy.load takes others for archives or pickles
-                    raise ValueError("it does not begin as .npy files do")
-            array = np.load(path, allow_pickle=False)
+            with open(path, "rb") as content:           # numpy.load takes other files for archives or pickles
+                array = np.lib.format.read_array(content, allow_pickle=False)
             if array.dtype.kind not in "bufi":
                 pairs = "; stack real and imaginary parts along a last axis" if array.dtype.kind == "c" else ""
                 raise ValueError(f"it holds {array.dtype} values, not real numbers{pairs}")
