@@ -37,13 +37,12 @@ from util.config.config import find_file
 from util.config.registry import defaults
 from util.errors import UserError
 from util.img_utils import write_atomically
-from util.logger import duration, get_logger
+from util.logger import get_logger
 from util.run.lock import locked
 from util.run.team import device_of
 
 STATE = {"config": dict, "step": int, "model": dict, "ema": dict, "optimiser": dict, "history": list}     # of state.pt
 RESULTS = ("ema.pt", "loss.csv", "loss.png")        # beside state.pt, which a run continues from
-TIMED_STEPS = 3                                     # that the forecast of the time left rests on, after a first one
 
 logger = get_logger()
 
@@ -95,15 +94,11 @@ class Trainer:
         """Train to the last step; state is saved every `save_every` steps, at the end and on an interrupt."""
         model = DistributedDataParallel(self.model) if self.world > 1 else self.model
         self.model.train()
-        first, started = self.step + 1, time.perf_counter()
-        with tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.rank > 0) as bar:
+        with tqdm(total=self._pixels(self.total_steps), initial=self._pixels(self.step), unit="px", unit_scale=True,
+                  disable=self.rank > 0) as bar:
             try:
                 for x0 in self._batches():
                     self._train_step(model, x0, bar)
-                    if self.step == first:          # it warms up: its time foretells nothing
-                        started = time.perf_counter()
-                    elif self.step == first + TIMED_STEPS and self.rank == 0:
-                        self._forecast(len(x0) * self.world * x0[0, 0].numel(), time.perf_counter() - started)
                     if self.step % self.config.save_every == 0:
                         self.save()
             except UserError:                       # a gradient that is not finite: what was saved before is sound
@@ -113,14 +108,13 @@ class Trainer:
                 raise
         self.save()
 
-    def _forecast(self, pixels: int, seconds: float) -> None:
-        """Say how long the rest will take, from the time of TIMED_STEPS steps of as many pixels."""
-        left, first = 0, 0
+    def _pixels(self, steps: int) -> int:
+        """Of all crops in the first steps: the bar's time left goes by them, as larger crops take longer."""
+        pixels = 0
         for phase in self.phases:
-            steps = min(phase.steps, max(0, first + phase.steps - self.step))
-            left, first = left + steps * phase.batch_size * phase.crop ** 2, first + phase.steps
-        logger.info(f"step {self.step} of {self.total_steps}: {seconds / TIMED_STEPS:.2g} s a step, about "
-                    f"{duration(seconds / TIMED_STEPS * left / pixels)} to go")
+            pixels += min(steps, phase.steps) * phase.batch_size * phase.crop ** 2
+            steps -= min(steps, phase.steps)
+        return pixels
 
     def _draw(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps (B,) and noise like x0 of this process's crops: its share of what one process draws for all."""
@@ -163,8 +157,8 @@ class Trainer:
             self.step += 1
             self.history.append((self.step, x0.shape[-1], *losses, rate))
         recent = np.mean([row[2] for row in self.history[-100:]])
-        bar.set_postfix_str(f"crop {x0.shape[-1]}, loss {recent:.4f}", refresh=False)
-        bar.update()
+        bar.set_postfix_str(f"step {self.step}, crop {x0.shape[-1]}, loss {recent:.4f}", refresh=False)
+        bar.update(self._pixels(self.step) - bar.n)
 
     def _batches(self) -> Iterator[Tensor]:
         """This process's share of the batches that are still to come, (B, 3, s, s) on the device."""
