@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -17,6 +18,7 @@ from tests.helpers import picture
 from util import memory
 from util.config.config import REPOSITORY
 from util.logger import Lasting
+from util.run.team import Team
 
 MOST_FRAMES, MOST_LINES = 9, 150
 PROGRAMS = ("sample_condition", "guided_diffusion.benchmark", "guided_diffusion.train", "guided_diffusion.tune",
@@ -132,9 +134,15 @@ def test_progress_of_a_finished_run_is_missed(run):
     assert "--progress" not in run("--limit", "2", "--progress", "1")[2]
 
 
-@pytest.mark.parametrize("long, told", [(0, 1), (float("inf"), 0)])
-def test_the_time_that_a_run_takes_is_forecast(run, monkeypatch, long, told):
-    monkeypatch.setattr(monitor, "WORTH_SAYING", 0)
-    monkeypatch.setattr(monitor, "LONG", long)
-    status, *streams = run("--batch_size", "1")
-    assert status == 0 and "9 steps of about " in streams[told]
+@pytest.mark.parametrize("seconds, advised", [(30, 1), (1, 0)])
+def test_hours_to_go_are_warned_of_once(monkeypatch, capsys, seconds, advised):
+    """Of the duration of later steps than the first, which takes an hour here."""
+    now = [0.0]
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    progress = monitor.Monitor(None, None, Team(), images=10, num_samples=1, num_steps=100)
+    for step in range(100):
+        now[0] += seconds if step else 3600
+        progress.steps_done += 1
+        progress.refresh()
+    words = "about 8 h 19 min to go; fewer steps (--set diffusion.timestep_respacing=100)"
+    assert capsys.readouterr().err.count(words) == advised

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from data.dataloader import Batch
 from guided_diffusion.measurements.measurement import Measurement
-from util.logger import count, duration, get_logger
+from util.logger import duration, get_logger
 from util.run.directory import RunDirectory
 from util.run.team import Team
 
 CHECK_EVERY = 50                                    # steps between two questions whether all of a batch has diverged
-WORTH_SAYING, LONG = 60, 7200                       # seconds of a run: a forecast, and one with advice
+LONG = 7200                                         # seconds to go that some advice is given for
 
 logger = get_logger()
 
@@ -44,7 +44,8 @@ class Monitor:
         self.interval = 1.0 if sys.stderr.isatty() else 10.0        # seconds between two redrawings
         self.drawn = -math.inf                      # when the bar was drawn
         self.steps_done, self.steps_told = 0, 0     # the team knows of the second
-        self.forecast_due = True
+        self.first: tuple[float, int] | None = None             # when that was the first time, and the steps until then
+        self.advised = False
         self.bar = tqdm(total=self.total, unit=" steps", desc="Restoring", dynamic_ncols=True, mininterval=0,
                         miniters=1, disable=not (team.leads and self.total))
         if model is not None:
@@ -68,27 +69,19 @@ class Monitor:
                 self.bar.set_postfix_str(f"distance {distance.nanmean().item():.3g}", refresh=False)
             self.draw()
 
-    def forecast(self, entries: int, seconds: float) -> None:
-        """Say how long all will take, if that is minutes or more.
-
-        Args:
-            entries: of a batch.
-            seconds: that one step of it takes.
-        """
-        self.forecast_due = False
-        steps = math.ceil(self.total / entries / self.team.size)
-        sentence = f"{count(steps, 'step')} of about {seconds:.3g} s: {duration(steps * seconds)}"
-        if steps * seconds >= LONG:
-            logger.warning(f"{sentence}; fewer steps (--set diffusion.timestep_respacing=100) or images (--limit) take "
-                           "less, and the same command continues what is interrupted")
-        elif steps * seconds >= WORTH_SAYING:
-            logger.info(sentence)
-
     def draw(self) -> None:
         """Draw the bar, and let other processes know of the steps of this one."""
         done = self.team.add("steps", self.steps_done - self.steps_told)
         self.bar.update(done - self.bar.n)
         self.drawn, self.steps_told = time.perf_counter(), self.steps_done
+        if self.first is None:                      # the first step may warm up
+            self.first = self.drawn, done
+        elif self.team.leads and not self.advised and done > self.first[1]:
+            self.advised = True
+            seconds = (self.drawn - self.first[0]) / (done - self.first[1]) * (self.total - done)
+            if seconds > LONG:
+                logger.warning(f"about {duration(seconds)} to go; fewer steps (--set diffusion.timestep_respacing=100) "
+                               "or images (--limit) take less, and the same command continues what is interrupted")
 
 
 class AllDiverged(Exception):
@@ -129,8 +122,6 @@ class Course:
         self._distances.append(distance)
         self._note_divergence(x_prev, step.index)
         self.monitor.steps_done += len(x_prev)
-        if self.monitor.forecast_due:
-            self._forecast(distance)
         self.monitor.refresh(distance)
         if self.monitor.every and step.index % self.monitor.every == 0:
             self._save_pictures(step.index, x_prev, step.x0_hat)
@@ -148,14 +139,6 @@ class Course:
         self.seconds = time.perf_counter() - self.begun
         self.evaluations += self.monitor.evaluations
         return True
-
-    def _forecast(self, distance: Tensor) -> None:
-        """Of the duration of the second step, as the first one may warm up."""
-        distance.tolist()                           # waits for the device
-        now = time.perf_counter()
-        if len(self.indices) == 2:
-            self.monitor.forecast(len(distance), now - self.first_step)
-        self.first_step = now
 
     def trajectory(self, b: int) -> tuple[tuple[int, float], ...]:
         """(step index, measurement distance) of entry b, up to where it diverged."""
