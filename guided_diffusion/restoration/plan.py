@@ -3,7 +3,7 @@
 import json
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +97,7 @@ def make_plan(args: Namespace, task: Task, run: RunDirectory, team: Team, load: 
 
 
 def announce(task: Task, run: RunDirectory, plan: Plan, team: Team, device: torch.device, progress: int | None) -> None:
-    """Say what is going to be done, and on what.
+    """Say what is going to be done, and on what, and what of it the user may not have meant.
 
     Args:
         progress: whether and how often the state is saved on the way.
@@ -108,23 +108,17 @@ def announce(task: Task, run: RunDirectory, plan: Plan, team: Team, device: torc
     processes = f"{team.size} processes, each on " if team.size > 1 else ""
     logger.info(f"{task.operator.name} by {task.method.name}: {images}{before}{steps}, on "
                 f"{processes}{device_name(device)}")
-    for sentence in remarks(task, run, plan, progress):
-        logger.warning(sentence)
-
-
-def remarks(task: Task, run: RunDirectory, plan: Plan, progress: int | None) -> Iterator[str]:
-    """What a user of the run may not have meant."""
     schedule = task.sampler.schedule
     if task.method.needs_prior and (start := schedule.alphas_cumprod[-1]) > NEARLY_CLEAN:
-        yield (f"timestep_respacing keeps no step noisier than t = {schedule.timesteps[-1]}, where images are nearly "
-               f"clean (alpha_bar {start:.4g}), but sampling begins there from noise; keep noisier ones")
+        logger.warning(f"timestep_respacing keeps no step noisier than t = {schedule.timesteps[-1]}, where images are "
+                       f"nearly clean (alpha_bar {start:.4g}), but sampling begins there from noise; keep noisier ones")
     gone = sorted({row.image for row in run.rows} - set(task.source.names))
     if gone:
         which = f"1 image ({gone[0]})" if len(gone) == 1 else f"{len(gone)} images ({gone[0]}, ...)"
-        yield f"metrics.csv and summary.json hold {which} no longer in the data; --overwrite begins anew"
+        logger.warning(f"metrics.csv and summary.json hold {which} no longer in the data; --overwrite begins anew")
     if progress and (without := [name for name in plan.finished if not has_progress(run.path, name)]):
-        yield (f"--progress: nothing was saved on the way of {count(len(without), 'image')} finished before; "
-               "--overwrite restores all anew")
+        logger.warning(f"--progress: nothing was saved on the way of {count(len(without), 'image')} finished before; "
+                       "--overwrite restores all anew")
 
 
 def has_progress(run: Path, image: str) -> bool:
