@@ -1,6 +1,8 @@
 """Exact priors of every kind at every noise level, and exact posteriors, against matrices and numerical integration."""
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,14 +203,16 @@ def test_priors_of_the_configuration(name, params, folder):
     ("gaussian_mixture", {"folder": True, "components": 2, "weights": [0.5, 0.6]}, "of sum 1.1; expected positive"),
     ("gaussian_mixture", {"folder": True, "components": 2, "weights": [1.0]}, "2 components has 1 weights"),
     ("gaussian_mixture", {"folder": True, "covariance": "full", "image_size": 64}, "12288x12288.* 1.1 GiB.*smaller"),
-    ("gaussian", {"spectrum": True}, "is 3x3, expected 8x8"),
+    ("gaussian", {"spectrum": np.ones((3, 3))}, "is 3x3, expected 8x8"),
+    ("gaussian", {"spectrum": np.ones((5, 8, 8))}, "is 5x8x8, expected 8x8"),
+    ("gaussian", {"spectrum": np.eye(8)}, "has 0 as its smallest value, so it is not positive definite"),
+    ("gaussian", {"spectrum": 1 + np.arange(8.0) * np.ones((8, 1))}, "other variances at f and -f"),
     ("gaussian", {"std": 0.0}, "std is 0.0, expected"),
     ("gaussian", {"stdd": 0.1}, "unknown key 'stdd'; did you mean 'std'")])
 def test_mistakes_are_told_in_a_sentence(name, params, words, folder, tmp_path):
-    np.save(tmp_path / "spectrum.npy", np.ones((3, 3)))
+    np.save(tmp_path / "spectrum.npy", params.get("spectrum", 0))
     places = {"folder": folder, "spectrum": str(tmp_path / "spectrum.npy")}
-    params = {"image_size": 8} | {key: places.get(key, value) if value is True else value
-                                  for key, value in params.items()}
+    params = {"image_size": 8} | {key: places.get(key, value) for key, value in params.items()}
     with pytest.raises(UserError, match=words):
         PRIORS.build(name, **params)
 
@@ -219,8 +223,8 @@ def test_exact_is_refused_for_a_network():
         get_conditioning_method("exact").restore(lambda x, t: x, sampler, measured(), ImageRandomness(0, ["a"]))
 
 
-def test_the_command_line(folder, workplace, capsys):
-    """An exact prior in place of a network: any method, `exact`, resume; its mistakes end with 2 and a sentence."""
+@pytest.fixture
+def run(workplace, capsys):
     def run(*more: str, prior: str = "prior: gaussian", method: str = "exact") -> tuple[int, str]:
         (workplace / "model.yaml").write_text(f"{prior}\nimage_size: 8\n")
         status = sample_condition.main([
@@ -229,7 +233,11 @@ def test_the_command_line(folder, workplace, capsys):
             "--set", f"conditioning={{method: {method}}}", *more])
         streams = capsys.readouterr()
         return status, streams.out + streams.err
+    return run
 
+
+def test_the_command_line(folder, run):
+    """An exact prior in place of a network: any method, `exact`, resume; its mistakes end with 2 and a sentence."""
     for method in ("exact", "ps", "ddrm"):
         assert run(method=method)[0] == 0
     status, text = run()
@@ -238,8 +246,26 @@ def test_the_command_line(folder, workplace, capsys):
             (f"prior: gaussian_lowrank\nfolder: {folder}\ncomponents: 6", [], "expected 7 or more"),
             (f"prior: gaussian_mixture\nfolder: {folder}\ncomponents: 2\nweights: [0.5, 0.6]", [], "of sum 1.1"),
             ("prior: gausian", [], "unknown prior 'gausian'; did you mean 'gaussian'"),
+            ("prior: gaussian\nspectrum: missing.npy", [], "spectrum 'missing.npy' not found"),
             ("prior: gaussian", ["--tile", "8"], "takes images whole"),
             ("prior: gaussian", ["--set", "data.image_size=16"], "are 16x16, but the exact prior is for 8x8"),
             ("prior: gaussian", ["--set", "measurement.noise={name: clean}"], "a linear operator and gaussian noise")]:
         status, text = run("--save_dir", "mistakes", *more, prior=prior)
         assert status == 2 and words in text, text
+
+
+def test_other_images_or_variances_under_the_same_name_are_noticed(folder, run):
+    def fitted(**prior: object) -> tuple[int, str]:
+        return run(prior="\n".join(f"{key}: {value}" for key, value in prior.items()))
+
+    np.save("power.npy", np.ones((8, 8)))
+    for prior, change in [
+            ({"prior": "gaussian", "spectrum": "power.npy"}, lambda: np.save("power.npy", np.full((8, 8), 2.0))),
+            ({"prior": "gaussian_lowrank", "folder": folder, "components": 2},
+             lambda: picture(Path(folder) / "5.png", seed=9, size=(8, 8)))]:
+        (status, text), (again, _) = fitted(**prior), fitted(**prior)
+        assert (status, again) == (0, 0), text
+        change()
+        status, text = fitted(**prior)
+        assert status == 2 and "holds results of another configuration: files." in text, text
+        shutil.rmtree("results")

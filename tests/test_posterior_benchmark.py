@@ -66,7 +66,7 @@ def test_the_arena_has_one_measurement_per_image_and_its_posterior():
     assert len(place.posteriors) == 2
 
 
-ARGUMENTS = ["--priors", "plane", "--operators", "noise", "--sigma", "0.3", "--steps", "5", "--images", "2",
+ARGUMENTS = ["--priors", "plane", "--operators", "noise", "--sigma", "0.3", "--steps", "3,2", "--images", "2",
              "--samples", "20", "--methods", "ps:likelihood=gaussian", "ddrm"]
 
 
@@ -85,7 +85,7 @@ def test_the_program(workplace, capsys):
     assert {path.suffix for path in folder.iterdir() if path.is_file()} == {".txt", ".json", ".csv", ".png"}
     assert main([*ARGUMENTS, "ddnm", "--out", "out"]) == 0
     progress = [line for line in capsys.readouterr().out.splitlines() if "left" in line]
-    assert len(progress) == 2 and all("ddnm (5)" in line for line in progress)
+    assert len(progress) == 2 and all("ddnm (3,2)" in line for line in progress)
 
 
 @pytest.mark.parametrize("options, words", [
@@ -94,6 +94,7 @@ def test_the_program(workplace, capsys):
     (["--methods", "ps:scale=-1"], "scale is -1"),
     (["--priors", "gaussian", "--operators", "hdr"], "closed form for operator 'hdr'; choose from"),
     (["--sigma", "0"], "'0' is no positive number"),
+    (["--steps", "3,0"], "'0' is not a whole number"),
     (["--samples", "1"], "'1' is less than 2")])
 def test_mistakes_end_with_status_2_and_a_sentence(workplace, capsys, options, words):
     assert main([*ARGUMENTS, *options]) == 2

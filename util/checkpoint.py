@@ -61,10 +61,11 @@ def _problem(error: Exception, mend: str) -> str:
     return f"is no checkpoint, perhaps a web page, or a damaged one, and nothing in it was run; {mend}"
 
 
-def fingerprint(path: Path) -> str:
-    """Sixteen digits that change with the content of a file; OSError if it cannot be read."""
-    known, stamps = _recorded(path)
-    return (known if _stamp(path) in stamps else sha256_of(path))[:16]
+def fingerprint(*paths: Path) -> str:
+    """Sixteen digits that change with the content of a file, or of several; OSError if one cannot be read."""
+    digests = [known if _stamp(path) in stamps else sha256_of(path)
+               for path, (known, stamps) in zip(paths, map(_recorded, paths), strict=True)]
+    return (digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())[:16]
 
 
 def verify(path: Path) -> None:

@@ -55,7 +55,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="names, or name:key=value,key=value; default %(default)s")
     add("--operators", nargs="+", default=list(OPERATORS), metavar="NAME", help="default %(default)s")
     add("--sigma", nargs="+", type=sigma, default=[0.05], metavar="S", help="of the noise; default %(default)s")
-    add("--steps", nargs="+", type=positive, default=[20, 100], metavar="N", help="of the process; default %(default)s")
+    add("--steps", nargs="+", type=steps, default=[20, 100], metavar="N",
+        help="of the process, or of its equal parts from the least noise on, as 12,4,2,1,1; default %(default)s")
     add("--sampler", choices=list(SAMPLERS), default="ddpm", help="default %(default)s")
     add("--images", type=positive, default=3, metavar="N", help="measured, per problem; default %(default)s")
     add("--samples", type=at_least_two, default=64, metavar="N", help="of each of them; default %(default)s")
@@ -73,6 +74,12 @@ def sigma(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"'{text}' is no positive number; a posterior has a density with noise only")
     return value
+
+
+def steps(text: str) -> int | str:
+    """Whole numbers of 1 or more, with commas between them, for argparse."""
+    parts = [positive(part) for part in text.split(",")]
+    return parts[0] if len(parts) == 1 else ",".join(map(str, parts))
 
 
 def at_least_two(text: str) -> int:
@@ -133,7 +140,7 @@ def conduct(args: argparse.Namespace, out: Path) -> list[Row]:
     done = {(row.problem, row.title) for row in rows}
     todo = [(problem, [e for e in entrants if (str(problem), f"{e.text} ({e.steps})") not in done])
             for problem in cases]
-    work = sum(entrant.steps for _, missing in todo for entrant in missing)
+    work = sum(entrant.count for _, missing in todo for entrant in missing)
     started, finished = time.perf_counter(), 0
     for problem, missing in todo:
         place = arena(problem, args.images, args.samples, args.seed) if missing else None
@@ -141,7 +148,7 @@ def conduct(args: argparse.Namespace, out: Path) -> list[Row]:
             if entrant.method.serves(place.measurement.operator, place.measurement.noiser):
                 rows.append(evaluate(entrant, place, args.sampler, out / "samples"))
                 write_json(settings, rows, out / FILE)
-            finished += entrant.steps
+            finished += entrant.count
             left = (time.perf_counter() - started) * (work - finished) / finished
             logger.info(f"{problem}: {entrant.text} ({entrant.steps}); {100 * finished // work} %, about "
                         f"{duration(left)} left")

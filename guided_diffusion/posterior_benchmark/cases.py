@@ -64,14 +64,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method with parameters, as "ps" or "ps:scale=0.3,power=2" names it, after `steps` steps of the process."""
+    """A method with parameters, as "ps" or "ps:scale=0.3" names it, after `steps` of the process: a number, or several
+    as `timestep_respacing` has them."""
 
     text: str
-    steps: int
+    steps: int | str
     method: Method = field(compare=False)
 
     @classmethod
-    def parse(cls, text: str, steps: int) -> "Entrant":
+    def parse(cls, text: str, steps: int | str) -> "Entrant":
         """UserError for an unknown name or parameter."""
         name, _, params = text.partition(":")
         try:
@@ -80,6 +81,11 @@ class Entrant:
             raise UserError(f"--methods {text}: {error}; expected a name, or name:key=value,key=value") from None
         name = {"unconditional": "vanilla"}.get(name, name)
         return cls(text, steps, get_conditioning_method(name, **values))
+
+    @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return sum(map(int, str(self.steps).split(",")))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Row:
 
     problem: str
     method: str
-    steps: int
+    steps: int | str
     evaluations: int
     seconds: float
     scores: Scores | None

@@ -1,22 +1,25 @@
 """Priors whose score is known exactly, with the UNet's call: model(x_t, t) -> predicted noise [, variance channels]."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from data.dataloader import ImageFolder, SkimagePhotographs
+from data.dataloader import ImageDataset, ImageFolder, SkimagePhotographs
 from guided_diffusion.priors.distributions import Distribution, GaussianMixture, require_dense
 from guided_diffusion.priors.gaussians import DiagonalGaussian, FullGaussian, LowRankGaussian, StationaryGaussian
 from guided_diffusion.schedule import Schedule
 from util.arrays import read_array
+from util.command import user_path
 from util.config.registry import Count, NonNegative, Positive, Registry
 from util.errors import UserError
 
 PRIORS = Registry("prior")                          # name in the model config -> function that makes a `Distribution`
 register_prior = PRIORS.register
 
+SKIMAGE = "skimage"                                 # the name that stands for scikit-image's photographs
 PHOTOGRAPH = 256                                    # side of scikit-image's photographs before they are cut
 NOTHING_LEFT = 1e-12                                # variance that is rounding
 
@@ -69,14 +72,16 @@ def gaussian(image_size: Count, spectrum: str = "1/f", std: Positive = 0.3, fall
     Args:
         image_size: side of the images.
         spectrum: "1/f" for variances in proportion to (f^2 + f_0^2)^(-falloff/2) with f the frequency in cycles per
-            pixel and f_0 that of one cycle per image; or a .npy file of variances (H, W) in the order of the FFT.
+            pixel and f_0 that of one cycle per image; or a .npy file of variances, (H, W) or (3, H, W), in the order of
+            the FFT.
         std: of the pixels, for "1/f".
         falloff: 0 for white images.
         mean: of the pixels.
         folder: images whose mean and mean power spectrum take the place of all of these.
 
     Raises:
-        UserError: a folder without two images, a spectrum of another size, or variances that are not positive.
+        UserError: a folder without two images, a spectrum of another size, or variances that are not positive or not
+            those of real images.
     """
     if folder is not None:
         images = folder_of(folder, image_size, least=2)
@@ -87,9 +92,10 @@ def gaussian(image_size: Count, spectrum: str = "1/f", std: Positive = 0.3, fall
         power = (f[:, None] ** 2 + f ** 2 + image_size ** -2) ** (-falloff / 2)
         return StationaryGaussian(std ** 2 * power / power.mean(), mean)
     values = torch.from_numpy(read_array(spectrum, "prior gaussian: spectrum")).double()
-    if values.shape[-2:] != (image_size, image_size):
+    if tuple(values.shape) not in ((image_size, image_size), (3, image_size, image_size)):
         raise UserError(f"prior gaussian: the spectrum in '{spectrum}' is {'x'.join(map(str, values.shape))}, expected "
-                        f"{image_size}x{image_size} variances, those of the images' Fourier modes")
+                        f"{image_size}x{image_size} or 3x{image_size}x{image_size} variances, those of the images' "
+                        "Fourier modes")
     return StationaryGaussian(values, mean)
 
 
@@ -156,15 +162,27 @@ def folder_of(root: str, image_size: int, least: int) -> Tensor:
 
     (N, 3, S, S) float64; UserError if there are fewer than `least`.
     """
-    if root == "skimage":
-        squares = torch.stack(list(SkimagePhotographs(image_size=PHOTOGRAPH))).unfold(2, image_size, image_size)
-        images = squares.unfold(3, image_size, image_size).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-    else:
-        images = torch.stack(list(ImageFolder(root, image_size)))
+    images = torch.stack(list(photographs(root, image_size)))
+    if root == SKIMAGE:
+        squares = images.unfold(2, image_size, image_size).unfold(3, image_size, image_size)
+        images = squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     if len(images) < least:
         raise UserError(f"the folder '{root}' holds {len(images)} images, expected {least} or more for such a prior; "
                         "give more images, or ask for fewer components")
     return images.double()
+
+
+def photographs(root: str, image_size: int | None = None) -> ImageDataset:
+    """The images of a folder, or scikit-image's photographs whole, for "skimage"; UserError if there are none."""
+    return SkimagePhotographs(image_size=PHOTOGRAPH) if root == SKIMAGE else ImageFolder(root, image_size)
+
+
+def files_read(params: Mapping[str, object]) -> dict[str, Sequence[Path]]:
+    """What a prior of these parameters is made from, by the name that they give it: images, or a file of variances."""
+    if folder := params.get("folder"):
+        return {folder: photographs(folder).paths}
+    spectrum = params.get("spectrum", "")
+    return {spectrum: [user_path(spectrum)]} if user_path(spectrum).is_file() else {}   # missing: the prior says so
 
 
 def k_means(images: Tensor, count: int, rounds: int = 20) -> list[Tensor]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.priors.distributions import Gaussian, Spectral, require_positive
+from util.errors import UserError
 
 
 class StationaryGaussian(Gaussian):
@@ -19,6 +20,12 @@ class StationaryGaussian(Gaussian):
         super().__init__(mean)
         self.register_buffer("spectrum", torch.as_tensor(spectrum, dtype=torch.float64))
         require_positive(self.spectrum.min(), "spectrum")
+        if self.spectrum.dim() > 1:
+            negated = self.spectrum.flip(-2, -1).roll((1, 1), (-2, -1))
+            rounding = 1e-12 * self.spectrum.max().item()
+            if not torch.allclose(self.spectrum, negated, rtol=1e-6, atol=rounding):
+                raise UserError("a Gaussian prior's spectrum has other variances at f and -f, so it is that of no real "
+                                "images; expected a spectrum that is symmetric, in the order of numpy.fft.fftfreq")
 
     def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
         return torch.fft.ifft2(f(self.spectrum.to(x)[None]) * torch.fft.fft2(x)).real

@@ -1,6 +1,6 @@
 """From a model configuration to the network: its checkpoint, its precision, and what fits images to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import nn
 
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.nn import Network
-from guided_diffusion.priors.analytic import PRIORS, AnalyticPrior
+from guided_diffusion.priors.analytic import PRIORS, AnalyticPrior, files_read
 from guided_diffusion.priors.diffusers import DiffusersFolder
 from guided_diffusion.priors.edm import EDM
 from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior
@@ -69,10 +69,12 @@ def learned_variance(model: Mapping[str, object]) -> bool:
     return model.get("learn_sigma", False) if other is None else other.learn_sigma()
 
 
-def prior_files(model: Mapping[str, object]) -> dict[str, Path]:
-    """What decides the predictions besides the checkpoint, by name."""
+def prior_files(model: Mapping[str, object]) -> dict[str, Sequence[Path]]:
+    """What decides the predictions besides the checkpoint, by name: a file, or the images that a prior is fitted to."""
+    if "prior" in model:
+        return files_read(model)
     other = foreign(model)
-    return {} if other is None else {name: file for name, file in other.files().items() if file != other.checkpoint()}
+    return {} if other is None else {name: [file] for name, file in other.files().items() if file != other.checkpoint()}
 
 
 def create_process(model: Mapping[str, object], diffusion: Mapping[str, object]) -> Sampler:

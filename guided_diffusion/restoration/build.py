@@ -151,10 +151,12 @@ def build_source(config: Config, folder: MeasurementFolder | None, chosen: bool)
 def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, object]:
     """All that decides the results of a run, as plain YAML values; files by their fingerprints."""
     checkpoint = find_checkpoint(config.model) if task.method.needs_prior else None
-    files = task.operator.files_read() | (prior_files(config.model) if task.method.needs_prior else {})
+    files = {name: [path] for name, path in task.operator.files_read().items()}
+    if task.method.needs_prior:
+        files |= prior_files(config.model)
     given = {"tile": args.tile, "load_measurements": args.load_measurements,
              "checkpoint": checkpoint and fingerprint(Path(checkpoint)),
-             "files": {name: fingerprint(path) for name, path in files.items()} or None}
+             "files": {name: fingerprint(*paths) for name, paths in files.items()} or None}
     return {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
             **{key: value for key, value in given.items() if value is not None}}
 
