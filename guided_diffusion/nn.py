@@ -94,11 +94,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution that keeps nothing of its input where its parameters are frozen."""
+    """Convolution that keeps nothing of its input where its parameters are frozen, unless a compiler decides that."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        if self.weight.requires_grad or self.bias.requires_grad or not torch.is_grad_enabled():
+        trained = self.weight.requires_grad or self.bias.requires_grad
+        if trained or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
         return FrozenConvolution.apply(x, self.weight, self.bias, self.stride, self.padding)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from guided_diffusion.frozen import Halve
+from guided_diffusion.frozen import halve
 from guided_diffusion.nn import Conv2d, normalization, zero_module
 from util.errors import UserError
 
@@ -32,7 +32,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool):
         super().__init__()
-        self.op = Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else Halve.apply
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else halve
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W), H and W even -> (B, channels, H/2, W/2)."""

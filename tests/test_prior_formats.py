@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.notebook import degrade, restore
 from guided_diffusion.notebook import load_prior as load_for_notebook
 from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.nn import Network
 from guided_diffusion.priors.edm import EDMPrior
+from guided_diffusion.priors.edm_networks import NETWORKS
 from guided_diffusion.priors.gaussians import StationaryGaussian
 from guided_diffusion.priors.load import create_process, load_prior
 from guided_diffusion.unet import create_model
-from tests.helpers import NAMES, ReplayedRandomness, fill_network, normal
+from tests.command_line import rows
+from tests.helpers import NAMES, ReplayedRandomness, fill_network, normal, picture
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -244,8 +248,8 @@ def edm(tmp_path):
     """A model config, and the network of its weights."""
     network = fill_network(create_model(image_size=SIZE, **NETWORK), salt=8000)
     torch.save(network.state_dict(), tmp_path / "net.pt")
-    return {"format": "edm", "image_size": SIZE, "network": NETWORK, "model_path": str(tmp_path / "net.pt"),
-            "sigma_data": 0.4}, network
+    return {"format": "edm", "network": {"name": "adm", "image_size": SIZE, **NETWORK},
+            "model_path": str(tmp_path / "net.pt"), "sigma_data": 0.4}, network
 
 
 def test_edm_brings_its_noise_levels(edm):
@@ -271,9 +275,10 @@ def test_edm_brings_its_noise_levels(edm):
     ({"sigma_min": 0.02, "sigma_max": 200.0}, {"noise_schedule": "linear"}, "knows 0.02 to 200"),
     ({"sigma_min": 90.0}, {}, "expected less and more"),
     ({}, {"model_mean_type": "start_x"}, "but the prior's is epsilon"),
-    ({"network": {**NETWORK, "learn_sigma": True}}, {}, "learn_sigma or model_path"),
-    ({"network": {**NETWORK, "num_chanels": 3}}, {}, "num_chanels"),
-    ({"network": {**NETWORK, "num_channels": 64}}, {}, "does not fit the model config"),
+    ({"network": {"name": "adm", "image_size": SIZE, **NETWORK, "learn_sigma": True}}, {}, "learn_sigma or model_path"),
+    ({"network": {"name": "adm", "image_size": SIZE, **NETWORK, "num_chanels": 3}}, {}, "num_chanels"),
+    ({"network": {"name": "adm", "image_size": SIZE, **NETWORK, "num_channels": 64}}, {}, "does not fit the model"),
+    ({"network": {"image_size": SIZE, **NETWORK}}, {}, "has no name.*DhariwalUNet, SongUNet, adm"),
     ({"sigma": 1}, {}, "unknown key 'sigma'"),
 ])
 def test_what_is_wrong_with_edm_is_said(change, diffusion, words, edm):
@@ -289,10 +294,78 @@ def test_a_pickle_of_nvidia_s_is_refused_with_the_way_out(edm, tmp_path):
         load_prior(model, SIZE, None, "fp32", CPU)
 
 
-def test_edm_in_tiles_of_half_precision_and_in_a_notebook(edm):
-    x_t, t = normal(1, 3, 20, 33, dtype=torch.float32), torch.tensor([300])
-    full, half = (load_prior(edm[0], None, SIZE, precision, CPU)(x_t, t) for precision in ("fp32", "bf16"))
-    assert half.dtype == torch.float32 and 1e-4 < (half - full).abs().max() < 0.2
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 20.0])
+def test_v_prediction_is_edm_with_images_of_unit_variance(sigma):
+    """With s = 1, c_skip = alpha_bar, c_out = sqrt(1 - alpha_bar) and c_in x = x_t, so F = -v."""
+    sampler = create_sampler(noise_schedule=[sigma ** 2 / (1 + sigma ** 2)], steps=1, model_mean_type="v_prediction",
+                             model_var_type="fixed_small", clip_denoised=False)
+    x_t, weight, t = normal(2, 3, SIZE, SIZE).float(), normal(3, 3, 1, 1, seed=1).float(), torch.tensor([0, 0])
+    prior = EDMPrior(lambda x, c_noise: nn.functional.conv2d(x, weight) + c_noise.view(-1, 1, 1, 1),
+                     sampler.schedule, sigma_data=1)
+    v = -nn.functional.conv2d(x_t, weight) - np.log(sigma) / 4
+    x0_hat = sampler.step(lambda x, t: v, x_t, 0, ReplayedRandomness([x_t])).x0_hat
+    root = (1 + sigma ** 2) ** 0.5                  # 1 / sqrt(alpha_bar)
+    torch.testing.assert_close(root * x_t - sigma * prior(x_t, t), x0_hat, atol=1e-4, rtol=1e-5)
+
+
+def test_edm_in_a_notebook(edm):
     degraded = degrade(torch.zeros(3, SIZE, SIZE), "noise", 0.1)
     restored = restore(degraded, load_for_notebook(edm[0]), diffusion={"timestep_respacing": 2}, progress=False)
     assert restored.mean.isfinite().all()
+
+
+# the options of the program, for every format
+
+OBSERVED = "measurement={observed: true, operator: {name: noise}, noise: {name: gaussian, sigma: 0.1}}"
+OPTIONS = {                                         # option, and the batches that the network then sees
+    "tile": (["--tile", "16", "--set", "data.image_size=24"], {(1, 3, 16, 16)}),
+    "padding": (["--data", "odd", "--set", OBSERVED], {(1, 3, 22, 38)}),
+    "bf16": (["--precision", "bf16"], {(1, 3, 16, 16)}),
+    "auto": (["--batch_size", "auto", "--limit", "2"], {(1, 3, 16, 16), (2, 3, 16, 16)}),
+    "compile": (["--compile", "--batch_size", "2", "--limit", "2"], {(2, 3, 16, 16)}),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """model(format) -> model config of a tiny network."""
+    def model(name: str) -> dict:
+        folder = tmp_path_factory.mktemp("prior")
+        if name == "diffusers":
+            return save_folder(pytest.importorskip("diffusers"), folder, prediction_type="v_prediction")[-1]
+        network = {"name": name, "image_size": SIZE, "model_channels": {"DhariwalUNet": 64, "SongUNet": 16}[name],
+                   "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8]}
+        torch.save(fill_network(NETWORKS.make(network), salt=900).state_dict(), folder / "net.pt")
+        return {"format": "edm", "network": network, "model_path": str(folder / "net.pt")}
+    return model
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", ["diffusers", "DhariwalUNet", "SongUNet"])
+def test_options_of_the_program_work_for_every_format(name, option, models, prior, workplace, monkeypatch, capsys):
+    given, expected = OPTIONS[option]
+    seen, dtypes, graphs, forward, compile = set(), set(), [], Network.forward, torch.compile
+
+    def watched(self, x, timesteps, y=None):
+        seen.add(tuple(x.shape))
+        dtypes.add(self.autocast_dtype)
+        return forward(self, x, timesteps, y)
+
+    if option != "compile":
+        monkeypatch.setattr(Network, "forward", watched)
+    monkeypatch.setattr(torch, "compile", partial(compile, backend=lambda graph, inputs: graphs.append(
+        [tuple(x.shape) for x in inputs if x.dim() == 4 and x.shape[1] == 3 and x.shape[0] < 3]) or graph.forward))
+    picture(Path("odd/a.png"), size=(21, 37))
+    Path("model.yaml").write_text(yaml.safe_dump(models(name)))
+    status = sample_condition.main(["--model_config", "model.yaml", "--diffusion_config",
+                                    "configs/prior_diffusion_config.yaml", "--set", "diffusion.timestep_respacing=2",
+                                    "--task_config", str(prior / "task.yaml"), "--limit", "1", *given])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    table, = Path("results").rglob("metrics.csv")
+    assert all(row["status"] == "ok" for row in rows(str(table.parent)))
+    if option == "compile":                         # one graph, and no part of it by hand
+        assert expected <= set(graphs[0]) and "as it is" not in err and len(graphs) == 1
+    else:
+        assert seen == expected and dtypes == {torch.bfloat16 if option == "bf16" else None}
+    assert ("--batch_size auto: " in out) == (option == "auto")

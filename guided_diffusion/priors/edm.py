@@ -6,38 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from guided_diffusion.nn import Network
+from guided_diffusion.priors.edm_networks import NETWORKS, EDMNetwork, NetworkChoice
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.unet import create_model
 from util.checkpoint import load_state_dict
 from util.config.config import find_file
-from util.config.registry import Count, Positive, check_arguments
+from util.config.registry import Positive
 from util.errors import UserError
 
 RHO = 7                                             # of Karras et al., 2022, eq. 5
 STEPS = 1000                                        # of the process that a network brings
 ROUNDING = 1e-3                                     # of noise levels that are compared
-PLAIN = ("where you trust it, open it with the code of NVlabs/edm, torch.save the state dict of its entry 'ema', "
-         "and rename the parameters to those of guided_diffusion/unet.py")
+PLAIN = "where you trust it, open it with the code of NVlabs/edm, and torch.save the state dict of its entry 'ema'"
 
 
 @dataclass(frozen=True)
 class EDM:
-    """A network F under EDM's preconditioning D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), of the ADM shape.
+    """A network F under EDM's preconditioning D(x; sigma) = c_skip x + c_out F(c_in x; c_noise).
 
     Args:
-        image_size: side of the images.
-        network: parameters of `create_model` besides image_size, model_path and learn_sigma.
-        model_path: the state dict of F, under the names of `create_model`.
+        network: {name: DhariwalUNet or SongUNet, parameters}, under NVIDIA's parameter names, or adm, under those of
+            `create_model`, whose model_path and learn_sigma stay out.
+        model_path: the state dict of F, or of NVIDIA's network around it.
         sigma_data: standard deviation of the images, of the training.
         sigma_min, sigma_max: the noise levels that the network knows.
         use_fp16: run the network under float16 autocast; weights and output stay float32.
     """
 
-    image_size: Count
-    network: dict
+    network: NetworkChoice
     model_path: str
     sigma_data: Positive = 0.5
     sigma_min: Positive = 0.002
@@ -54,10 +53,12 @@ class EDM:
 
     def side(self) -> int:
         """The side of the images."""
-        return self.image_size
+        return NETWORKS.parts(self.network)[1]["image_size"]
 
     def learn_sigma(self) -> bool:
-        """That there are no variance channels."""
+        """That there are no variance channels; UserError if there is no such network."""
+        with torch.device("meta"):                  # its structure alone
+            self._network()
         return False
 
     def process(self, diffusion: Mapping[str, object]) -> dict[str, object]:
@@ -94,14 +95,16 @@ class EDM:
         Raises:
             UserError: its parameters or its weights are wrong.
         """
-        options = {"image_size": self.image_size, **self.network}
-        check_arguments(create_model, options, "model config: network")
-        network = create_model(**options)
-        if network.out_channels != 3 or options.get("model_path"):
-            raise UserError("model config: network has learn_sigma or model_path; leave both out, as EDM predicts no "
-                            "variance and the weights are model_path of the config itself")
+        network = self._network()
         load_plain(network, self.checkpoint())
         return EDMPrior(network, schedule, self.sigma_data, network.multiple)
+
+    def _network(self) -> nn.Module:
+        network = NETWORKS.make(self.network)
+        if network.out_channels != 3 or NETWORKS.parts(self.network)[1].get("model_path"):
+            raise UserError("model config: network has learn_sigma or model_path; leave both out, as EDM predicts no "
+                            "variance and the weights are model_path of the config itself")
+        return network.eval().to(memory_format=torch.channels_last)
 
 
 class EDMPrior(Network):
@@ -113,17 +116,20 @@ class EDMPrior(Network):
 
     Args:
         network: F(x (B, 3, H, W), c_noise (B,)) -> (B, 3, H, W).
-        schedule: of the sampler that will call it, so that timesteps can be looked up.
+        schedule: of the sampler that will call it: what noise levels its timesteps stand for.
         sigma_data: s.
         multiple: see `Network`.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, sigma_data: float = 0.5, multiple: int = 1):
         super().__init__()
-        self.network, self.schedule, self.sigma_data, self.multiple = network, schedule, sigma_data, multiple
+        self.network, self.sigma_data, self.multiple = network, sigma_data, multiple
+        for name, values in (("timesteps", schedule.model_timesteps), ("sigmas", schedule.sqrt_recipm1_alphas_cumprod)):
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def _forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
-        sigma = self.schedule.at("sqrt_recipm1_alphas_cumprod", self.schedule.index_of(timesteps), x)
+        index = torch.searchsorted(self.timesteps.float(), timesteps.float() - 1e-3)        # see `Schedule.index_of`
+        sigma = self.sigmas[index].to(x).view(-1, 1, 1, 1)
         x = x * (1 + sigma ** 2).sqrt()
         total = sigma ** 2 + self.sigma_data ** 2
         prediction = self.network(x / total.sqrt(), (sigma.log() / 4).flatten())
@@ -132,10 +138,18 @@ class EDMPrior(Network):
 
 def load_plain(network: nn.Module, path: Path) -> None:
     """Load a state dict strictly; of a pickle that is more than one, the UserError says how to get one."""
+    unused = network.unused if isinstance(network, EDMNetwork) else None
     try:
-        load_state_dict(network, path)
+        load_state_dict(network, path, unused, select=_of_the_network)
     except UserError as error:
         if "refused" not in str(error):
             raise
         raise UserError(f"checkpoint {path} was refused and nothing in it was run: it holds more than a state dict; "
                         f"{PLAIN}") from None
+
+
+def _of_the_network(found: dict) -> dict:
+    """The parameters of F, which are below `model.` in NVIDIA's preconditioned networks."""
+    found = found.get("ema", found)
+    inner = all(str(name).startswith("model.") for name in found)
+    return {str(name).removeprefix("model."): tensor for name, tensor in found.items()} if inner else found

@@ -15,6 +15,7 @@ from guided_diffusion.measurements import NOISES, OPERATORS
 from guided_diffusion.priors.analytic import PRIORS
 from guided_diffusion.priors.diffusers import DiffusersFolder
 from guided_diffusion.priors.edm import EDM
+from guided_diffusion.priors.edm_networks import NETWORKS
 from guided_diffusion.priors.load import model_builder
 from guided_diffusion.unet import create_model
 from util.config.config import Config
@@ -37,6 +38,7 @@ def list_choices() -> str:
         "datasets (data)": DATASETS, samplers: SAMPLERS, "reverse process (--diffusion_config)": create_sampler,
         "prior (--model_config)": create_model,
         "prior of format diffusers": DiffusersFolder, "prior of format edm": EDM,
+        "networks of format edm (network of --model_config)": NETWORKS,
         "exact priors (prior of --model_config)": PRIORS}, names_only=[samplers])
 
 
