@@ -18,10 +18,10 @@ import sample_condition
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from guided_diffusion.nn import Network
 from guided_diffusion.notebook import degrade, restore
 from guided_diffusion.notebook import load_prior as load_for_notebook
 from guided_diffusion.priors.analytic import AnalyticPrior
-from guided_diffusion.nn import Network
 from guided_diffusion.priors.edm import EDMPrior
 from guided_diffusion.priors.edm_networks import NETWORKS
 from guided_diffusion.priors.gaussians import StationaryGaussian
