@@ -10,12 +10,13 @@ from data.dataloader import DATASETS
 from guided_diffusion.gaussian_diffusion import SAMPLERS
 from guided_diffusion.measurements import NOISES, OPERATORS
 from guided_diffusion.restoration.arguments import parse_arguments
-from guided_diffusion.restoration.catalogue import METHODS, catalogue, flow, resolved_config
+from guided_diffusion.restoration.catalogue import METHODS, annotated, catalogue, flow, resolved_config
 from util.config.config import REPOSITORY, leaves, load_config, read_yaml
 from util.config.registry import REQUIRED, Registry, defaults
 
 TASKS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").glob("*_config.yaml")
                if "measurement" in read_yaml(path))
+LINE = re.compile(r"(?P<yaml>.*?\S)  +# (?P<origin>.*)")
 
 
 @pytest.fixture
@@ -29,31 +30,68 @@ def program(tmp_path, monkeypatch, capsys):
     return program
 
 
+def origins(text: str) -> dict[tuple[str, ...], str]:
+    """Where each value of a printed configuration says that it comes from."""
+    found, path = {}, []
+    for line in text.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = [*path[:depth], yaml.safe_load(line.lstrip().partition(":")[0])]
+        if match := LINE.fullmatch(line):
+            found[tuple(path)] = match["origin"]
+    return found
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("files", ["", "demo_"])
-def test_what_is_set_stays_and_what_is_not_has_its_default(task, files):
-    config = load_config(*(f"configs/{files}{kind}_config.yaml" for kind in ("model", "diffusion")), task)
-    tree = yaml.safe_load(resolved_config(config, parse_arguments([])))
+def test_every_value_has_its_origin_and_what_is_not_set_its_default(task, files):
+    model, diffusion = (f"configs/{files}{kind}_config.yaml" for kind in ("model", "diffusion"))
+    config = load_config(model, diffusion, task)
+    text = resolved_config(config, parse_arguments([]))
+    tree, told = yaml.safe_load(text), origins(text)
     found, plain = leaves(tree), leaves(config.as_dict())
-    assert {key: found.get(key) for key, value in plain.items() if value != {}} == {
+    assert set(told) == set(found)
+    assert {key: found[key] for key, value in plain.items() if value != {}} == {
         key: value for key, value in plain.items() if value != {}}
+    file = {"model": model, "diffusion": diffusion}
+    assert told == {key: f"--{key[0]}" if len(key) == 1 else file.get(key[0], task) if key in plain else "default"
+                    for key in found}
     params = {name: list(value) if isinstance(value, tuple) else value
               for name, value in defaults(METHODS[config.conditioning.name]).items() if value is not REQUIRED}
     assert tree["conditioning"]["params"] == {**params, **config.conditioning.params}
-    assert tree["diffusion"]["clip_denoised"] in (True, False) and tree["seed"] == 0
 
 
-def test_the_command_line_counts(program):
+def test_the_command_line_is_an_origin(program):
     status, out, err = program(
         "--print_config", "--data", "some folder", "--set", "measurement.noise={name: poisson, rate: 0.5}",
         "--set", "measurement.mask_opt.mask_type=box", "--set", "diffusion.eta=0.5", "--set", "diffusion.eta=1e-3",
         "--set", "measurement.observed=true", "--set", "data.image_size=null", "--seed", "0", "--tile=64")
     assert (status, err) == (0, "")
-    tree = yaml.safe_load(out)
+    tree, told = yaml.safe_load(out), origins(out)
     assert tree["data"] == {"name": "folder", "root": "some folder", "image_size": None, "observed": True}
+    assert told["data", "name"] == told["data", "root"] == "--data"
+    assert told["data", "image_size"] == "--set data.image_size"
+    assert told["data", "observed"] == "--set measurement.observed"
     assert tree["measurement"]["noise"] == {"name": "poisson", "rate": 0.5, "likelihood": "official"}
-    assert tree["measurement"]["operator"]["mask_opt"]["mask_type"] == "box"
-    assert (tree["diffusion"]["eta"], tree["seed"], tree["tile"], tree["num_samples"]) == (0.001, 0, 64, 1)
+    assert told["measurement", "noise", "rate"] == "--set measurement.noise"
+    assert told["measurement", "noise", "likelihood"] == "default"
+    assert told["measurement", "operator", "mask_opt", "mask_type"] == "--set measurement.mask_opt.mask_type"
+    assert told["measurement", "operator", "mask_opt", "mask_prob_range"] == "configs/demo_task_config.yaml"
+    assert (tree["diffusion"]["eta"], told["diffusion", "eta"]) == (0.001, "--set diffusion.eta")
+    assert (tree["seed"], tree["tile"], tree["num_samples"], told["tile",]) == (0, 64, 1, "--tile")
+
+
+def test_odd_names_of_files_stay_in_their_comment(program, tmp_path):
+    name = "task\n  evil: 1\u2028.yaml"
+    (tmp_path / name).write_text((REPOSITORY / "configs/demo_task_config.yaml").read_text())
+    status, out, _ = program("--print_config", "--task_config", name)
+    assert status == 0
+    assert yaml.safe_load(out)["conditioning"]["method"] == "dpps"
+    assert "evil" not in yaml.safe_load(out)["conditioning"]
+
+
+def test_comments_are_aligned_and_long_values_do_not_push_all_of_them_away():
+    text = annotated({"a": "x" * 200, "b": {"c": 1, "d": 22}}, {("a",): "here", ("b", "c"): "there"})
+    assert text.splitlines() == [f"a: {'x' * 200}  # here", "b:", "  c: 1   # there", "  d: 22  # default"]
 
 
 def test_nothing_is_run_or_written(program, tmp_path):

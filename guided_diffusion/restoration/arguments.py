@@ -37,7 +37,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "methods or priors of your own; repeatable")
     add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
     add("--overwrite", action="store_true", help="replace the results of an earlier run in the same folder")
-    add("--print_config", action="store_true", help="print the resolved configuration with all defaults")
+    add("--print_config", action="store_true", help="print the resolved configuration with the origin of each value")
     add("--list", action="store_true", help="print operators, noises, methods, ... with their parameters and defaults")
     return parser.parse(argv)
 

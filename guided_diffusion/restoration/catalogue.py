@@ -1,4 +1,4 @@
-"""The settings of a run for a reader: what a configuration may name, and what one has become."""
+"""The settings of a run for a reader: what a configuration may name; what one has become, and each value's origin."""
 
 import inspect
 import textwrap
@@ -18,11 +18,12 @@ from guided_diffusion.priors.edm import EDM
 from guided_diffusion.priors.edm_networks import NETWORKS
 from guided_diffusion.priors.load import model_builder
 from guided_diffusion.unet import create_model
-from util.config.config import Config
+from util.config.config import Config, Key, leaves
 from util.config.registry import REQUIRED, Registry, annotations, check_arguments, defaults, describe
-from util.config.yaml_text import dump_yaml, flow
+from util.config.yaml_text import flow
 
 WIDTH = 110                                         # columns of the list
+FURTHEST_COMMENT = 60                               # column in which comments stand, unless a value needs more
 OPTIONS = ("seed", "num_samples", "precision", "tile", "load_measurements")         # those that decide results
 METHODS = guided_diffusion.condition_methods.CONDITIONING_METHODS       # the solvers are in it, too
 
@@ -43,7 +44,7 @@ def list_choices() -> str:
 
 
 def resolved_config(config: Config, args: Namespace) -> str:
-    """The configuration as YAML, with the defaults of everything that is not set.
+    """The configuration as YAML, with the defaults of everything that is not set, and the origin of each value.
 
     Args:
         args: the command line, for the options that decide results.
@@ -63,7 +64,22 @@ def resolved_config(config: Config, args: Namespace) -> str:
         check_arguments(builder, {key: value for key, value in section.items() if key not in names}, where)
         for name, default in defaults(builder).items():
             section.setdefault(name, list(default) if isinstance(default, tuple) else default)
-    return dump_yaml({**tree, **{name: vars(args)[name] for name in OPTIONS}}).rstrip("\n")
+    origins = config.origins | {(name,): f"--{name}" for name in OPTIONS}
+    return annotated({**tree, **{name: vars(args)[name] for name in OPTIONS}}, origins)
+
+
+def annotated(tree: dict[str, object], origins: Mapping[Key, str]) -> str:
+    """A tree as YAML, a value per line, each with its origin, or "default", as a comment."""
+    lines: list[tuple[str, str]] = []
+    shown: Key = ()
+    for key, value in leaves(tree).items():
+        lines += [(f"{'  ' * depth}{flow(name)}:", "") for depth, name in enumerate(key[:-1])
+                  if shown[:depth + 1] != key[:depth + 1]]
+        comment = "".join(c if c.isprintable() else "?" for c in f"  # {origins.get(key, 'default')}")
+        lines.append((f"{'  ' * (len(key) - 1)}{flow(key[-1])}: {flow(value)}", comment))
+        shown = key[:-1]
+    column = max(len(text) for text, _ in lines if len(text) <= FURTHEST_COMMENT)
+    return "\n".join(f"{text:{column}}{comment}" if comment else text for text, comment in lines)
 
 
 def catalogue(choices: Mapping[str, Registry | Callable], names_only: Collection[str] = ()) -> str:

@@ -19,9 +19,11 @@ SECTIONS = {                                        # the fixed keys; any other 
     ("conditioning",): ("method", "params"),
     ("measurement",): ("mask_opt", "noise", "observed", "operator"),
 }
-
-
 Key = tuple[str, ...]                               # where a value stands: ("measurement", "noise", "sigma")
+MOVED: dict[Key, Key] = {                           # where `Config.as_dict` has a value -> where the files may have it
+    ("measurement", "operator", "mask_opt"): ("measurement", "mask_opt"),
+    ("data", "observed"): ("measurement", "observed"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is: the resolved content of the three files; `changed` has the keys that --set changed, for advice."""
+    """What a run is: the resolved content of the three files.
+
+    `origins` has the file or the option that each value of `as_dict` comes from, `changed` the keys that --set changed.
+    """
 
     model: dict[str, object]                        # parameters of `create_model`
     diffusion: dict[str, object]                    # parameters of `create_sampler`
@@ -42,6 +47,7 @@ class Config:
     data: Choice
     operator: Choice
     noise: Choice
+    origins: dict[Key, str] = field(default_factory=dict, compare=False, repr=False)
     changed: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
@@ -142,15 +148,28 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
                         f"--{strangers[0]}_config")
     _check_keys(task, (), str(task_config))
     tree = task | {key: read_yaml(file, f"{key} configuration") for key, file in files.items()}
+    layers = [((), str(task_config)), *(((key,), str(file)) for key, file in files.items())]    # the last one counts
     if data is not None:
+        layers.append((("data",), "--data"))
         root = str(Path(data)) if data else data    # without a slash at its end
         tree["data"] = {"name": "skimage"} if data == "skimage" else {"name": "folder", "root": root}
     if measurement is not None:
+        layers.append((("measurement",), "--load_measurements"))
         tree["measurement"] = measurement
     changed = [_apply(tree, override) for override in overrides]
     of_task = [".".join(key) for key in changed if key[0] not in files]
     where = f"{task_config} (with --set {', '.join(of_task)})" if of_task else str(task_config)
-    return replace(_config(tree, where), changed=frozenset(map(".".join, changed)))
+    layers += [(key, f"--set {'.'.join(key)}") for key in changed]
+    config = _config(tree, where)
+
+    def origin(key: Key) -> str:
+        for new, old in MOVED.items():
+            if key[:len(new)] == new and tree["measurement"].get(old[1]) is not None:
+                key = old + key[len(new):]
+        return [text for start, text in layers if key[:len(start)] == start][-1]
+
+    return replace(config, changed=frozenset(map(".".join, changed)),
+                   origins={key: origin(key) for key in leaves(config.as_dict())})
 
 
 def _apply(tree: dict, override: str) -> Key:
