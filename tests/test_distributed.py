@@ -20,11 +20,13 @@ from util.command import run_command
 from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.logger import get_logger
+from util.metrics import perceptual
 from util.run.lock import hold, locked
 from util.run.team import Team, device_of
 
 IMAGES = 5
 OPTIONS = ["--data", "photos", "--batch_size", "1"]
+ST_LPIPS = perceptual.NETWORKS["st_lpips"]          # before a fixture puts a fast network in its place
 
 
 @pytest.fixture
@@ -37,7 +39,8 @@ def one_thread():
 
 
 @pytest.fixture
-def photos(workplace, one_thread):
+def photos(workplace, one_thread, monkeypatch):
+    monkeypatch.setitem(perceptual.NETWORKS, "st_lpips", ST_LPIPS)       # as in the processes that are started
     for i in range(IMAGES):
         picture(workplace / "photos" / f"{i}.png", i)
     (workplace / "photos" / "broken.png").write_text("no image")
