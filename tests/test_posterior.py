@@ -136,6 +136,15 @@ def test_posteriors_satisfy_bayes(kind, operator):
     torch.testing.assert_close(evidence, evidence[:1].expand(5), rtol=1e-7, atol=1e-5)
 
 
+def test_a_posterior_that_is_too_large_for_a_matrix():
+    """It is refused with what a matrix takes; denoising needs none."""
+    names, noise, x = ImageRandomness(0, ["a"]), get_noise("gaussian", sigma=0.1), torch.zeros(1, 3, 64, 64)
+    prior = StationaryGaussian(0.3)
+    assert isinstance(posterior(prior, Measurement.simulate(get_operator("noise"), noise, x, names)), Gaussian)
+    with pytest.raises(UserError, match=r"3x64x64 is a matrix of 12288x12288, which takes 1\.1 GiB"):
+        posterior(prior, Measurement.simulate(get_operator("super_resolution", scale_factor=4), noise, x, names))
+
+
 def test_weights_of_a_mixture_by_integration_in_one_dimension():
     prior = GaussianMixture([DiagonalGaussian(torch.full((1, 1, 1), m), v) for m, v in ((-1.0, 0.04), (0.8, 0.25))],
                             [0.3, 0.7])
