@@ -29,7 +29,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--from_png", action="store_true", help="of a results folder, score the saved files, "
         "in place of what metrics.csv says of the images before they were rounded to 8 bits")
     add("--metrics", type=_names, default=list(TITLES), metavar="NAME,...", help=f"default: {','.join(TITLES)}")
-    add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; nothing is fetched then")
+    add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; default: models")
     add("--save_dir", metavar="FOLDER", help="where scores.json and scores.csv go; default: the results folder, if one")
     add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
     return parser.parse(argv)

@@ -20,7 +20,7 @@ from data.dataloader import DATASETS
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import count, duration, get_logger
-from util.metrics.weights import WeightStore
+from util.metrics.weights import weights_folders
 from util.reproduce_table.job import (
     Job,
     Options,
@@ -44,7 +44,7 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
     spec = table.spec
     options = Options.of(args, data=args.data or spec.data, limit=args.limit or spec.limit,
                          num_samples=spec.num_samples)
-    WeightStore(args.weights_dir)                   # complains about a folder that is not there
+    weights_folders(args.weights_dir)               # complains about a folder that is not there
     jobs = []
     for run, steps in zip(table.runs, ask_steps(table.runs, options.data), strict=True):
         if isinstance(steps, UserError):
