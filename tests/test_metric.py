@@ -12,6 +12,7 @@ from skimage.metrics import structural_similarity
 
 from tests.fake_weights import write_alexnet, write_inception, write_st_lpips, write_vgg16
 from util.errors import UserError
+from util.fetch import command_for
 from util.metrics import weights
 from util.metrics.perceptual import NETWORKS, InceptionFeatures, frechet_distance, kernel_distance
 from util.metrics.scores import Metrics, psnr, ssim
@@ -133,6 +134,11 @@ def test_lpips_is_that_of_its_library_on_the_weights_in_torchs_folder(tmp_path, 
             official = lpips.LPIPS(net=net, verbose=False)              # reads the same files by its own code
         with torch.no_grad():
             assert float(official(a[None], b[None])) == pytest.approx(ours, rel=1e-5)
+
+
+@pytest.mark.parametrize("file", [VGG16, ALEXNET, INCEPTION])
+def test_the_command_that_gets_a_file_is_that_of_the_table_of_weights(file):
+    assert file.command == command_for(file.name)
 
 
 def test_a_folder_of_weights_serves_where_there_is_no_network(tmp_path, capsys):

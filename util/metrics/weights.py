@@ -10,14 +10,14 @@ import torch
 from util.command import user_path
 from util.config.config import REPOSITORY
 from util.errors import UserError
-from util.fetch import command_for
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A published file; `package` is what to install for it, where it lies inside one, at `name`."""
+    """A published file, and the command that gets it; of one inside a package, `name` is its place there."""
 
     name: str
+    command: str
     other_name: str = ""                            # of the same file, elsewhere
     package: str = ""
 
@@ -29,14 +29,15 @@ class WeightsFile:
         for path in (folder / name for folder in folders for name in (self.name, self.other_name) if name):
             if path.is_file():
                 return path
-        remedy = f"pip install {self.package}" if self.package else command_for(self.name)
-        raise UserError(f"{Path(self.name).name} is not there, '{remedy}' gets it")
+        raise UserError(f"{Path(self.name).name} is not there, '{self.command}' gets it")
 
 
-VGG16 = WeightsFile("vgg16-397923af.pth")
-ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth")
-INCEPTION = WeightsFile("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
-ST_LPIPS = WeightsFile("weights/vST0.0/vgg_shift_tolerant.pth", package="stlpips_pytorch")
+VGG16 = WeightsFile("vgg16-397923af.pth", "python -m util.fetch vgg16")
+ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "python -m util.fetch alexnet")
+INCEPTION = WeightsFile("weights-inception-2015-12-05-6726825d.pth", "python -m util.fetch inception",
+                        "pt_inception-2015-12-05-6726825d.pth")
+ST_LPIPS = WeightsFile("weights/vST0.0/vgg_shift_tolerant.pth", "pip install stlpips_pytorch",
+                       package="stlpips_pytorch")
 
 
 def weights_folders(weights_dir: str | Path | None = None) -> list[Path]:

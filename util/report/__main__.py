@@ -18,7 +18,7 @@ if __name__ == "__main__":                          # before the imports that ta
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import count, get_logger
-from util.report.page import View, page
+from util.report.page import page
 from util.report.pictures import Pictures
 from util.report.runs import find_runs, group
 
@@ -33,7 +33,7 @@ def write_report(args: argparse.Namespace) -> int:
     if out.suffix != ".html":
         raise UserError(f"--out {out}: expected a file that ends in .html, such as {PAGE}")
     pictures = Pictures(out)
-    write_atomically(out, page(args.title, tasks, pictures, View(args.images, args.crop)).encode())
+    write_atomically(out, page(args.title, tasks, pictures, args.images).encode())
     get_logger().info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
     return 1 if pictures.unreadable else 0
 

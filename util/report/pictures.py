@@ -84,13 +84,6 @@ def telling_crop(restored: Sequence[Tensor], others: Sequence[Tensor]) -> Crop:
     return left / width, top / height, side / min(height, width)
 
 
-def fixed_crop(left: int, top: int, side: int, shape: Sequence[int]) -> Crop:
-    """A square given in pixels of an image (3, H, W), moved and reduced so that it lies inside."""
-    height, width = shape[1:]
-    side = min(side, height, width)
-    return min(left, width - side) / width, min(top, height - side) / height, side / min(height, width)
-
-
 def deviation_map(samples: Sequence[Tensor]) -> Tensor:
     """The standard deviation of samples (3, H, W) in every pixel, (H, W) on [0, 1]: root mean square over channels."""
     return torch.stack([to_unit(x) for x in samples]).var(dim=0).mean(dim=0).sqrt()
