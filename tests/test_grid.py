@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from guided_diffusion.tune.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid
+from guided_diffusion.tune.grid import JUDGES, Point, Result, at_the_edge, choose, markdown, points, read_grid
 from util.errors import UserError
 from util.metrics.statistics import describe
 
@@ -48,7 +48,7 @@ def test_mistakes_in_a_grid(options, words):
 
 def result(value, error="", **figures):
     """A result of two images; figures as pairs of values."""
-    pairs = {name: figures.get(name, (float("nan"),) * 2) for name in COLUMNS}
+    pairs = {name: figures.get(name, (float("nan"),) * 2) for name in JUDGES}
     point = Point((("conditioning.params.scale", value),))
     return Result(point, {name: describe(pair, ["a", "b"]) for name, pair in pairs.items()}, 2, error)
 
@@ -94,6 +94,6 @@ def test_the_edge_of_the_grid_is_said(value, words):
 ])
 def test_consistency_takes_the_best_of_what_agrees_with_the_measurement(chi_squares, psnrs, best, decided):
     results = [Result(Point((("k", i),)), {name: describe([values[i]], ["a"]) for name, values in
-                                           {**dict.fromkeys(COLUMNS, psnrs), "chi_square": chi_squares}.items()}, 1)
+                                           {**dict.fromkeys(JUDGES, psnrs), "chi_square": chi_squares}.items()}, 1)
                for i in range(3)]
     assert choose(results, "consistency") == (results[best], decided)

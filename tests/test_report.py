@@ -15,7 +15,7 @@ from util.report import pictures
 from util.report.__main__ import main
 from util.report.pictures import telling_crop
 from util.report.runs import find_runs, read_curve
-from util.report.tables import COLUMNS
+from util.report.tables import COLUMNS, digits
 from util.run.table import read_table
 
 
@@ -62,7 +62,7 @@ def test_every_score_is_in_the_table_of_images(tmp_path, report):
     paths = {"DPPS": make_run(tmp_path, method="dpps", samples=2), "DPS": make_run(tmp_path, method="ps", samples=2)}
     page = report("--images", "1")[1]
     shown = {tuple(row[:3]): row[4:] for row in page.rows if len(row) > 4 and row[3] == "ok"}
-    names = [c.name for c in COLUMNS if "aligned" not in c.name and c.name not in ("lpips_vgg", "error_to_std")]
+    names = [c for c in COLUMNS if "aligned" not in c and c not in ("lpips_vgg", "error_to_std")]
     assert len(shown) == 2 * 9
     for label, path in paths.items():
         for row in read_table(path):
@@ -223,4 +223,4 @@ def test_the_crop_lies_where_methods_differ_most(tmp_path, report):
     ("distance", 4.18, "4.180"), ("distance", 1234.4, "1234"), ("chi_square", 210.4, "210"),
     ("chi_square", float("inf"), "inf"), ("psnr", 20, "20.00"), ("psnr", float("nan"), "\N{EN DASH}")])
 def test_numbers_of_a_column_have_the_same_digits(column, value, text):
-    assert next(c for c in COLUMNS if c.name == column).digits(value) == text
+    assert digits(column, value) == text

@@ -11,7 +11,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from util.command import check_command_line, choose_device, run_command, run_program, user_path
-from util.metrics.arguments import TITLES, parse_arguments
+from util.metrics.arguments import parse_arguments
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -19,7 +19,8 @@ if __name__ == "__main__":                          # before the imports that ta
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
-from util.metrics.comparison import Comparison, compare, fixed, log_distances
+from util.metrics.comparison import Comparison, compare, log_distances, shown
+from util.metrics.names import METRICS
 from util.metrics.pairs import Pair, pair_folders, shorten
 from util.metrics.perceptual import PERCEPTUAL
 from util.metrics.scores import PER_IMAGE, Metrics, Scores
@@ -91,14 +92,13 @@ def log_summary(summary: dict) -> None:
     log = get_logger().info
     of_means = "metrics_of_sample_means" in summary
     log(f"{summary['images']} images, from {summary['source']}")
-    log(f"{'':14}{'mean':>10}   {'95 % interval':21}{'std':>9}{'count':>8}")
+    log(f"{'':16}{'mean':>10}   {'95 % interval':21}{'std':>9}{'count':>8}")
     for key, what in (("metrics", "samples"), ("metrics_of_sample_means", "means of samples")):
         if of_means:
             log(f"{what}:")
         for name, row in summary.get(key, {}).items():
-            title, digits = TITLES[name]
-            mean, std, *interval = (fixed(value, digits) for value in (row["mean"], row["std"], *(row["ci95"] or ())))
-            log(f"{title:14}{mean:>10}   {' to '.join(interval) or '-':21}{std:>9}{row['count']:>8}")
+            mean, std, *interval = (shown(name, value) for value in (row["mean"], row["std"], *(row["ci95"] or ())))
+            log(f"{METRICS[name].title:16}{mean:>10}   {' to '.join(interval) or '-':21}{std:>9}{row['count']:>8}")
     log_distances(summary)
 
 

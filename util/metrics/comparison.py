@@ -12,7 +12,7 @@ from tqdm import tqdm
 from util.errors import UserError
 from util.img_utils import load_image
 from util.logger import get_logger
-from util.metrics.arguments import TITLES
+from util.metrics.names import METRICS, OF_SETS
 from util.metrics.pairs import MEAN, Pair
 from util.metrics.perceptual import EXTRACTOR, frechet_distance, kernel_distance
 from util.metrics.scores import PER_IMAGE, Metrics, Scores
@@ -79,13 +79,14 @@ def compare(pairs: Iterable[Pair], metrics: Metrics, per_image: bool = True, pro
 
 def log_distances(summary: dict) -> None:
     """Log a line for FID and one for KID, where they are in `summary`, with numbers of images and extractor."""
-    for name in ("fid", "kid"):
+    for name in OF_SETS:
         if name in summary:
-            title, digits = TITLES[name]
             of = summary[name]
             images = f"{of['images']} against {of['reference_images']} images, {of['extractor']}"
-            get_logger().info(f"{title:14}{fixed(of['value'], digits):>10}   {images if of['images'] else ''}".rstrip())
+            line = f"{METRICS[name].title:16}{shown(name, of['value']):>10}   {images if of['images'] else ''}"
+            get_logger().info(line.rstrip())
 
 
-def fixed(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def shown(name: str, value: float | None) -> str:
+    """A figure as it is shown, "-" where there is none."""
+    return "-" if value is None else METRICS[name].words(value)
