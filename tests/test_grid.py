@@ -34,7 +34,6 @@ def test_names_of_points_are_names_of_folders(value):
     (["conditioning.params.scale=[1"], "expected key=values"),
     (["diffusion.steps=10"], "'diffusion.steps' cannot be tuned"),
     (["conditionning.params.scale=1"], "did you mean 'conditioning'"),
-    (["conditioning.parms.scale=1"], "did you mean 'params'"),
     (["conditioning"], "expected key=values"),
     (["conditioning=1,2"], "'conditioning' cannot be tuned"),
     (["conditioning.params.a=1", "conditioning.params.a=2"], "in two of the options"),

@@ -199,15 +199,6 @@ def test_settings_that_differ_are_named_and_those_of_other_methods_are_none(tmp_
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
-def test_too_many_pictures_lie_beside_the_page(tmp_path, report, monkeypatch):
-    make_run(tmp_path)
-    monkeypatch.setattr(pictures, "EMBEDDED", 5000)
-    images = report()[1].pictures
-    beside = [image["src"] for image in images if not image["src"].startswith("data:")]
-    assert 0 < len(beside) < len(images)
-    assert all(source.startswith("report_files/") and (tmp_path / source).is_file() for source in beside)
-
-
 def test_the_crop_lies_where_methods_differ_most(tmp_path, report):
     a = torch.zeros(3, 40, 80)
     b = a.clone()

@@ -32,7 +32,8 @@ from util.config.registry import check_arguments
 from util.errors import UserError
 from util.img_utils import save_image, write_atomically
 from util.logger import get_logger
-from util.reproduce_table.job import PROGRAM, launch, reason
+from util.reproduce_table.job import PROGRAM, Options, launch, reason
+from util.reproduce_table.spec import Run
 from util.run.console import environment
 from util.run.layout import run_path
 from util.run.table import read_summary, read_table
@@ -111,15 +112,13 @@ class Bench:
         changes = [f"diffusion.timestep_respacing={args.steps}", f"data.image_size={self.size}",
                    f"model.model_path={json.dumps(self.checkpoint)}", conditioning]
         changes += ["measurement.operator.convolution=direct"] if official and self.operator in BLURS else []
-        options = {"model_config": args.model_config, "diffusion_config": args.diffusion_config,
-                   "task_config": args.task_config, "data": self.folder / "images", "limit": 2 * case.batch,
-                   "batch_size": case.batch, "precision": DEFAULT_PRECISION if official else args.precision,
-                   "weights_dir": self.folder, "save_dir": self.folder / "results"}
-        options |= {} if args.gpu is None else {"gpu": args.gpu}
-        parts = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        parts += [part for change in (*changes, *args.overrides) for part in ("--set", change)]
+        run = Run("", case.method, args.model_config, args.diffusion_config, args.task_config,
+                  (*changes, *args.overrides))
+        options = Options(str(self.folder / "images"), 0, 2 * case.batch, 1, case.batch, args.gpu,
+                          weights_dir=str(self.folder), precision=DEFAULT_PRECISION if official else args.precision)
         program = OFFICIAL if official else (PROGRAM,)
-        return [sys.executable, *program, *parts, *(["--compile"] if args.compile and not official else [])]
+        return [sys.executable, *program, *run.options(), *options.arguments(), "--save_dir",
+                str(self.folder / "results"), *(["--compile"] if args.compile and not official else [])]
 
     def measure(self, case: Case, result: Result) -> None:
         """Run a case once more; UserError if the run fails."""

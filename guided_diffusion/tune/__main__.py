@@ -55,17 +55,12 @@ def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[
     """A job per point, under `folder`; UserError where a point's settings are wrong or the images cannot be had."""
     weights_folders(args.weights_dir)               # complains about a folder that is not there
     choose_device(args.gpu)                         # and this about a GPU
-    jobs: list[Job] = []
-    wrong: dict[str, Point] = {}
+    jobs = []
     for point in grid:
         try:
             jobs.append(make_job(args, point, folder / point.name))
         except UserError as error:
-            wrong.setdefault(str(error), point)
-    if wrong:
-        error, point = next(iter(wrong.items()))
-        everywhere = len(wrong) == 1 and not jobs
-        raise UserError(error if everywhere else f"{', '.join(point.overrides)}: {error}")
+            raise UserError(f"{', '.join(point.overrides)}: {error}") from None
     return jobs
 
 

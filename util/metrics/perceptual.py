@@ -82,7 +82,9 @@ def load_networks(names: Sequence[str], folders: Sequence[Path], device: torch.d
     for name in names:
         _, file, build = NETWORKS[name]
         try:
-            found[name] = _build_quietly(build, file.find(folders)).to(device)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")     # lpips calls torchvision in a way that is going away
+                found[name] = build(file.find(folders)).to(device)
         except (UserError, ImportError) as error:
             lost[name] = str(error)
         except Exception as error:      # whatever a file of other contents makes the libraries raise
@@ -91,12 +93,6 @@ def load_networks(names: Sequence[str], folders: Sequence[Path], device: torch.d
         titles = [NETWORKS[name][0] for name in lost]
         get_logger().warning(f"left out: {', '.join(titles)}, as weights are missing: {'; '.join(lost.values())}")
     return found
-
-
-def _build_quietly(build: Callable[[Path], nn.Module], path: Path) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")             # lpips calls torchvision in a way that is going away
-        return build(path)
 
 
 def frechet_distance(real: Tensor, restored: Tensor) -> float:

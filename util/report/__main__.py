@@ -3,7 +3,7 @@
 Per task: measurement, every method and truth side by side with a crop magnified, scores, the measurement distance over
 the steps, the deviation of the samples, and the configurations. A task is what was measured (data, operator, noise,
 seed), whichever folders its runs lie in: those of `util.reproduce_table` and `guided_diffusion.tune`, too. The page
-needs no network and no other file, but for pictures past 48 MiB, which lie in a folder beside it.
+needs no network and no other file.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def write_report(args: argparse.Namespace) -> int:
     out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results[0]) / PAGE
     if out.suffix != ".html":
         raise UserError(f"--out {out}: expected a file that ends in .html, such as {PAGE}")
-    pictures = Pictures(out)
+    pictures = Pictures()
     write_atomically(out, page(args.title, tasks, pictures, args.images).encode())
     get_logger().info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
     return 1 if pictures.unreadable else 0
