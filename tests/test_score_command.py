@@ -142,7 +142,7 @@ def empty(a, b):
     (None, ["A", "B/a.png"], "is a file"),
     (None, ["A"], "no folders recon/ and label/"),
     (None, [], "required"),
-    (None, ["A", "B", "--from-png"], "did you mean '--from_png'"),
+    (None, ["A", "B", "--save-dir"], "did you mean '--save_dir'"),
     (None, ["A", "B", "--metrics", "psnr,sim"], "did you mean 'ssim'"),
     (None, ["A", "B", "--weights_dir", "W"], "expected one that holds vgg16-397923af.pth"),
     (None, ["A", "B", "--gpu", "99"], "--gpu 99"),

@@ -23,20 +23,18 @@ from util.metrics.comparison import Comparison, compare, log_distances, shown
 from util.metrics.names import METRICS
 from util.metrics.pairs import Pair, pair_folders, shorten
 from util.metrics.perceptual import PERCEPTUAL
-from util.metrics.scores import PER_IMAGE, Metrics, Scores
+from util.metrics.scores import PER_IMAGE, Metrics
 from util.run.layout import TABLE, file_of
-from util.run.table import Row, read_table
+from util.run.table import read_table
 
 
-def pair_results(run: Path, rows: Sequence[Row]) -> tuple[list[Pair], list[str]]:
+def pair_results(run: Path) -> tuple[list[Pair], list[str]]:
     """Pair recon/ and label/ in the folder of a run, ours or one of DPS, as `pair_folders`.
 
-    Args:
-        rows: its table, where it has one; the images that are restored and whose truth is known.
-
     Raises:
-        UserError: as `pair_folders`.
+        UserError: as `pair_folders`, or its metrics.csv is no table of ours.
     """
+    rows = [row for row in read_table(run) if row.ok and row.has_truth]
     recon, label = run / "recon", run / "label"
     if not recon.is_dir() or not label.is_dir():
         raise UserError(f"'{run}' has no folders recon/ and label/, so it holds no results; name such a folder "
@@ -56,25 +54,17 @@ def pair_results(run: Path, rows: Sequence[Row]) -> tuple[list[Pair], list[str]]
 def score(args: Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     device = choose_device(args.gpu)
-    if args.labels is None:
-        rows = [row for row in read_table(args.restored) if row.ok and row.has_truth]
-        pairs, missing = pair_results(user_path(args.restored), rows)
-    else:
-        rows, (pairs, missing) = [], pair_folders(args.restored, args.labels)
+    pairs, missing = (pair_results(user_path(args.restored)) if args.labels is None else
+                      pair_folders(args.restored, args.labels))
     for line in missing:
         get_logger().warning(line)
-    from_files = args.from_png or not rows
-    networks = [name for name in PERCEPTUAL if name in args.metrics and from_files]
+    networks = [name for name in PERCEPTUAL if name in args.metrics]
     networks += ["inception"] if {"fid", "kid"} & set(args.metrics) else []
     metrics = Metrics(device, args.weights_dir, networks)
-    comparison = compare(pairs if from_files or metrics.networks else [], metrics, per_image=from_files)
-    if not from_files:
-        comparison.rows = [(row.image, row.sample, Scores(*(getattr(row, name) for name in PER_IMAGE))) for row in rows]
+    comparison = compare(pairs, metrics)
     if not comparison.rows:
         raise UserError("no image could be scored")
-    source = "saved files" if from_files else "metrics.csv"
-    summary = {"restored": args.restored, "labels": args.labels or "label", "source": source,
-               **comparison.summary(args.metrics)}
+    summary = {"restored": args.restored, "labels": args.labels or "label", **comparison.summary(args.metrics)}
     log_summary(summary)
     if equal := sum(math.isinf(scores.psnr) for *_, scores in comparison.rows):
         get_logger().warning(f"{equal} of {len(comparison.rows)} pairs are equal: their PSNR is infinite, and no part "
@@ -91,7 +81,7 @@ def log_summary(summary: dict) -> None:
     """Log a table: a line per score with its mean and interval over the images, then FID and KID of the set."""
     log = get_logger().info
     of_means = "metrics_of_sample_means" in summary
-    log(f"{summary['images']} images, from {summary['source']}")
+    log(f"{summary['images']} images")
     log(f"{'':16}{'mean':>10}   {'95 % interval':21}{'std':>9}{'count':>8}")
     for key, what in (("metrics", "samples"), ("metrics_of_sample_means", "means of samples")):
         if of_means:

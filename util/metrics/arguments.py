@@ -24,8 +24,6 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add = parser.add_argument
     add("restored", metavar="A", help="folder of restored images; or, alone, a results folder (recon/ against label/)")
     add("labels", metavar="B", nargs="?", help="folder of true images")
-    add("--from_png", action="store_true", help="of a results folder, score the saved files, "
-        "in place of what metrics.csv says of the images before they were rounded to 8 bits")
     add("--metrics", type=_names, default=SCORES, metavar="NAME,...", help=f"default: {','.join(SCORES)}")
     add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; default: models")
     add("--save_dir", metavar="FOLDER", help="where scores.json and scores.csv go; default: the results folder, if one")
