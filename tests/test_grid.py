@@ -52,12 +52,13 @@ def result(value, error="", **figures):
     return Result(point, {name: describe(pair, ["a", "b"]) for name, pair in pairs.items()}, 2, error)
 
 
-RESULTS = [result(1, psnr=(20, 22), ssim=(0.5, 0.6), lpips=(0.5, 0.4), chi_square=(2.0, 2.2)),
-           result(2, psnr=(24, 22), ssim=(0.4, 0.4), lpips=(0.4, 0.4), chi_square=(1.3, 1.3)),
-           result(3, psnr=(22, 22), ssim=(0.5, 0.5), lpips=(0.2, 0.3), chi_square=(0.9, 0.8))]
+RESULTS = [result(1, psnr=(20, 22), ssim=(0.5, 0.6), lpips=(0.5, 0.4), st_lpips=(0.1, 0.2), chi_square=(2.0, 2.2)),
+           result(2, psnr=(24, 22), ssim=(0.4, 0.4), lpips=(0.4, 0.4), st_lpips=(0.3, 0.2), chi_square=(1.3, 1.3)),
+           result(3, psnr=(22, 22), ssim=(0.5, 0.5), lpips=(0.2, 0.3), st_lpips=(0.2, 0.3), chi_square=(0.9, 0.8))]
 
 
-@pytest.mark.parametrize("by, best", [(None, 2), ("psnr", 2), ("ssim", 1), ("lpips", 3), ("chi_square", 3)])
+@pytest.mark.parametrize("by, best", [(None, 2), ("psnr", 2), ("ssim", 1), ("lpips", 3), ("st_lpips", 1),
+                                      ("chi_square", 3)])
 def test_the_best_is_chosen(by, best):
     chosen, decided = choose(RESULTS, by)
     assert chosen.point.settings[0][1] == best and decided == (by or "psnr")

@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from data.dataloader import DATASETS
+from guided_diffusion import degrade, restore
 from util.metrics import weights
 from util.metrics.scores import Metrics, psnr
 from util.metrics.shift_tolerant import ShiftTolerantLPIPS
@@ -64,6 +65,14 @@ def test_images_too_small_for_its_strides_have_none(photographs):
     assert metrics(x, y).st_lpips > 0
     assert metrics(3 * x, (3 * x).clamp(-1, 1)).st_lpips == 0           # clamped, as PSNR
     assert math.isnan(metrics(x[:, :17], y[:, :17]).st_lpips)
+
+
+def test_a_notebook_has_it(photographs):
+    degraded = degrade(photographs[0, :, 40:72, 40:72], {"name": "super_resolution", "scale_factor": 4}, 0.05)
+    restoration = restore(degraded, None, "lift", progress=False)
+    expected = Metrics(networks=["st_lpips"])(restoration.samples[0], degraded.truth).st_lpips
+    assert restoration.metrics["st_lpips"] == pytest.approx(expected) and expected > 0
+    assert f"st_lpips {expected:.4g}" in restoration._repr_html_()
 
 
 def test_without_its_package_it_is_left_out_with_the_remedy(monkeypatch, capsys):
