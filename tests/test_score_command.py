@@ -50,7 +50,7 @@ def test_two_folders_are_scored_pair_by_pair(folders, tmp_path, capsys, tiny_inc
     assert (summary["fid"]["images"], summary["fid"]["reference_images"], summary["images"]) == (4, 4, 4)
     assert "Inception v3" in summary["fid"]["extractor"]
     out = capsys.readouterr().out
-    assert f"PSNR (dB)     {mean:10.2f}   {low:.2f} to {high:.2f}" in out
+    assert f"PSNR (dB)       {mean:10.2f}   {low:.2f} to {high:.2f}" in out
     assert "4 against 4 images" in out
 
 

@@ -19,8 +19,8 @@ if __name__ == "__main__":                          # before the imports that ta
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
-from util.metrics.comparison import Comparison, compare, log_distances, shown
-from util.metrics.names import METRICS
+from util.metrics.comparison import Comparison, compare
+from util.metrics.names import METRICS, OF_SETS
 from util.metrics.pairs import Pair, pair_folders, shorten
 from util.metrics.perceptual import PERCEPTUAL
 from util.metrics.scores import PER_IMAGE, Metrics
@@ -89,7 +89,16 @@ def log_summary(summary: dict) -> None:
         for name, row in summary.get(key, {}).items():
             mean, std, *interval = (shown(name, value) for value in (row["mean"], row["std"], *(row["ci95"] or ())))
             log(f"{METRICS[name].title:16}{mean:>10}   {' to '.join(interval) or '-':21}{std:>9}{row['count']:>8}")
-    log_distances(summary)
+    for name in OF_SETS:
+        if name in summary:
+            of = summary[name]
+            images = f"{of['images']} against {of['reference_images']} images, {of['extractor']}"
+            log(f"{METRICS[name].title:16}{shown(name, of['value']):>10}   {images if of['images'] else ''}".rstrip())
+
+
+def shown(name: str, value: float | None) -> str:
+    """A figure as it is shown, "-" where there is none."""
+    return "-" if value is None else METRICS[name].words(value)
 
 
 def _save(folder: Path, comparison: Comparison, summary: dict) -> None:

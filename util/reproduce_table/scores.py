@@ -127,7 +127,7 @@ def _compare(job: Job, rows: Sequence[Row], network: str) -> Comparison:
     pairs = [Pair(row.image, row.sample, file_of(job.path, "recon", row.image, row.sample if several else None),
                   file_of(job.path, "label", row.image)) for row in rows]
     metrics = _metrics(network, job.options.gpu, job.options.weights_dir)
-    return compare(pairs, metrics, per_image=network != "inception", progress=False)
+    return compare(pairs, metrics)
 
 
 @cache
