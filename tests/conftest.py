@@ -19,6 +19,7 @@ from tests.command_line import MODEL, TASK, arguments
 from tests.fake_weights import ChannelMeans, MeanDifference, kernel_wizard_weights
 from tests.report_pages import Page
 from util.metrics import perceptual, scores
+from util.metrics import weights as metric_weights
 from util.report.__main__ import main as write_report
 from util.reproduce_table import job
 
@@ -64,8 +65,10 @@ def prior(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch) -> None:
-    """Neither network nor GPU, here and in programs that are started: a proxy that refuses, an empty hub folder."""
+    """Neither network nor GPU, here and in programs that are started: a proxy that refuses, no weights in folders."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "root" / "models").mkdir(parents=True)
+    monkeypatch.setattr(metric_weights, "REPOSITORY", tmp_path / "root")
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     for variable in ("no_proxy", "NO_PROXY"):

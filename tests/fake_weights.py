@@ -39,7 +39,7 @@ def _write_backbone(name: str, path: Path, missing: int) -> None:
 
 
 def write_st_lpips(path: Path, missing: int = 0) -> None:
-    state = read_checkpoint(Path(find_spec(ST_LPIPS.package).origin).parent / ST_LPIPS.path)
+    state = read_checkpoint(Path(find_spec(ST_LPIPS.package).origin).parent / ST_LPIPS.name)
     _save({key: torch.zeros(1).expand(value.shape) for key, value in state.items()}, path, missing)
 
 

@@ -12,7 +12,6 @@ import sample_condition
 from guided_diffusion.benchmark import __main__ as benchmark
 from guided_diffusion.benchmark.__main__ import Bench, Case, Result, lines_of, measure_all
 from guided_diffusion.benchmark.arguments import SETTINGS, parse_arguments
-from guided_diffusion.benchmark.floor import count_flops
 from guided_diffusion.benchmark.official import as_released
 from guided_diffusion.unet import UNetModel, create_model
 from util.errors import UserError
@@ -75,26 +74,12 @@ def test_the_habits_of_the_released_code_give_the_same_restorations(config, prog
     np.testing.assert_allclose(restored["official-like"], restored["fast"], atol=1)
 
 
-def test_flops_are_those_of_the_convolutions_and_of_the_literature():
-    """Those of two more residual blocks; 388 GFLOP forward for the FFHQ network, and as much again for the gradient."""
-    options = {**TINY, "channel_mult": "1", "attention_resolutions": ""}
-    short, long = (create_model(**{**options, "num_res_blocks": n}) for n in (1, 2))
-    # one more on the way down and one on the way up: 3x3 of 32->32 three times, 3x3 of 64->32, and 1x1 of 64->32
-    forward = 2 * 32 * 32 * (9 * (32 * 32 * 3 + 64 * 32) + 64 * 32)
-    embeddings = 2 * 2 * 128 * 64
-    assert count_flops(long, 32) - count_flops(short, 32) == 2 * forward + embeddings
-    with torch.device("meta"):
-        network = create_model(256, 128, 1, learn_sigma=True, attention_resolutions=16, num_head_channels=64,
-                               use_scale_shift_norm=True, resblock_updown=True)
-    assert count_flops(network, 256) == pytest.approx(2 * 388e9, rel=0.01)
-
-
 def test_figures_are_medians_over_runs_and_ratios_of_an_image():
     results = [Result(Case("official-like", "ps", 1), [3.0, 1.0, 2.0], [9.0] * 3),
                Result(Case("fast", "ps", 4), [4.0, 4.0], [9.0] * 2), Result(Case("fast", "dpps", 1), [1.0], [9.0])]
-    official, fast, alone = lines_of(results, 10, {"tf32": 100.0, "bf16": 200.0}, "bf16")
-    assert (official["seconds_per_image_step"], official["x_official"], official["share_of_floor"]) == (2, 1, 0.05)
-    assert (fast["seconds_per_image_step"], fast["x_official"], fast["share_of_floor"]) == (1, 2, 0.05)
+    official, fast, alone = lines_of(results)
+    assert (official["seconds_per_image_step"], official["x_official"]) == (2, 1)
+    assert (fast["seconds_per_image_step"], fast["x_official"]) == (1, 2)
     assert fast["images_per_second_of_1000_steps"] == 1e-3 and alone["x_official"] is None
 
 
@@ -133,6 +118,6 @@ def test_command(config, programs, capsys):
 def test_mistakes(argv, message, capsys, workplace, monkeypatch):
     """Found before anything is measured."""
     Path("mine.yaml").write_text("a: 1")
-    monkeypatch.setattr(benchmark, "matmul_peak", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(benchmark, "measure_all", lambda *_: pytest.fail("measured"))
     assert benchmark.main(argv) == 2
     assert message in capsys.readouterr().err

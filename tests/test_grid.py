@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from guided_diffusion.tune.grid import COLUMNS, Point, Result, at_the_edge, choose, markdown, points, read_grid
+from guided_diffusion.tune.grid import JUDGES, Point, Result, at_the_edge, choose, markdown, points, read_grid
 from util.errors import UserError
 from util.metrics.statistics import describe
 
@@ -34,7 +34,6 @@ def test_names_of_points_are_names_of_folders(value):
     (["conditioning.params.scale=[1"], "expected key=values"),
     (["diffusion.steps=10"], "'diffusion.steps' cannot be tuned"),
     (["conditionning.params.scale=1"], "did you mean 'conditioning'"),
-    (["conditioning.parms.scale=1"], "did you mean 'params'"),
     (["conditioning"], "expected key=values"),
     (["conditioning=1,2"], "'conditioning' cannot be tuned"),
     (["conditioning.params.a=1", "conditioning.params.a=2"], "in two of the options"),
@@ -48,17 +47,18 @@ def test_mistakes_in_a_grid(options, words):
 
 def result(value, error="", **figures):
     """A result of two images; figures as pairs of values."""
-    pairs = {name: figures.get(name, (float("nan"),) * 2) for name in COLUMNS}
+    pairs = {name: figures.get(name, (float("nan"),) * 2) for name in JUDGES}
     point = Point((("conditioning.params.scale", value),))
     return Result(point, {name: describe(pair, ["a", "b"]) for name, pair in pairs.items()}, 2, error)
 
 
-RESULTS = [result(1, psnr=(20, 22), ssim=(0.5, 0.6), lpips=(0.5, 0.4), chi_square=(2.0, 2.2)),
-           result(2, psnr=(24, 22), ssim=(0.4, 0.4), lpips=(0.4, 0.4), chi_square=(1.3, 1.3)),
-           result(3, psnr=(22, 22), ssim=(0.5, 0.5), lpips=(0.2, 0.3), chi_square=(0.9, 0.8))]
+RESULTS = [result(1, psnr=(20, 22), ssim=(0.5, 0.6), lpips=(0.5, 0.4), st_lpips=(0.1, 0.2), chi_square=(2.0, 2.2)),
+           result(2, psnr=(24, 22), ssim=(0.4, 0.4), lpips=(0.4, 0.4), st_lpips=(0.3, 0.2), chi_square=(1.3, 1.3)),
+           result(3, psnr=(22, 22), ssim=(0.5, 0.5), lpips=(0.2, 0.3), st_lpips=(0.2, 0.3), chi_square=(0.9, 0.8))]
 
 
-@pytest.mark.parametrize("by, best", [(None, 2), ("psnr", 2), ("ssim", 1), ("lpips", 3), ("chi_square", 3)])
+@pytest.mark.parametrize("by, best", [(None, 2), ("psnr", 2), ("ssim", 1), ("lpips", 3), ("st_lpips", 1),
+                                      ("chi_square", 3)])
 def test_the_best_is_chosen(by, best):
     chosen, decided = choose(RESULTS, by)
     assert chosen.point.settings[0][1] == best and decided == (by or "psnr")
@@ -94,6 +94,6 @@ def test_the_edge_of_the_grid_is_said(value, words):
 ])
 def test_consistency_takes_the_best_of_what_agrees_with_the_measurement(chi_squares, psnrs, best, decided):
     results = [Result(Point((("k", i),)), {name: describe([values[i]], ["a"]) for name, values in
-                                           {**dict.fromkeys(COLUMNS, psnrs), "chi_square": chi_squares}.items()}, 1)
+                                           {**dict.fromkeys(JUDGES, psnrs), "chi_square": chi_squares}.items()}, 1)
                for i in range(3)]
     assert choose(results, "consistency") == (results[best], decided)

@@ -2,11 +2,6 @@
 
 import math
 import pickle
-import socket
-import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +12,11 @@ from skimage.metrics import structural_similarity
 
 from tests.fake_weights import write_alexnet, write_inception, write_st_lpips, write_vgg16
 from util.errors import UserError
+from util.fetch import command_for
 from util.metrics import weights
 from util.metrics.perceptual import NETWORKS, InceptionFeatures, frechet_distance, kernel_distance
 from util.metrics.scores import Metrics, psnr, ssim
-from util.metrics.weights import ALEXNET, INCEPTION, VGG16, hub_folder
+from util.metrics.weights import ALEXNET, INCEPTION, VGG16
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -72,10 +68,8 @@ def hub(tmp_path):
 
 
 def test_without_networks_there_is_one_warning_and_no_lpips(monkeypatch, capsys):
-    started = time.monotonic()
     monkeypatch.setattr(weights, "find_spec", lambda package: None)
     metrics = Metrics(networks=list(NETWORKS))
-    assert time.monotonic() - started < weights.NETWORK_TIMEOUT + 5
     scores = metrics(image(0), image(1))
     assert math.isnan(scores.lpips_vgg)
     assert math.isnan(scores.lpips_alex)
@@ -86,39 +80,8 @@ def test_without_networks_there_is_one_warning_and_no_lpips(monkeypatch, capsys)
     assert captured.out == ""
     line, = captured.err.strip().splitlines()
     for word in ("LPIPS (vgg), LPIPS (alex), ST-LPIPS (vgg), FID and KID", VGG16.name, ALEXNET.name, INCEPTION.name,
-                 "TORCH_HOME", "--weights_dir", "pip install stlpips_pytorch"):
+                 "'python -m util.fetch vgg16'", "'python -m util.fetch inception'", "'pip install stlpips_pytorch'"):
         assert word in line
-    assert line.count("refused") == 1               # the reason, once
-
-
-def test_a_silent_server_does_not_hold_the_run_up(monkeypatch, capsys):
-    monkeypatch.setattr(weights, "NETWORK_TIMEOUT", 0.3)
-    with socket.socket() as server:                                     # accepts, and never answers
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
-        started = time.monotonic()
-        assert Metrics(networks=["lpips_vgg", "lpips_alex", "inception"]).networks == {}
-        assert time.monotonic() - started < 3
-    err = capsys.readouterr().err
-    assert "left out" in err
-    assert "no answer within" in err or "timed out" in err
-
-
-def test_a_server_that_refuses_to_be_asked_is_there(monkeypatch):
-    class Refusing(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_error(403)
-
-        def log_message(self, *_):
-            pass
-
-    monkeypatch.delenv("http_proxy")
-    monkeypatch.delenv("HTTP_PROXY")
-    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
-        Thread(target=server.handle_request, daemon=True).start()
-        assert not weights._trouble_reaching(f"http://127.0.0.1:{server.server_port}/vgg16.pth")
-    assert "refused" in weights._trouble_reaching(f"http://127.0.0.1:{server.server_port}/vgg16.pth")
 
 
 class Malicious:
@@ -130,9 +93,10 @@ class Malicious:
                                      "incomplete"])
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_a_damaged_or_foreign_file_leaves_its_metric_out_and_runs_nothing(tmp_path, monkeypatch, capsys, name, content):
-    file = hub(tmp_path) / getattr(NETWORKS[name][1], "path", NETWORKS[name][1].name)
+    folder = hub(tmp_path)
+    file = folder / NETWORKS[name][1].name
     file.parent.mkdir(parents=True, exist_ok=True)
-    package = SimpleNamespace(submodule_search_locations=[hub_folder()])
+    package = SimpleNamespace(submodule_search_locations=[folder])
     monkeypatch.setattr(weights, "find_spec", lambda name: package)
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -172,22 +136,9 @@ def test_lpips_is_that_of_its_library_on_the_weights_in_torchs_folder(tmp_path, 
             assert float(official(a[None], b[None])) == pytest.approx(ours, rel=1e-5)
 
 
-def test_weights_are_fetched_once_and_checked(tmp_path, monkeypatch, capsys):
-    asked = []
-
-    def download(url, path, hash_prefix):
-        asked.append((url, hash_prefix))
-        if url == VGG16.url:
-            raise RuntimeError('invalid hash value (expected "397923af", got "0")')
-        write_alexnet(Path(path))
-
-    monkeypatch.setattr(weights, "_trouble_reaching", lambda url: "")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    assert set(Metrics().networks) == {"lpips_alex", "st_lpips"}
-    assert asked == [(VGG16.url, "397923af"), (ALEXNET.url, "7be5be79")]
-    assert "invalid hash value" in capsys.readouterr().err
-    assert set(Metrics(networks=["lpips_alex"]).networks) == {"lpips_alex"}
-    assert len(asked) == 2
+@pytest.mark.parametrize("file", [VGG16, ALEXNET, INCEPTION])
+def test_the_command_that_gets_a_file_is_that_of_the_table_of_weights(file):
+    assert file.command == command_for(file.name)
 
 
 def test_a_folder_of_weights_serves_where_there_is_no_network(tmp_path, capsys):
@@ -198,8 +149,7 @@ def test_a_folder_of_weights_serves_where_there_is_no_network(tmp_path, capsys):
     metrics = Metrics(weights_dir=folder, networks=list(NETWORKS))
     assert set(metrics.networks) == {"lpips_alex", "st_lpips", "inception"}
     line, = capsys.readouterr().err.strip().splitlines()
-    assert f"put {VGG16.name} into {folder}" in line
-    assert "no such file" in line
+    assert f"{VGG16.name} is not there" in line
     with pytest.raises(UserError, match=r"elsewhere' not found.*vgg16-397923af.pth"):
         Metrics(weights_dir=tmp_path / "elsewhere")
 

@@ -50,7 +50,7 @@ def test_two_folders_are_scored_pair_by_pair(folders, tmp_path, capsys, tiny_inc
     assert (summary["fid"]["images"], summary["fid"]["reference_images"], summary["images"]) == (4, 4, 4)
     assert "Inception v3" in summary["fid"]["extractor"]
     out = capsys.readouterr().out
-    assert f"PSNR (dB)     {mean:10.2f}   {low:.2f} to {high:.2f}" in out
+    assert f"PSNR (dB)       {mean:10.2f}   {low:.2f} to {high:.2f}" in out
     assert "4 against 4 images" in out
 
 
@@ -142,7 +142,7 @@ def empty(a, b):
     (None, ["A", "B/a.png"], "is a file"),
     (None, ["A"], "no folders recon/ and label/"),
     (None, [], "required"),
-    (None, ["A", "B", "--from-png"], "did you mean '--from_png'"),
+    (None, ["A", "B", "--save-dir"], "did you mean '--save_dir'"),
     (None, ["A", "B", "--metrics", "psnr,sim"], "did you mean 'ssim'"),
     (None, ["A", "B", "--weights_dir", "W"], "expected one that holds vgg16-397923af.pth"),
     (None, ["A", "B", "--gpu", "99"], "--gpu 99"),
@@ -178,7 +178,8 @@ def test_all_metrics_from_a_folder_of_weights(folders, tmp_path, capfd, monkeypa
 
 
 def test_without_weights_the_rest_is_there_and_the_reason_named_once(folders):
-    done = subprocess.run([sys.executable, "-m", "util.compute_metric", *map(str, folders)], check=False, timeout=60,
+    done = subprocess.run([sys.executable, "-m", "util.compute_metric", *map(str, folders),
+                           "--weights_dir", str(folders[0])], check=False, timeout=60,
                           capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("left out") == len(done.stderr.strip().splitlines()) == 1

@@ -13,15 +13,16 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from data.dataloader import DATASETS
+from guided_diffusion import degrade, restore
 from util.metrics import weights
 from util.metrics.scores import Metrics, psnr
 from util.metrics.shift_tolerant import ShiftTolerantLPIPS
-from util.metrics.weights import ST_LPIPS, WeightStore
+from util.metrics.weights import ST_LPIPS
 
 
 @pytest.fixture(scope="module")
 def network() -> ShiftTolerantLPIPS:
-    return ShiftTolerantLPIPS(WeightStore().find(ST_LPIPS))
+    return ShiftTolerantLPIPS(ST_LPIPS.find([]))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,8 @@ def test_it_is_that_of_its_package(network, photographs, monkeypatch):
 
     with torch.device("meta"):
         official = stlpips.LPIPS(net="vgg", variant="shift_tolerant", pretrained=False, verbose=False)
-    file = WeightStore().find(ST_LPIPS)
-    official.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=False, assign=True)
+    state = torch.load(ST_LPIPS.find([]), map_location="cpu", weights_only=True)
+    official.load_state_dict(state, strict=False, assign=True)
     x = photographs[:2, :, 30:75, 20:90]
     y = (x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     for a, b in ((x, y), (x[..., :18, :18], y[..., :18, :18])):
@@ -66,11 +67,19 @@ def test_images_too_small_for_its_strides_have_none(photographs):
     assert math.isnan(metrics(x[:, :17], y[:, :17]).st_lpips)
 
 
+def test_a_notebook_has_it(photographs):
+    degraded = degrade(photographs[0, :, 40:72, 40:72], {"name": "super_resolution", "scale_factor": 4}, 0.05)
+    restoration = restore(degraded, None, "lift", progress=False)
+    expected = Metrics(networks=["st_lpips"])(restoration.samples[0], degraded.truth).st_lpips
+    assert restoration.metrics["st_lpips"] == pytest.approx(expected) and expected > 0
+    assert f"st_lpips {expected:.4g}" in restoration._repr_html_()
+
+
 def test_without_its_package_it_is_left_out_with_the_remedy(monkeypatch, capsys):
     monkeypatch.setattr(weights, "find_spec", lambda package: None)
     assert Metrics(networks=["st_lpips"]).networks == {}
-    assert capsys.readouterr().err == ("warning: left out: ST-LPIPS (vgg), as the weights cannot be had (pip install "
-                                       "stlpips_pytorch brings them)\n")
+    assert capsys.readouterr().err == ("warning: left out: ST-LPIPS (vgg), as weights are missing: "
+                                       "vgg_shift_tolerant.pth is not there, 'pip install stlpips_pytorch' gets it\n")
 
 
 def degraded(x: Tensor, kind: str, decibels: float) -> Tensor:

@@ -202,6 +202,7 @@ def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run):
 
 
 @pytest.mark.parametrize("options, words", [
+    (["--grid", "conditioning.parms.weight=1"], ["unknown key 'parms'; did you mean 'params'"]),
     (["--grid", "conditioning.params.wieght=1"], ["unknown key 'wieght'; did you mean 'weight'"]),
     (["--grid", "conditioning.params.after=lift,wiener"], ['after="wiener": ', "needs a convolution"]),
     (["--grid", "conditioning.method=total_variation,ps"], ['method="ps": ', "unknown key 'weight'"]),

@@ -11,7 +11,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from util.command import check_command_line, choose_device, run_command, run_program, user_path
-from util.metrics.arguments import TITLES, parse_arguments
+from util.metrics.arguments import parse_arguments
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -19,23 +19,22 @@ if __name__ == "__main__":                          # before the imports that ta
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import get_logger
-from util.metrics.comparison import Comparison, compare, fixed, log_distances
+from util.metrics.comparison import Comparison, compare
+from util.metrics.names import METRICS, OF_SETS
 from util.metrics.pairs import Pair, pair_folders, shorten
 from util.metrics.perceptual import PERCEPTUAL
-from util.metrics.scores import PER_IMAGE, Metrics, Scores
+from util.metrics.scores import PER_IMAGE, Metrics
 from util.run.layout import TABLE, file_of
-from util.run.table import Row, read_table
+from util.run.table import read_table
 
 
-def pair_results(run: Path, rows: Sequence[Row]) -> tuple[list[Pair], list[str]]:
+def pair_results(run: Path) -> tuple[list[Pair], list[str]]:
     """Pair recon/ and label/ in the folder of a run, ours or one of DPS, as `pair_folders`.
 
-    Args:
-        rows: its table, where it has one; the images that are restored and whose truth is known.
-
     Raises:
-        UserError: as `pair_folders`.
+        UserError: as `pair_folders`, or its metrics.csv is no table of ours.
     """
+    rows = [row for row in read_table(run) if row.ok and row.has_truth]
     recon, label = run / "recon", run / "label"
     if not recon.is_dir() or not label.is_dir():
         raise UserError(f"'{run}' has no folders recon/ and label/, so it holds no results; name such a folder "
@@ -55,25 +54,17 @@ def pair_results(run: Path, rows: Sequence[Row]) -> tuple[list[Pair], list[str]]
 def score(args: Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
     device = choose_device(args.gpu)
-    if args.labels is None:
-        rows = [row for row in read_table(args.restored) if row.ok and row.has_truth]
-        pairs, missing = pair_results(user_path(args.restored), rows)
-    else:
-        rows, (pairs, missing) = [], pair_folders(args.restored, args.labels)
+    pairs, missing = (pair_results(user_path(args.restored)) if args.labels is None else
+                      pair_folders(args.restored, args.labels))
     for line in missing:
         get_logger().warning(line)
-    from_files = args.from_png or not rows
-    networks = [name for name in PERCEPTUAL if name in args.metrics and from_files]
+    networks = [name for name in PERCEPTUAL if name in args.metrics]
     networks += ["inception"] if {"fid", "kid"} & set(args.metrics) else []
     metrics = Metrics(device, args.weights_dir, networks)
-    comparison = compare(pairs if from_files or metrics.networks else [], metrics, per_image=from_files)
-    if not from_files:
-        comparison.rows = [(row.image, row.sample, Scores(*(getattr(row, name) for name in PER_IMAGE))) for row in rows]
+    comparison = compare(pairs, metrics)
     if not comparison.rows:
         raise UserError("no image could be scored")
-    source = "saved files" if from_files else "metrics.csv"
-    summary = {"restored": args.restored, "labels": args.labels or "label", "source": source,
-               **comparison.summary(args.metrics)}
+    summary = {"restored": args.restored, "labels": args.labels or "label", **comparison.summary(args.metrics)}
     log_summary(summary)
     if equal := sum(math.isinf(scores.psnr) for *_, scores in comparison.rows):
         get_logger().warning(f"{equal} of {len(comparison.rows)} pairs are equal: their PSNR is infinite, and no part "
@@ -90,16 +81,24 @@ def log_summary(summary: dict) -> None:
     """Log a table: a line per score with its mean and interval over the images, then FID and KID of the set."""
     log = get_logger().info
     of_means = "metrics_of_sample_means" in summary
-    log(f"{summary['images']} images, from {summary['source']}")
-    log(f"{'':14}{'mean':>10}   {'95 % interval':21}{'std':>9}{'count':>8}")
+    log(f"{summary['images']} images")
+    log(f"{'':16}{'mean':>10}   {'95 % interval':21}{'std':>9}{'count':>8}")
     for key, what in (("metrics", "samples"), ("metrics_of_sample_means", "means of samples")):
         if of_means:
             log(f"{what}:")
         for name, row in summary.get(key, {}).items():
-            title, digits = TITLES[name]
-            mean, std, *interval = (fixed(value, digits) for value in (row["mean"], row["std"], *(row["ci95"] or ())))
-            log(f"{title:14}{mean:>10}   {' to '.join(interval) or '-':21}{std:>9}{row['count']:>8}")
-    log_distances(summary)
+            mean, std, *interval = (shown(name, value) for value in (row["mean"], row["std"], *(row["ci95"] or ())))
+            log(f"{METRICS[name].title:16}{mean:>10}   {' to '.join(interval) or '-':21}{std:>9}{row['count']:>8}")
+    for name in OF_SETS:
+        if name in summary:
+            of = summary[name]
+            images = f"{of['images']} against {of['reference_images']} images, {of['extractor']}"
+            log(f"{METRICS[name].title:16}{shown(name, of['value']):>10}   {images if of['images'] else ''}".rstrip())
+
+
+def shown(name: str, value: float | None) -> str:
+    """A figure as it is shown, "-" where there is none."""
+    return "-" if value is None else METRICS[name].words(value)
 
 
 def _save(folder: Path, comparison: Comparison, summary: dict) -> None:

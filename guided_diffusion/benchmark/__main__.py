@@ -26,21 +26,21 @@ if __name__ == "__main__":                          # before the imports that ta
 import torch
 from tqdm import tqdm
 
-from guided_diffusion.benchmark.floor import count_flops, matmul_peak
 from guided_diffusion.unet import UNetModel, create_model
 from util.config.config import find_file, load_config, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
 from util.img_utils import save_image, write_atomically
 from util.logger import get_logger
-from util.reproduce_table.job import PROGRAM, launch, reason
+from util.reproduce_table.job import PROGRAM, Options, launch, reason
+from util.reproduce_table.spec import Run
 from util.run.console import environment
 from util.run.layout import run_path
 from util.run.table import read_summary, read_table
 
 OFFICIAL = ("-m", "guided_diffusion.benchmark.official")
 BLURS = ("gaussian_blur", "motion_blur")            # which the released code computes directly
-MARK = b'"matmul_peak_flops"'                       # in the file of a benchmark
+MARK = b'"seconds_per_image_step"'                  # in the file of a benchmark
 
 logger = get_logger()
 
@@ -112,15 +112,13 @@ class Bench:
         changes = [f"diffusion.timestep_respacing={args.steps}", f"data.image_size={self.size}",
                    f"model.model_path={json.dumps(self.checkpoint)}", conditioning]
         changes += ["measurement.operator.convolution=direct"] if official and self.operator in BLURS else []
-        options = {"model_config": args.model_config, "diffusion_config": args.diffusion_config,
-                   "task_config": args.task_config, "data": self.folder / "images", "limit": 2 * case.batch,
-                   "batch_size": case.batch, "precision": DEFAULT_PRECISION if official else args.precision,
-                   "weights_dir": self.folder, "save_dir": self.folder / "results"}
-        options |= {} if args.gpu is None else {"gpu": args.gpu}
-        parts = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        parts += [part for change in (*changes, *args.overrides) for part in ("--set", change)]
+        run = Run("", case.method, args.model_config, args.diffusion_config, args.task_config,
+                  (*changes, *args.overrides))
+        options = Options(str(self.folder / "images"), 0, 2 * case.batch, 1, case.batch, args.gpu,
+                          weights_dir=str(self.folder), precision=DEFAULT_PRECISION if official else args.precision)
         program = OFFICIAL if official else (PROGRAM,)
-        return [sys.executable, *program, *parts, *(["--compile"] if args.compile and not official else [])]
+        return [sys.executable, *program, *run.options(), *options.arguments(), "--save_dir",
+                str(self.folder / "results"), *(["--compile"] if args.compile and not official else [])]
 
     def measure(self, case: Case, result: Result) -> None:
         """Run a case once more; UserError if the run fails."""
@@ -155,28 +153,24 @@ def measure_all(bench: Bench, cases: Sequence[Case], repeats: int) -> list[Resul
     return list(results.values())
 
 
-def lines_of(results: Sequence[Result], flops: int, peaks: dict[str, float], precision: str) -> list[dict[str, object]]:
+def lines_of(results: Sequence[Result]) -> list[dict[str, object]]:
     """The figures of each case; `x_official` is how many times as fast an image is as with the released habits."""
     official = {r.case.method: r.per_image for r in results if r.case.setting == "official-like"}
-    lines = []
-    for r in results:
-        peak = peaks[DEFAULT_PRECISION if r.case.setting == "official-like" else precision]
-        lines.append({**asdict(r), "seconds_per_image_step": r.per_image,
-                      "images_per_second_of_1000_steps": 1 / (1000 * r.per_image),
-                      "share_of_floor": flops / peak / r.per_image,
-                      "x_official": official[r.case.method] / r.per_image if r.case.method in official else None})
-    return lines
+    return [{**asdict(r), "seconds_per_image_step": r.per_image,
+             "images_per_second_of_1000_steps": 1 / (1000 * r.per_image),
+             "x_official": official[r.case.method] / r.per_image if r.case.method in official else None}
+            for r in results]
 
 
 def show(lines: Sequence[dict[str, object]]) -> None:
     """Log the figures as a table."""
-    table = [["setting", "method", "images", "ms per step", "per image", "images/s", "of floor", "peak GiB",
-              "besides s", "x official"]]
+    table = [["setting", "method", "images", "ms per step", "per image", "images/s", "peak GiB", "besides s",
+              "x official"]]
     for line in lines:
         case, ratio, peak = line["case"], line["x_official"], line["peak_bytes"]
         table.append([case["setting"], case["method"], str(case["batch"]),
                       f"{1e3 * median(line['step_seconds']):.1f}", f"{1e3 * line['seconds_per_image_step']:.1f}",
-                      f"{line['images_per_second_of_1000_steps']:.3g}", f"{line['share_of_floor']:.0%}",
+                      f"{line['images_per_second_of_1000_steps']:.3g}",
                       "-" if peak is None else f"{peak / 2 ** 30:.2f}", f"{median(line['besides_seconds']):.1f}",
                       "-" if ratio is None else f"{ratio:.2f}"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -199,19 +193,13 @@ def run(args: argparse.Namespace) -> int:
             checkpoint = f"{name}/random.pt"
             torch.save(model.state_dict(), checkpoint)
         bench = Bench(args, Path(name), size, checkpoint)
-        flops = count_flops(model, size)
-        peaks = {precision: matmul_peak(device, precision) for precision in dict.fromkeys(
-            (DEFAULT_PRECISION, args.precision))}
         facts = {"model_config": args.model_config, "random_weights": checkpoint.startswith(name), "image_size": size,
                  "operator": bench.operator, "steps": args.steps, "repeats": args.repeats, "precision": args.precision,
-                 "compile": args.compile, "flops_per_image_step": flops, "matmul_peak_flops": peaks,
-                 "threads": torch.get_num_threads(), **environment(device)}
-        speeds = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {precision}" for precision, peak in peaks.items())
-        logger.info(f"{args.model_config}, {bench.operator}, {size} x {size}, on {facts['device']}: {flops / 1e9:.4g} "
-                    f"GFLOP per image and step; matrix products reach {speeds}, the floor\nruns of 2 batches and "
-                    f"{args.steps} steps, the median of {args.repeats}, the second batch; images/s are of 1000 steps, "
-                    "besides is what a run takes besides sampling\n")
-        lines = lines_of(measure_all(bench, cases, args.repeats), flops, peaks, args.precision)
+                 "compile": args.compile, "threads": torch.get_num_threads(), **environment(device)}
+        logger.info(f"{args.model_config}, {bench.operator}, {size} x {size}, on {facts['device']}\nruns of 2 batches "
+                    f"and {args.steps} steps, the median of {args.repeats}, the second batch; images/s are of 1000 "
+                    "steps, besides is what a run takes besides sampling\n")
+        lines = lines_of(measure_all(bench, cases, args.repeats))
     show(lines)
     write_atomically(out, (json.dumps({**facts, "results": lines}, indent=2, allow_nan=False) + "\n").encode())
     logger.info(f"\nall figures in {args.out}")

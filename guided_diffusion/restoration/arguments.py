@@ -35,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--fetch", action="store_true", help="fetch published weights that are missing, see python -m util.fetch")
     add("--plugin", action="append", default=[], metavar="FILE.py", help="run a file that registers operators, noises, "
         "methods or priors of your own; repeatable")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; nothing is fetched then")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS; default: models")
     add("--overwrite", action="store_true", help="replace the results of an earlier run in the same folder")
     add("--print_config", action="store_true", help="print the resolved configuration with the origin of each value")
     add("--list", action="store_true", help="print operators, noises, methods, ... with their parameters and defaults")

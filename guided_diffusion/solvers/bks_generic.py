@@ -15,7 +15,7 @@ from guided_diffusion.solvers.blind import BlindDeblurring, CodeSearch, descend,
 from util.config.registry import Bounds, Count, NonNegative, Positive
 from util.errors import UserError
 from util.metrics.perceptual import NETWORKS
-from util.metrics.weights import MissingWeightsError, WeightStore
+from util.metrics.weights import weights_folders
 
 REPORTS = 100
 CHANNELS = 128                                      # of the image's deep prior
@@ -56,10 +56,10 @@ class BlurKernelSpaceGeneric(BlindDeblurring):
         if self.distance == "perceptual" and self._judge is mean_square:
             _, file, build = NETWORKS["lpips_vgg"]
             try:
-                self._judge = build(WeightStore().find(file)).eval()
-            except MissingWeightsError as error:
-                raise UserError(f"conditioning method '{self.name}': distance perceptual needs {file.name} ({error}); "
-                                f"fetch it from {file.url} into {WeightStore().place}, or set distance: l2") from None
+                self._judge = build(file.find(weights_folders())).eval()
+            except UserError as error:
+                raise UserError(f"conditioning method '{self.name}': distance perceptual needs the weights of VGG16: "
+                                f"{error}, or set distance: l2") from None
 
     def num_steps(self, sampler: Sampler) -> int:
         """How often the state is reported."""

@@ -34,7 +34,7 @@ from util.config.yaml_text import parse_yaml, set_values
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import count, duration, get_logger
-from util.metrics.weights import WeightStore
+from util.metrics.weights import weights_folders
 from util.reproduce_table.job import Job, Options, execute
 from util.reproduce_table.spec import Run
 
@@ -53,19 +53,14 @@ def place_for(file: str, overwrite: bool) -> Path:
 
 def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[Job]:
     """A job per point, under `folder`; UserError where a point's settings are wrong or the images cannot be had."""
-    WeightStore(args.weights_dir)                   # complains about a folder that is not there
+    weights_folders(args.weights_dir)               # complains about a folder that is not there
     choose_device(args.gpu)                         # and this about a GPU
-    jobs: list[Job] = []
-    wrong: dict[str, Point] = {}
+    jobs = []
     for point in grid:
         try:
             jobs.append(make_job(args, point, folder / point.name))
         except UserError as error:
-            wrong.setdefault(str(error), point)
-    if wrong:
-        error, point = next(iter(wrong.items()))
-        everywhere = len(wrong) == 1 and not jobs
-        raise UserError(error if everywhere else f"{', '.join(point.overrides)}: {error}")
+            raise UserError(f"{', '.join(point.overrides)}: {error}") from None
     return jobs
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from util.command import Parser, samples
 from util.reproduce_table.arguments import add_options
 
-COLUMNS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg", "st_lpips": "st_lpips",
-           "chi_square": "chi_square"}              # of metrics.csv
+JUDGES = ("psnr", "ssim", "lpips", "st_lpips", "chi_square")
 CONSISTENCY = "consistency"
 
 
@@ -23,7 +22,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model_config", default="configs/demo_model_config.yaml", help="the network; default %(default)s")
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
         help="the reverse process; default %(default)s")
-    add("--by", choices=[*COLUMNS, CONSISTENCY], help="what decides: the highest psnr or ssim, the lowest lpips or "
+    add("--by", choices=[*JUDGES, CONSISTENCY], help="what decides: the highest psnr or ssim, the lowest lpips or "
         "st_lpips, the chi_square nearest to 1, or consistency: the highest psnr of those whose chi_square is between "
         "0.5 and 2, the nearest to 1 where none is; default: psnr, or chi_square where the truth is not known")
     add("--of", choices=("samples", "mean"), default="samples",

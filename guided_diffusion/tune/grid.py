@@ -7,20 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guided_diffusion.tune.arguments import COLUMNS, CONSISTENCY
-from util.config.config import SECTIONS
+from guided_diffusion.tune.arguments import CONSISTENCY, JUDGES
 from util.config.yaml_text import parse_yaml
 from util.errors import UserError, did_you_mean
+from util.metrics.names import SHORT, Metric, metric_of
 from util.metrics.pairs import MEAN
 from util.metrics.statistics import Summary, describe
 from util.reproduce_table.job import Job
 
 TUNABLE = ("conditioning", "measurement")           # sections of the task file
-TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (vgg)", "st_lpips": "ST-LPIPS (vgg)",
-          "chi_square": "chi-square"}
-MERITS = {"psnr": lambda mean: mean, "ssim": lambda mean: mean, "lpips": lambda mean: -mean,
-          "st_lpips": lambda mean: -mean,
-          "chi_square": lambda mean: -abs(mean - 1)}
 CONSISTENT = 2                                      # the factor by which a chi-square may be off 1
 EXAMPLE = "expected key=values, such as conditioning.params.scale=0.1,0.3,1"
 LONGEST_NAME = 120
@@ -89,9 +84,6 @@ def _check_key(key: str, option: str) -> None:
     if section not in TUNABLE or not rest:
         raise UserError(f"--grid {option}: '{key}' cannot be tuned; expected a path such as conditioning.params.scale; "
                         f"{did_you_mean(section, TUNABLE)}")
-    first = rest.partition(".")[0]
-    if first not in SECTIONS[(section,)]:
-        raise UserError(f"--grid {option}: unknown key '{first}'; {did_you_mean(first, SECTIONS[(section,)])}")
 
 
 def points(grid: dict[str, list[object]]) -> list[Point]:
@@ -107,8 +99,13 @@ def result_of(point: Point, job: Job, of_mean: bool) -> Result:
     """
     rows = [row for row in job.all_rows() if (row.sample == MEAN) is of_mean]
     images = [row.image for row in rows]
-    figures = {name: describe([getattr(row, column) for row in rows], images) for name, column in COLUMNS.items()}
+    figures = {name: describe([getattr(row, SHORT.get(name, name)) for row in rows], images) for name in JUDGES}
     return Result(point, figures, len(set(images)), job.error)
+
+
+def merit(name: str, mean: float) -> float:
+    """The higher, the better: a mean score, or how near to 1 chi-square is."""
+    return -abs(mean - 1) if name == "chi_square" else metric_of(name).better * mean
 
 
 def choose(results: Sequence[Result], by: str | None) -> tuple[Result, str]:
@@ -118,24 +115,24 @@ def choose(results: Sequence[Result], by: str | None) -> tuple[Result, str]:
     Only results for which as many values are known as for any other take part: a restoration that diverged has none.
 
     Args:
-        by: a key of `COLUMNS`; None for PSNR where the truth is known, else chi-square; "consistency" for PSNR among
+        by: one of `JUDGES`; None for PSNR where the truth is known, else chi-square; "consistency" for PSNR among
             those whose chi-square is within a factor of `CONSISTENT` of 1, for chi-square where none is.
 
     Raises:
         UserError: no result has that figure.
     """
-    known = {name: max((r.figures[name]["count"] for r in results), default=0) for name in COLUMNS}
+    known = {name: max((r.figures[name]["count"] for r in results), default=0) for name in JUDGES}
     if by == CONSISTENCY:
         fitting = [r for r in results if 1 / CONSISTENT <= (r.figures["chi_square"]["mean"] or 0) <= CONSISTENT]
         return choose(fitting or results, "psnr" if fitting else "chi_square")
     by = by or ("psnr" if known["psnr"] else "chi_square")
     if not known[by]:
-        others = [name for name in COLUMNS if known[name]]
-        reason = next((r.error for r in results if r.error), f"the runs have no {TITLES[by]}")
+        others = [name for name in JUDGES if known[name]]
+        reason = next((r.error for r in results if r.error), f"the runs have no {metric_of(by).title}")
         remedy = f"; choose by {' or '.join(others)}" if others else ""
         raise UserError(f"nothing can be chosen by {by}: {reason}{remedy}")
     complete = [r for r in results if r.figures[by]["count"] == known[by]]
-    return max(complete, key=lambda r: MERITS[by](r.figures[by]["mean"])), by
+    return max(complete, key=lambda r: merit(by, r.figures[by]["mean"])), by
 
 
 def at_the_edge(grid: dict[str, list[object]], best: Point) -> list[str]:
@@ -153,19 +150,19 @@ def at_the_edge(grid: dict[str, list[object]], best: Point) -> list[str]:
 def markdown(results: Sequence[Result], best: Result, by: str) -> str:
     """A table of all points: settings, then every figure that is known with its 95 % interval; `**` marks the best."""
     keys = [key for key, _ in results[0].point.settings]
-    shown = [name for name in COLUMNS if any(r.figures[name]["count"] for r in results)]
-    titles = [*keys, *(f"{TITLES[name]} *" if name == by else TITLES[name] for name in shown), "images"]
+    shown = [name for name in JUDGES if any(r.figures[name]["count"] for r in results)]
+    titles = [*keys, *(metric_of(name).title + (" *" if name == by else "") for name in shown), "images"]
     lines = [titles, ["---"] * len(titles)]
     for result in results:
         cells = [json.dumps(value) for _, value in result.point.settings]
-        cells += [_cell(result.figures[name], ".2f" if name == "psnr" else ".3f") for name in shown]
+        cells += [_cell(result.figures[name], metric_of(name)) for name in shown]
         cells.append(f"FAILED: {result.error}" if result.error and not result.images else str(result.images))
         lines.append([f"**{cell}**" for cell in cells] if result is best else cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _cell(figure: Summary, form: str) -> str:
+def _cell(figure: Summary, metric: Metric) -> str:
     if figure["mean"] is None:
         return "-"
-    interval = f" [{figure['ci95'][0]:{form}}, {figure['ci95'][1]:{form}}]" if figure["ci95"] else ""
-    return f"{figure['mean']:{form}}{interval}"
+    interval = f" [{', '.join(map(metric.words, figure['ci95']))}]" if figure["ci95"] else ""
+    return f"{metric.words(figure['mean'])}{interval}"

@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.reproduce_table.conftest import read_csv
+from util.metrics.names import METRICS, OF_SETS, SHORT
 from util.metrics.perceptual import MIN_SIDE
 from util.reproduce_table import __main__ as reproduce_table
 from util.reproduce_table import scores
 from util.reproduce_table.job import Job, Options
 from util.reproduce_table.plots import draw, scatter
 from util.reproduce_table.scores import Entry, Score, score
-from util.reproduce_table.spec import METRICS, load_table
+from util.reproduce_table.spec import load_table
 from util.reproduce_table.text import latex
 from util.run.table import NUMBERS
 
@@ -66,7 +67,7 @@ def test_metrics_that_cannot_be_had_give_their_reason(run, tree, in_process):
     status, _, err = run("--limit", "1", "--methods", "free")
     assert status == 0, err
     text = Path("results/tables/tiny/table.md").read_text()
-    assert "LPIPS" in text.partition("## LPIPS, VGG (lower is better)")[2].partition("##")[0]
+    assert "LPIPS" in text.partition("## LPIPS (vgg), lower is better")[2].partition("##")[0]
     assert "FID is left out" in text
     assert {r["ours"] for r in read_csv("results/tables/tiny/table.csv") if r["metric"] != "psnr"} == {""}
 
@@ -113,7 +114,7 @@ def test_latex_is_what_a_paper_prints(tree):
     lines = latex(table, [entry for entry in entries if entry.cell.task == "sr"]).splitlines()
     assert lines[1:] == [
         r"\begin{tabular}{lrr}", r"\toprule", r" & \multicolumn{2}{c}{50 \% of \_x\_} \\",
-        r"Method & PSNR in dB $\uparrow$ & SSIM $\uparrow$ \\", r"\midrule",
+        r"Method & PSNR (dB) $\uparrow$ & SSIM $\uparrow$ \\", r"\midrule",
         r"DPS & $\mathbf{20.50 \pm 0.50}$ & $0.750 \pm 0.050$ \\", r"DPS (paper) & 99 &  \\",
         r"Free & $19.00$ & $\mathbf{0.812 \pm 0.012}$ \\", r"Other (paper) & 1.5 & 0.2 \\", r"\bottomrule",
         r"\end{tabular}"]
@@ -150,7 +151,7 @@ def test_a_figure_is_marked_when_the_interval_excludes_it(tree, paper, excluded)
 
 
 def test_every_metric_is_a_column_that_runs_write(tree):
-    assert {metric.column for metric in METRICS.values()} - {None} <= set(NUMBERS)
+    assert {*METRICS} - {*OF_SETS} <= {*NUMBERS} and {*SHORT.values()} <= {*METRICS}
     Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     table = load_table("tiny.yaml")
     job = Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1), 1)

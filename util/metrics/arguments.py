@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from util.command import Parser
 from util.errors import did_you_mean
 
-TITLES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips_vgg": ("LPIPS (vgg)", 4),
-          "lpips_alex": ("LPIPS (alex)", 4), "st_lpips": ("ST-LPIPS (vgg)", 4),
-          "fid": ("FID", 2), "kid": ("KID", 5)}      # and how many decimals to print
+SCORES = ("psnr", "ssim", "lpips_vgg", "lpips_alex", "st_lpips", "fid", "kid")
 
 
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in TITLES:
-            raise ArgumentTypeError(f"unknown metric '{name}'; {did_you_mean(name, TITLES)}")
+        if name not in SCORES:
+            raise ArgumentTypeError(f"unknown metric '{name}'; {did_you_mean(name, SCORES)}")
     return names
 
 
@@ -26,10 +24,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add = parser.add_argument
     add("restored", metavar="A", help="folder of restored images; or, alone, a results folder (recon/ against label/)")
     add("labels", metavar="B", nargs="?", help="folder of true images")
-    add("--from_png", action="store_true", help="of a results folder, score the saved files, "
-        "in place of what metrics.csv says of the images before they were rounded to 8 bits")
-    add("--metrics", type=_names, default=list(TITLES), metavar="NAME,...", help=f"default: {','.join(TITLES)}")
-    add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; nothing is fetched then")
+    add("--metrics", type=_names, default=SCORES, metavar="NAME,...", help=f"default: {','.join(SCORES)}")
+    add("--weights_dir", metavar="FOLDER", help="holds the networks' weights; default: models")
     add("--save_dir", metavar="FOLDER", help="where scores.json and scores.csv go; default: the results folder, if one")
     add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
     return parser.parse(argv)

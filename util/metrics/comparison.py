@@ -12,7 +12,6 @@ from tqdm import tqdm
 from util.errors import UserError
 from util.img_utils import load_image
 from util.logger import get_logger
-from util.metrics.arguments import TITLES
 from util.metrics.pairs import MEAN, Pair
 from util.metrics.perceptual import EXTRACTOR, frechet_distance, kernel_distance
 from util.metrics.scores import PER_IMAGE, Metrics, Scores
@@ -28,14 +27,13 @@ class Comparison:
     restored: dict[tuple[str, str], Tensor] = field(default_factory=dict)           # (image, sample) -> (D,)
     skipped: int = 0
 
-    def add(self, pair: Pair, metrics: Metrics, per_image: bool) -> None:
-        """Score a pair; `per_image` includes PSNR, SSIM and LPIPS. UserError if it cannot be scored."""
+    def add(self, pair: Pair, metrics: Metrics) -> None:
+        """Score a pair; UserError if it cannot be scored."""
         restored, label = load_image(pair.restored), load_image(pair.label)
         if restored.shape != label.shape:
             sizes = " and ".join(f"{x.shape[2]} x {x.shape[1]}" for x in (restored, label))
             raise UserError(f"{pair.restored} and {pair.label} differ in size ({sizes})")
-        if per_image:
-            self.rows.append((pair.image, pair.sample, metrics(restored, label)))
+        self.rows.append((pair.image, pair.sample, metrics(restored, label)))
         features = metrics.features(restored) if pair.sample != MEAN else None
         if features is not None:
             self.restored[pair.image, pair.sample] = features
@@ -65,27 +63,13 @@ def _summarise(rows: Sequence[tuple[str, str, Scores]], names: Sequence[str]) ->
             for name in PER_IMAGE if name in names}
 
 
-def compare(pairs: Iterable[Pair], metrics: Metrics, per_image: bool = True, progress: bool = True) -> Comparison:
+def compare(pairs: Iterable[Pair], metrics: Metrics) -> Comparison:
     """Score pairs of files; those that cannot be scored are named in warnings, counted and passed over."""
     comparison = Comparison()
-    for pair in tqdm(pairs, desc="Scoring", leave=False, disable=not (progress and sys.stderr.isatty())):
+    for pair in tqdm(pairs, desc="Scoring", leave=False, disable=not sys.stderr.isatty()):
         try:
-            comparison.add(pair, metrics, per_image)
+            comparison.add(pair, metrics)
         except UserError as error:
             comparison.skipped += 1
             get_logger().warning(f"{error}; passed over")
     return comparison
-
-
-def log_distances(summary: dict) -> None:
-    """Log a line for FID and one for KID, where they are in `summary`, with numbers of images and extractor."""
-    for name in ("fid", "kid"):
-        if name in summary:
-            title, digits = TITLES[name]
-            of = summary[name]
-            images = f"{of['images']} against {of['reference_images']} images, {of['extractor']}"
-            get_logger().info(f"{title:14}{fixed(of['value'], digits):>10}   {images if of['images'] else ''}".rstrip())
-
-
-def fixed(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

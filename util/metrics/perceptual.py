@@ -16,16 +16,7 @@ from util.checkpoint import read_checkpoint
 from util.errors import UserError
 from util.logger import get_logger
 from util.metrics.shift_tolerant import ShiftTolerantLPIPS
-from util.metrics.weights import (
-    ALEXNET,
-    INCEPTION,
-    ST_LPIPS,
-    VGG16,
-    MissingWeightsError,
-    PackagedFile,
-    WeightsFile,
-    WeightStore,
-)
+from util.metrics.weights import ALEXNET, INCEPTION, ST_LPIPS, VGG16, WeightsFile
 
 EXTRACTOR = "Inception v3 (2015-12-05, torch-fidelity), 2048 features"
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000            # Binkowski et al., 2018, as in torchmetrics
@@ -76,7 +67,7 @@ def _lpips(net: str, backbone: str, path: Path) -> nn.Module:
     return judge.requires_grad_(False)
 
 
-NETWORKS: dict[str, tuple[str, WeightsFile | PackagedFile, Callable[[Path], nn.Module]]] = {
+NETWORKS: dict[str, tuple[str, WeightsFile, Callable[[Path], nn.Module]]] = {
     "lpips_vgg": ("LPIPS (vgg)", VGG16, partial(_lpips, "vgg", "vgg16")),
     "lpips_alex": ("LPIPS (alex)", ALEXNET, partial(_lpips, "alex", "alexnet")),
     "st_lpips": ("ST-LPIPS (vgg)", ST_LPIPS, ShiftTolerantLPIPS),
@@ -84,31 +75,24 @@ NETWORKS: dict[str, tuple[str, WeightsFile | PackagedFile, Callable[[Path], nn.M
 }
 
 
-def load_networks(names: Sequence[str], store: WeightStore, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
+def load_networks(names: Sequence[str], folders: Sequence[Path], device: torch.device | str = "cpu"
+                  ) -> dict[str, nn.Module]:
     """The networks of these names (keys of NETWORKS), without those that cannot be had, which one warning names."""
     found, lost = {}, {}
     for name in names:
         _, file, build = NETWORKS[name]
         try:
-            found[name] = _build_quietly(build, store.find(file)).to(device)
-        except (MissingWeightsError, UserError, ImportError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")     # lpips calls torchvision in a way that is going away
+                found[name] = build(file.find(folders)).to(device)
+        except (UserError, ImportError) as error:
             lost[name] = str(error)
         except Exception as error:      # whatever a file of other contents makes the libraries raise
             lost[name] = f"{file.name} is not the published file ({type(error).__name__})"
     if lost:
         titles = [NETWORKS[name][0] for name in lost]
-        files = [NETWORKS[name][1].name for name in lost if isinstance(NETWORKS[name][1], WeightsFile)]
-        also = "name another folder by" if store.folder else "set TORCH_HOME or"
-        remedy = f"; to have them, put {', '.join(files)} into {store.place}, or {also} --weights_dir" if files else ""
-        get_logger().warning(f"left out: {', '.join(titles)}, as the weights cannot be had "
-                             f"({'; '.join(dict.fromkeys(lost.values()))}){remedy}")
+        get_logger().warning(f"left out: {', '.join(titles)}, as weights are missing: {'; '.join(lost.values())}")
     return found
-
-
-def _build_quietly(build: Callable[[Path], nn.Module], path: Path) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")             # lpips calls torchvision in a way that is going away
-        return build(path)
 
 
 def frechet_distance(real: Tensor, restored: Tensor) -> float:

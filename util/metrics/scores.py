@@ -12,7 +12,7 @@ from torch import Tensor
 
 from util.img_utils import to_uint8, to_unit
 from util.metrics.perceptual import MIN_SIDE, PERCEPTUAL, load_networks
-from util.metrics.weights import WeightStore
+from util.metrics.weights import weights_folders
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Metrics:
 
     Args:
         device: where the networks run.
-        weights_dir: a folder with the networks' files, see `util.metrics.weights`; torch's hub folder when None.
+        weights_dir: a folder with the networks' files, see `util.metrics.weights`.
         networks: which of `util.metrics.perceptual.NETWORKS` to load; one warning names those that cannot be had.
 
     Raises:
@@ -68,7 +68,7 @@ class Metrics:
     def __init__(self, device: torch.device | str = "cpu", weights_dir: str | Path | None = None,
                  networks: Sequence[str] = PERCEPTUAL):
         self.device = torch.device(device)
-        self.networks = load_networks(networks, WeightStore(weights_dir), self.device)
+        self.networks = load_networks(networks, weights_folders(weights_dir), self.device)
 
     def __call__(self, restored: Tensor, label: Tensor) -> Scores:
         """Score an image (3, H, W) in [-1, 1] against the true one of the same shape."""

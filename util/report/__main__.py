@@ -3,7 +3,7 @@
 Per task: measurement, every method and truth side by side with a crop magnified, scores, the measurement distance over
 the steps, the deviation of the samples, and the configurations. A task is what was measured (data, operator, noise,
 seed), whichever folders its runs lie in: those of `util.reproduce_table` and `guided_diffusion.tune`, too. The page
-needs no network and no other file, but for pictures past 48 MiB, which lie in a folder beside it.
+needs no network and no other file.
 """
 
 import argparse
@@ -18,7 +18,7 @@ if __name__ == "__main__":                          # before the imports that ta
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import count, get_logger
-from util.report.page import View, page
+from util.report.page import page
 from util.report.pictures import Pictures
 from util.report.runs import find_runs, group
 
@@ -32,8 +32,8 @@ def write_report(args: argparse.Namespace) -> int:
     out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results[0]) / PAGE
     if out.suffix != ".html":
         raise UserError(f"--out {out}: expected a file that ends in .html, such as {PAGE}")
-    pictures = Pictures(out)
-    write_atomically(out, page(args.title, tasks, pictures, View(args.images, args.crop)).encode())
+    pictures = Pictures()
+    write_atomically(out, page(args.title, tasks, pictures, args.images).encode())
     get_logger().info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
     return 1 if pictures.unreadable else 0
 

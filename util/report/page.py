@@ -5,23 +5,13 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from util.config.yaml_text import dump_yaml
-from util.report.pictures import (
-    COLOURS,
-    Pictures,
-    coloured,
-    deviation_map,
-    error_map,
-    fixed_crop,
-    plot,
-    telling_crop,
-)
+from util.report.pictures import COLOURS, Pictures, coloured, deviation_map, error_map, plot, telling_crop
 from util.report.runs import NETWORK, Run, Task, differences, read_curve
 from util.report.tables import image_table, score_table
 from util.run.layout import file_of
@@ -32,16 +22,8 @@ CAPTIONS = (("psnr", "{:.2f} dB"), ("chi_square", "chi-square {:.2f}"), ("distan
 Figure = dict[str, object]                          # of the template: title, text, and src, alt, width, height if any
 
 
-@dataclass(frozen=True)
-class View:
-    """What of a run's images a page shows."""
-
-    images: int                                     # per task
-    crop: tuple[int, int, int] | None               # left, top and side in pixels; None for where methods differ most
-
-
-def page(title: str, tasks: Sequence[Task], pictures: Pictures, view: View) -> str:
-    """The whole HTML file; nothing in it is fetched from anywhere."""
+def page(title: str, tasks: Sequence[Task], pictures: Pictures, most: int) -> str:
+    """The whole HTML file, with pictures of at most so many images per task; nothing is fetched from anywhere."""
     folder = Path(__file__).parent
     templates = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
                             trim_blocks=True, lstrip_blocks=True)
@@ -50,20 +32,20 @@ def page(title: str, tasks: Sequence[Task], pictures: Pictures, view: View) -> s
                                                              key.startswith("metrics")}, indent=2, ensure_ascii=False)}
     style, script = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return templates.get_template("report.html").render(
-        title=title, tasks=[section(task, pictures, view) for task in tasks], style=style, script=script,
+        title=title, tasks=[section(task, pictures, most) for task in tasks], style=style, script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), colours=COLOURS)
 
 
-def section(task: Task, pictures: Pictures, view: View) -> dict[str, object]:
+def section(task: Task, pictures: Pictures, most: int) -> dict[str, object]:
     """Everything about one task, as the template takes it."""
     images = list(dict.fromkeys(image for run in task.runs for image in run.images))
-    shown = images[:view.images]
+    shown = images[:most]
     curves = {number: curve for number, run in enumerate(task.runs) if (curve := read_curve(run)) is not None}
     return {
         "title": task.title, "runs": task.runs, "images": images, "shown": shown,
         "samples": max((len(run.of(image)) - 1 for run in task.runs for image in run.images[:1]), default=0),
         "differences": told_differences(task.runs), "same_images": len({frozenset(r.images) for r in task.runs}) == 1,
-        "strips": [strip(image, task.runs, pictures, view) for image in shown],
+        "strips": [strip(image, task.runs, pictures) for image in shown],
         "tables": [score_table(task.runs), image_table(task.runs)], "plot": plot(curves) if curves else "",
         "curves": [(task.runs[n].label, n % len(COLOURS), *curve[1, [0, -1]]) for n, curve in curves.items()],
         "maps": [found for image in shown if (found := maps(image, task.runs, pictures))]}
@@ -88,7 +70,7 @@ def told_differences(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
     return told
 
 
-def strip(image: str, runs: Sequence[Run], pictures: Pictures, view: View) -> dict[str, object]:
+def strip(image: str, runs: Sequence[Run], pictures: Pictures) -> dict[str, object]:
     """A row of pictures: measurement, every method's restoration, truth."""
     own = [(run, run.shown(image)) for run in runs]
     first = next(row for _, row in own if row)
@@ -99,10 +81,7 @@ def strip(image: str, runs: Sequence[Run], pictures: Pictures, view: View) -> di
     figures += [figure(run.label, image, x, pictures, caption(row) if row else "not restored yet")
                 for run, row, x in restored]
     figures += [figure("Ground truth", image, label, pictures)] if label is not None else []
-    others, found = [x for x in (lifted, label) if x is not None], [x for _, _, x in restored if x is not None]
-    crop = telling_crop(found, others)
-    if view.crop is not None and [*found, *others]:
-        crop = fixed_crop(*view.crop, [*found, *others][0].shape)
+    crop = telling_crop([x for _, _, x in restored if x is not None], [x for x in (lifted, label) if x is not None])
     return {"image": image, "figures": figures, "crop": ",".join(f"{share:.4f}" for share in crop)}
 
 

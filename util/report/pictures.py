@@ -1,11 +1,9 @@
 """The pictures of a report: embedded images, the crop that tells most, maps of spread and error, trajectories."""
 
 import base64
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -14,11 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from util.errors import UserError
-from util.img_utils import load_image, to_uint8, to_unit, write_atomically
+from util.img_utils import load_image, to_uint8, to_unit
 from util.logger import get_logger
 
 LARGEST_SIDE = 1024                                 # pixels of a picture in the report; larger ones are reduced
-EMBEDDED = 48 * 2 ** 20                             # bytes of pictures inside the page; further ones lie beside it
 CROP = 0.25                                         # of the shorter side
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#7a6ff0", "#56b4e9", "#888888")      # of curves
 GREY = "#808589"                                    # of a plot's text and axes, to be read on white and on black
@@ -27,14 +24,9 @@ Crop = tuple[float, float, float]                   # left / width, top / height
 
 
 class Pictures:
-    """Images on their way into the page at `page`: as data URIs, or, past `EMBEDDED` bytes, as files beside it.
+    """Images on their way into a page; `unreadable` are the files that could not be read."""
 
-    Attributes:
-        unreadable: the files that could not be read.
-    """
-
-    def __init__(self, page: Path):
-        self.folder, self.embedded = page.with_name(f"{page.stem}_files"), 0
+    def __init__(self):
         self.unreadable: set[Path] = set()
 
     def load(self, file: Path) -> Tensor | None:
@@ -54,13 +46,7 @@ class Pictures:
         image, buffer = Image.fromarray(to_uint8(x)), io.BytesIO()
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
         image.save(buffer, format="png", optimize=True)
-        content = buffer.getvalue()
-        if self.embedded + len(content) <= EMBEDDED:
-            self.embedded += len(content)
-            return data_uri(content, "png")
-        name = f"{hashlib.sha256(content).hexdigest()[:20]}.png"
-        write_atomically(self.folder / name, content)
-        return quote(f"{self.folder.name}/{name}")
+        return data_uri(buffer.getvalue(), "png")
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -82,13 +68,6 @@ def telling_crop(restored: Sequence[Tensor], others: Sequence[Tensor]) -> Crop:
     windows = F.avg_pool2d(deviation[None, None], side, stride=1)[0, 0]
     top, left = divmod(int(windows.argmax()), windows.shape[1])
     return left / width, top / height, side / min(height, width)
-
-
-def fixed_crop(left: int, top: int, side: int, shape: Sequence[int]) -> Crop:
-    """A square given in pixels of an image (3, H, W), moved and reduced so that it lies inside."""
-    height, width = shape[1:]
-    side = min(side, height, width)
-    return min(left, width - side) / width, min(top, height - side) / height, side / min(height, width)
 
 
 def deviation_map(samples: Sequence[Tensor]) -> Tensor:

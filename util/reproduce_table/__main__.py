@@ -20,7 +20,7 @@ from data.dataloader import DATASETS
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.logger import count, duration, get_logger
-from util.metrics.weights import WeightStore
+from util.metrics.weights import weights_folders
 from util.reproduce_table.job import (
     Job,
     Options,
@@ -44,7 +44,7 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
     spec = table.spec
     options = Options.of(args, data=args.data or spec.data, limit=args.limit or spec.limit,
                          num_samples=spec.num_samples)
-    WeightStore(args.weights_dir)                   # complains about a folder that is not there
+    weights_folders(args.weights_dir)               # complains about a folder that is not there
     jobs = []
     for run, steps in zip(table.runs, ask_steps(table.runs, options.data), strict=True):
         if isinstance(steps, UserError):
@@ -62,44 +62,28 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
 def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
     """List what would be run: images, network evaluations, and the time of each run from a measured step."""
     logger.info(f"{table.spec.title}\n\n{'run':44}  {'images':>11}  {'evaluations':>11}  {'time':>12}")
-    measured: dict[tuple[object, ...], float | UserError] = {}
+    measured: dict[tuple[object, ...], float | None] = {}
     times: list[float] = []
     for job in jobs:
-        found = estimate(job, measured)
-        if isinstance(found, UserError):
-            if str(found) not in {job.error for job in jobs}:
-                logger.error(f"{table.title(job.run)}: {found}")
-            job.error, time_left = str(found), "unknown"
-        else:
-            times.append(found)
-            time_left = duration(found)
+        kind = (job.run.model_config, job.config.conditioning.name, job.config.data.params.get("image_size"))
+        if job.evaluations and kind not in measured:
+            try:
+                measured[kind] = seconds_per_evaluation(job)
+            except UserError as error:
+                logger.error(f"{table.title(job.run)}: {error}")
+                measured[kind] = None
+        time_left = "unknown"
+        if (seconds := measured.get(kind) if job.evaluations else 0.0) is not None:
+            times.append(job.evaluations * seconds / nproc)
+            time_left = duration(times[-1])
         logger.info(f"{table.title(job.run)[:44]:44}  {f'{job.left} of {len(job.names)}':>11}  {job.evaluations:11}  "
                     f"{time_left:>12}")
     unknown = len(jobs) - len(times)
-    total = [duration(sum(times))] if times or not unknown else []
-    total += [f"{count(unknown, 'run')} of unknown time"] if unknown else []
+    more = f" and {count(unknown, 'run')} of unknown time" if unknown else ""
     logger.info(f"\n{count(len(jobs), 'run')}, {sum(job.evaluations for job in jobs)} network evaluations, "
-                f"{' and '.join(total)} on this machine with {nproc} process{'' if nproc == 1 else 'es'}; nothing was "
-                "run")
+                f"{duration(sum(times))}{more} on this machine with {nproc} process{'' if nproc == 1 else 'es'}; "
+                "nothing was run")
     return 1 if unknown else 0
-
-
-def estimate(job: Job, measured: dict[tuple[object, ...], float | UserError]) -> float | UserError:
-    """Seconds that a job will take, or why it cannot be run.
-
-    Steps of each kind are tried once, and what came of it is remembered in `measured`.
-    """
-    size = job.config.data.params.get("image_size") or job.config.model.get("image_size")
-    kind = (job.run.model_config, job.config.conditioning.name, size)
-    if not job.evaluations:
-        return 0.0
-    if kind not in measured:
-        try:
-            measured[kind] = seconds_per_evaluation(job)
-        except UserError as error:
-            measured[kind] = error
-    found = measured[kind]
-    return found if isinstance(found, UserError) else job.evaluations * found / job.options.nproc
 
 
 def reproduce(args: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ def add_options(add: Callable[..., object], overwrite: str) -> None:
     add("--launcher", type=launcher, default=(), metavar="COMMAND", help="starts the program of every run in place of "
         "python, such as 'srun torchrun --nnodes 4 ...' on a cluster; --nproc is then what the forecast counts on")
     add("--gpu", type=natural, metavar="N", help="index of the GPU")
-    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; nothing is fetched then")
+    add("--weights_dir", metavar="FOLDER", help="holds the weights of LPIPS and FID; default: models")
     add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
         help="change a configuration value of every run; repeatable")
     add("--overwrite", action="store_true", help=overwrite)

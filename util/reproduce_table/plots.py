@@ -4,8 +4,9 @@ import io
 import math
 from collections.abc import Sequence
 
+from util.metrics.names import metric_of
 from util.reproduce_table.scores import Entry
-from util.reproduce_table.spec import METRICS, PaperTable
+from util.reproduce_table.spec import PaperTable
 
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
          "axes.titlelocation": "left", "grid.alpha": 0.3}
@@ -61,7 +62,7 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
 
     points = {name: (place(x, name), place(y, name)) for name in table.methods}
     points = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
-    signs = METRICS[x].better, METRICS[y].better
+    signs = metric_of(x).better, metric_of(y).better
     with rc_context(STYLE):
         figure = Figure(layout="constrained", figsize=(7.2, 4.6))
         axes = figure.subplots()
@@ -74,7 +75,7 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
             axes.annotate(table.methods[name].title, point, (4, 3), textcoords="offset points", fontsize=7)
         for axis, metric in ((axes.xaxis, x), (axes.yaxis, y)):
             what = "relative to" if metric in RATIOS else "minus that of"
-            axis.set_label_text(f"{METRICS[metric].title} {what} {table.methods[table.spec.reference].title}")
+            axis.set_label_text(f"{metric_of(metric).title} {what} {table.methods[table.spec.reference].title}")
         if x in RATIOS:
             _scale(axes.xaxis, [point[0] for point in points.values()])
         axes.annotate("better", ((1 + signs[0]) / 2, (1 + signs[1]) / 2), (-40 * signs[0], -30 * signs[1]), ha="center",
@@ -108,7 +109,7 @@ def _points(figure, table: PaperTable, entries: Sequence[Entry], metrics: Sequen
             axes.grid(axis="x")
             axes.set_title(table.tasks[task].title if metric == metrics[0] else "")
             if task == tasks[-1]:
-                axes.set_xlabel(METRICS[metric].title + ARROWS[METRICS[metric].better])
+                axes.set_xlabel(metric_of(metric).title + ARROWS[metric_of(metric).better])
 
 
 def _scale(axis, values: Sequence[float | None]) -> None:
@@ -146,7 +147,7 @@ def _lines(figure, table: PaperTable, entries: Sequence[Entry], metrics: Sequenc
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
         axes.set_xlabel(table.spec.x_label)
-        axes.set_title(METRICS[metric].heading)
+        axes.set_title(metric_of(metric).heading)
         axes.grid()
     for axes in list(panels)[len(metrics):]:
         axes.set_visible(False)

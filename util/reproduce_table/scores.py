@@ -8,11 +8,12 @@ from functools import cache
 from util.command import choose_device
 from util.errors import UserError
 from util.metrics.comparison import Comparison, compare
+from util.metrics.names import OF_SETS, SHORT
 from util.metrics.pairs import Pair
 from util.metrics.scores import Metrics
 from util.metrics.statistics import describe
 from util.reproduce_table.job import Job
-from util.reproduce_table.spec import METRICS, Cell, PaperTable
+from util.reproduce_table.spec import Cell, PaperTable
 from util.run.layout import file_of
 from util.run.table import Row
 
@@ -61,15 +62,16 @@ def evaluate(table: PaperTable, jobs: Sequence[Job]) -> list[Entry]:
         if not cell.run:
             return Entry(cell, None)
         job, reference = by_run[cell.run], references.get(cell.task)
-        against = Score() if reference in (None, job) else difference(job, reference, METRICS[cell.metric].column)
+        against = Score() if reference in (None, job) else difference(job, reference, cell.metric)
         return Entry(cell, job, score(job, cell.metric), against)
 
     return [entry(cell) for cell in table.cells]
 
 
-def difference(job: Job, reference: Job, column: str | None) -> Score:
-    """The mean of job - reference in a column of metrics.csv over the images that both have, with its interval."""
-    if column is None:
+def difference(job: Job, reference: Job, metric: str) -> Score:
+    """The mean of job - reference over the images that both have, with its interval; none for scores of sets."""
+    column = SHORT.get(metric, metric)
+    if column in OF_SETS:
         return Score()
     own, theirs = _values(job, column), _values(reference, column)
     images = [image for image in own if image in theirs]
@@ -79,14 +81,14 @@ def difference(job: Job, reference: Job, column: str | None) -> Score:
 
 def score(job: Job, metric: str) -> Score:
     """The mean over the job's images of one metric, with the interval of the mean."""
-    column, rows = METRICS[metric].column, job.rows()
+    column, rows = SHORT.get(metric, metric), job.rows()
     if not rows:
         return Score(remark=job.error or "no image is finished")
-    if column is None:
+    if column in OF_SETS:
         try:
-            return Score(_fid(job), images=len(rows))
+            return Score(_distance(job, column), images=len(rows))
         except UserError as error:
-            return Score(remark=f"FID is left out: {error}")
+            return Score(remark=f"{column.upper()} is left out: {error}")
     values = _values(job, column)
     found = describe(list(values.values()), list(values))
     if not found["count"]:
@@ -108,12 +110,12 @@ def _values(job: Job, column: str) -> dict[str, float]:
     return values
 
 
-def _fid(job: Job) -> float:
-    """FID between the saved restorations and the true images; UserError if it cannot be had."""
+def _distance(job: Job, name: str) -> float:
+    """FID or KID between the saved restorations and the true images; UserError if it cannot be had."""
     found = _compare(job, job.rows(), "inception")
     if not _metrics("inception", job.options.gpu, job.options.weights_dir).networks:
         raise UserError("the weights of its network cannot be had")
-    value = found.distances(["fid"])["fid"]["value"]
+    value = found.distances([name])[name]["value"]
     if found.skipped or value is None:
         raise UserError("images cannot be read" if found.skipped else "there are fewer than two images")
     return value
@@ -125,7 +127,7 @@ def _compare(job: Job, rows: Sequence[Row], network: str) -> Comparison:
     pairs = [Pair(row.image, row.sample, file_of(job.path, "recon", row.image, row.sample if several else None),
                   file_of(job.path, "label", row.image)) for row in rows]
     metrics = _metrics(network, job.options.gpu, job.options.weights_dir)
-    return compare(pairs, metrics, per_image=network != "inception", progress=False)
+    return compare(pairs, metrics)
 
 
 @cache

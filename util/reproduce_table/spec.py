@@ -20,44 +20,9 @@ from typing import Literal
 from util.config.config import Config, load_config, read_yaml
 from util.config.registry import Count, check_arguments
 from util.errors import UserError, did_you_mean
+from util.metrics.names import METRICS, SHORT
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure of merit: its title, its column in metrics.csv (None: of a whole set of images), its digits.
-
-    `better` is 1 where higher is better, -1 where lower is, else 0.
-    """
-
-    title: str
-    column: str | None
-    digits: int
-    better: int = 0
-
-    @property
-    def heading(self) -> str:
-        """The title with what is better."""
-        return self.title + {1: " (higher is better)", -1: " (lower is better)", 0: ""}[self.better]
-
-
-METRICS = {
-    "fid": Metric("FID", None, 2, -1),
-    "lpips": Metric("LPIPS, VGG", "lpips_vgg", 3, -1),
-    "st_lpips": Metric("ST-LPIPS, VGG", "st_lpips", 3, -1),
-    "psnr": Metric("PSNR in dB", "psnr", 2, 1),
-    "ssim": Metric("SSIM", "ssim", 3, 1),
-    "lpips_aligned": Metric("LPIPS, VGG, ambiguities resolved", "lpips_vgg_aligned", 3, -1),
-    "st_lpips_aligned": Metric("ST-LPIPS, VGG, ambiguities resolved", "st_lpips_aligned", 3, -1),
-    "psnr_aligned": Metric("PSNR in dB, ambiguities resolved", "psnr_aligned", 2, 1),
-    "ssim_aligned": Metric("SSIM, ambiguities resolved", "ssim_aligned", 3, 1),
-    "psnr_input": Metric("PSNR of the lifted measurement in dB", "psnr_input", 2),
-    "ssim_input": Metric("SSIM of the lifted measurement", "ssim_input", 3),
-    "chi_square": Metric("residual chi-square", "chi_square", 2),
-    "network_evaluations": Metric("network evaluations", "network_evaluations", 0, -1),
-    "seconds": Metric("seconds per image", "seconds", 2, -1),
-}
 
 
 @dataclass(frozen=True)
@@ -239,7 +204,7 @@ def _build(cls: type, entry: object, where: str):
 
 
 def _check(spec: TableSpec, tasks: dict[str, TaskSpec], methods: dict[str, MethodSpec], path: str) -> None:
-    _check_names(spec.metrics, METRICS, f"{path}: metrics")
+    _check_names(spec.metrics, (*METRICS, *SHORT), f"{path}: metrics")
     _check_names([spec.reference] if spec.reference else (), methods, f"{path}: reference")
     for axes in spec.scatter:
         _check_names(axes, spec.metrics, f"{path}: scatter")
@@ -272,7 +237,7 @@ def _check_names(names: Sequence[str], known: Collection[str], where: str) -> No
 def _figures(entry: dict, tasks: dict, methods: dict, where: str) -> dict[tuple[str, str, str], Figure]:
     """(metric, task, method) -> figure of one printed table."""
     printed = _build(PaperSpec, entry, where)
-    for key, known in (("tasks", tasks), ("metrics", METRICS), ("rows", methods)):
+    for key, known in (("tasks", tasks), ("metrics", (*METRICS, *SHORT)), ("rows", methods)):
         _check_names(getattr(printed, key), known, f"{where}.{key}")
     places = [(metric, task) for task in printed.tasks for metric in printed.metrics]
     figures = {}

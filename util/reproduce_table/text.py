@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 
 from util.logger import count
+from util.metrics.names import metric_of
 from util.reproduce_table.job import Job
 from util.reproduce_table.scores import Entry
-from util.reproduce_table.spec import METRICS, PaperTable
+from util.reproduce_table.spec import PaperTable
 from util.run.table import read_summary
 
 EXCLUDED = " *"                                     # behind a difference whose interval excludes the paper's figure
@@ -28,7 +29,7 @@ def markdown(table: PaperTable, entries: Sequence[Entry]) -> str:
     for metric in table.spec.metrics:
         own = [entry for entry in entries if entry.cell.metric == metric]
         if own:
-            parts.append(f"## {METRICS[metric].heading}\n\n{_section(table, own)}")
+            parts.append(f"## {metric_of(metric).heading}\n\n{_section(table, own)}")
     return "\n".join([*parts, _circumstances(table, entries)])
 
 
@@ -42,11 +43,11 @@ def _section(table: PaperTable, entries: Sequence[Entry]) -> str:
     header = ["task", "method", "paper", "ours ± 95 %", "difference", versus, "images"]
     lines, previous = [header], None
     for entry in entries:
-        cell, digits = entry.cell, METRICS[entry.cell.metric].digits
+        cell, metric = entry.cell, metric_of(entry.cell.metric)
         mark = EXCLUDED if entry.excludes_paper else ""
         lines.append([table.tasks[cell.task].title if cell.task != previous else "", table.methods[cell.method].title,
                       _paper(entry), _ours(table, entry),
-                      "" if math.isnan(entry.difference) else f"{entry.difference:+.{digits}f}{mark}",
+                      "" if math.isnan(entry.difference) else f"{metric.words(entry.difference, '+')}{mark}",
                       _against(entry), str(entry.score.images or "")])
         previous = cell.task
     hidden = {*(() if compared else ("paper", "difference")), *(() if table.spec.reference else ("against",))}
@@ -79,19 +80,19 @@ def _ours(table: PaperTable, entry: Entry) -> str:
 
 def _against(entry: Entry) -> str:
     """The difference from the reference, marked where its interval excludes 0."""
-    found, digits = entry.against, METRICS[entry.cell.metric].digits
+    found, words = entry.against, metric_of(entry.cell.metric).words
     if math.isnan(found.value):
         return ""
     if math.isnan(found.low):
-        return f"{found.value:+.{digits}f}"
+        return words(found.value, "+")
     mark = EXCLUDED if found.low > 0 or found.high < 0 else ""
-    return f"{found.value:+.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}{mark}"
+    return f"{words(found.value, '+')} ± {words((found.high - found.low) / 2)}{mark}"
 
 
 def _with_interval(entry: Entry) -> str:
-    score, digits = entry.score, METRICS[entry.cell.metric].digits
-    half = "" if math.isnan(score.low) else f" ± {(score.high - score.low) / 2:.{digits}f}"
-    return f"{score.value:.{digits}f}{half}"
+    score, words = entry.score, metric_of(entry.cell.metric).words
+    half = "" if math.isnan(score.low) else f" ± {words((score.high - score.low) / 2)}"
+    return f"{words(score.value)}{half}"
 
 
 def _align(lines: list[list[str]]) -> str:
@@ -148,7 +149,7 @@ def latex(table: PaperTable, entries: Sequence[Entry]) -> str:
     places = [(task, metric) for task in table.tasks for metric in table.spec.metrics
               if any(key[1:] == (task, metric) for key in found)]
     tasks = [(task, sum(place[0] == task for place in places)) for task in dict(places)]
-    heads = [_tex(METRICS[metric].title) + ARROWS[METRICS[metric].better] for _, metric in places]
+    heads = [_tex(metric_of(metric).title) + ARROWS[metric_of(metric).better] for _, metric in places]
     lines = [["", *(rf"\multicolumn{{{n}}}{{c}}{{{_tex(table.tasks[task].title)}}}" for task, n in tasks)],
              ["Method", *heads]]
     for method in table.methods:
@@ -170,7 +171,7 @@ def _tex(text: str) -> str:
 
 def _tex_score(entry: Entry, entries: Sequence[Entry]) -> str:
     """Our figure, bold if no other method of ours has a better one in this place."""
-    better = METRICS[entry.cell.metric].better
+    better = metric_of(entry.cell.metric).better
     if math.isnan(entry.score.value):
         return ""
     rivals = [e.score.value for e in entries if (e.cell.task, e.cell.metric) == (entry.cell.task, entry.cell.metric)]
