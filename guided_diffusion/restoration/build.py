@@ -176,15 +176,18 @@ def require_apart(config: Config, run: Path) -> None:
 
 
 def fetch_weights(config: Config, team: Team) -> None:
-    """Fetch the weights of the network and of the operator, where they are missing and known to models/files.yaml.
+    """Fetch the weights of network, operator and method, where they are missing and known to models/files.yaml.
 
     Raises:
         UserError: they cannot be fetched.
     """
     if team.leads:
         places = {weights.place.resolve(): weights for weights in known_weights().values()}
-        for named in (config.model.get("model_path"), config.operator.params.get("model_path")):
-            path = (REPOSITORY / user_path(named)).resolve() if named else None
+        values = [config.model.get("model_path")]
+        for registry, choice in ((OPERATORS, config.operator), (METHODS, config.conditioning)):
+            values += {**defaults(registry[choice.name]), **choice.params}.values()
+        for named in values:
+            path = (REPOSITORY / user_path(named)).resolve() if isinstance(named, str) else None
             if path in places and not path.exists():
                 fetch(places[path])
         team.publish("fetched", "")
