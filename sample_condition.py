@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, team: Team, ending: Ending) -> int:
     if args.fetch:
         fetch_weights(config, team)
     device = team.choose_device(args.gpu)
-    task = build_task(config, stored, args.data is not None)
+    task = build_task(config, stored, args.data is not None, args.limit)
     place = args.save_dir, task.operator.name, task.method.name
     require_apart(config, run_path(*place))
     with hold(run_path(*place), team):

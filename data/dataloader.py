@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from util.arrays import read_array
 from util.command import user_path
+from util.config.config import REPOSITORY
 from util.config.registry import Bounds, Registry
 from util.errors import UserError, did_you_mean
 from util.img_utils import IMAGE_SUFFIXES, load_alpha, load_image
@@ -27,6 +28,8 @@ OTHER_PICTURES = (".arw", ".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".j
 LARGEST_SIDE = 2 ** 13                              # pixels
 Side = Annotated[int, Bounds(least=1, most=LARGEST_SIDE)]
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
+LISTS = REPOSITORY / "data" / "lists"               # of file names: the test sets of papers, and what was held back
+NAMED = 3                                           # missing files in a message
 
 
 class ImageDataset(Dataset):
@@ -37,7 +40,12 @@ class ImageDataset(Dataset):
         names: one name per image, unique, fit for a file name; results and random streams go by it.
         image_size: side of the images; None keeps each file's own size.
         observed: whether the files are measurements.
+        missing: names of images that a list asks for, whose files are not there.
+        origin: words for the list and the folder.
     """
+
+    missing: frozenset[str] = frozenset()
+    origin = ""
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str], image_size: int | None = None,
                  observed: bool = False):
@@ -59,6 +67,14 @@ class ImageDataset(Dataset):
         """
         path = self.paths[index]
         return load_array(path) if path.suffix.lower() == ARRAY_SUFFIX else load_image(path, self.image_size)
+
+    def require(self, names: Sequence[str]) -> None:
+        """UserError, which counts them, if files of these images are not there."""
+        if gone := [self.path_of(name).name for name in names if name in self.missing]:
+            more = ", ..." if len(gone) > NAMED else ""
+            raise UserError(f"{self.origin}: {len(gone)} of {len(names)} images are not there "
+                            f"({', '.join(gone[:NAMED])}{more}); docs/data.md says where they come from; or restore "
+                            "the first ones with --limit N, or write a list of your own")
 
     def path_of(self, name: str) -> Path:
         """The file of an image."""
@@ -95,9 +111,11 @@ class ImageFolder(ImageDataset):
         root: the folder, relative to the working directory.
         image_size: side of the images; the network's when omitted.
         observed: the files are measurements, .npy files among them; `measurement.observed` sets it.
+        list: restore these images alone, in this order: the name of a file in data/lists, such as ffhq_val_1000, or a
+            text file with a file name a line. They are found below the folder by name, whatever their ending.
     """
 
-    def __init__(self, root: str, image_size: Side | None = None, observed: bool = False):
+    def __init__(self, root: str, image_size: Side | None = None, observed: bool = False, list: str | None = None):
         folder = user_path(root)
         suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX) if observed else IMAGE_SUFFIXES
         advice = (f"expected a folder with images ({', '.join(suffix[1:] for suffix in suffixes)}); give one with "
@@ -115,7 +133,58 @@ class ImageFolder(ImageDataset):
         if others := [file for file in files if file.suffix.lower() in OTHER_PICTURES]:
             get_logger().warning(f"passed over in {root}: {len(others)} pictures in formats that are not read "
                                  f"({others[0]}{', ...' if others[1:] else ''}); save them as PNG")
-        super().__init__([folder / image for image in images], unique_names(images), image_size, observed)
+        names = unique_names(images)
+        if list is not None:
+            wanted = read_list(list)
+            found, names = _by_name(images, wanted), unique_names(wanted)
+            images = [image or Path(entry.name) for image, entry in zip(found, wanted, strict=True)]
+            self.missing = frozenset(name for name, image in zip(names, found, strict=True) if image is None)
+            self.origin = f"data.list {list} below {root}"
+        super().__init__([folder / image for image in images], names, image_size, observed)
+
+
+def read_list(name: str) -> tuple[Path, ...]:
+    """The file names in a list of images, each once, in order: of a list in data/lists, or of a text file.
+
+    Raises:
+        UserError: there is no such list, or it cannot be read, or names nothing.
+    """
+    known = {file.stem: file for file in LISTS.glob("*.txt")}
+    file = known.get(name, user_path(name))
+    if not file.is_file():
+        raise UserError(f"data.list is {name}, which is neither a list in data/lists nor a file; "
+                        f"{did_you_mean(name, known)}, or give a text file with a file name a line")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.list {name} cannot be read ({error}), expected a text file with a file name a line"
+                        ) from None
+    if not (entries := [Path(line) for line in lines if line and not line.startswith("#")]):
+        raise UserError(f"data.list {name} names no images, expected a file name a line")
+    return tuple(dict.fromkeys(entries))
+
+
+def _by_name(images: Sequence[Path], wanted: Sequence[Path]) -> Sequence[Path | None]:
+    """Of `images`, paths below a folder, the one that ends in each of the paths `wanted`, whatever the suffix."""
+    known: Mapping[str, list[Path]] = defaultdict(list)
+    for image in images:
+        known[_stem(image)].append(image)
+    return [_only(entry, known.get(_stem(entry), ())) for entry in wanted]
+
+
+def _only(entry: Path, images: Sequence[Path]) -> Path | None:
+    folders = entry.parts[:-1]
+    fitting = [image for image in images if image.parts[:-1][len(image.parts) - 1 - len(folders):] == folders]
+    fitting = [image for image in fitting if image.name == entry.name] or fitting
+    if len(fitting) > 1:
+        raise UserError(f"data.list asks for {entry}, and several files are called so ({fitting[0]}, {fitting[1]}"
+                        f"{', ...' if len(fitting) > 2 else ''}); name the folder that holds one copy of each image")
+    return fitting[0] if fitting else None
+
+
+def _stem(path: Path) -> str:
+    """The name of a file without the ending of a picture."""
+    return path.stem if path.suffix.lower() in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) else path.name
 
 
 def _files_below(folder: Path, root: str, advice: str) -> list[Path]:

@@ -1,11 +1,16 @@
 """Datasets: which files are images, what they are called, and how they come in batches."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data.dataloader import DATASETS, get_dataset, make_batches, read_images, unique_names
+from data.dataloader import DATASETS, LISTS, get_dataset, make_batches, read_images, read_list, unique_names
+from tests.command_line import rows
+from tests.helpers import picture
 from util.errors import UserError
 from util.img_utils import from_uint8
 
@@ -58,7 +63,6 @@ def test_an_image_keeps_its_size_unless_one_is_asked_for(tmp_path):
     (["a\udcff.png"], ["a_"]),
 ])
 def test_names_are_unique_and_fit_for_files(tmp_path, paths, names):
-    from pathlib import Path
     found = unique_names([Path(p) for p in paths])
     assert names is None or found == names
     assert len({name.casefold() for name in found}) == len(paths)
@@ -163,3 +167,92 @@ def test_pictures_of_other_formats_are_named(folder, capsys):
     (folder / "e.HEIC").touch()
     assert get_dataset("folder", root=str(folder)).names == ("a", "b", "c", "sub__deep__b")
     assert "2 pictures in formats that are not read (d.gif, ...); save them as PNG" in capsys.readouterr().err
+
+
+# lists of images
+
+
+def test_a_list_chooses_by_name_whatever_folder_and_ending(tmp_path):
+    """FFHQ lies in folders of thousands, or flat, as PNG or JPEG; names, and so random numbers, are the list's."""
+    wanted = ["00003.png", "00001.png", "00001.png", "00999.jpg"]
+    (tmp_path / "mine.txt").write_text("# a list\n\n" + "\n".join(wanted) + "\n")
+    for folder, files in (("nested", ["00000/00001.png", "00000/00003.png", "00000/00002.png", "00000/00999.png"]),
+                          ("flat", ["00001.JPG", "00003.jpg", "00999.jpg", "99999.jpg"])):
+        for seed, file in enumerate(files):
+            picture(tmp_path / folder / file, seed)
+        dataset = get_dataset("ffhq", root=str(tmp_path / folder), list=str(tmp_path / "mine.txt"), image_size=8)
+        assert dataset.names == ("00003", "00001", "00999")
+        assert [path.stem for path in dataset.paths] == ["00003", "00001", "00999"]
+        dataset.require(dataset.names)
+        whole = get_dataset("ffhq", root=str(tmp_path / folder), image_size=8)
+        assert torch.equal(dataset[1], whole[0]) and len(whole) == 4
+
+
+def test_missing_images_of_a_list_are_named_and_counted(folder):
+    dataset = get_dataset("folder", root=str(folder), list="ffhq_val_1000")
+    assert len(dataset) == 1000 and dataset.names[-1] == "00999"
+    with pytest.raises(UserError, match=r"ffhq_val_1000 below .*: 1000 of 1000 images are not there \(00000.png, "
+                                        r"00001.png, 00002.png, \.\.\.\); docs/data.md"):
+        dataset.require(dataset.names)
+    save(folder / "00000.png")
+    dataset = get_dataset("folder", root=str(folder), list="ffhq_val_1000", image_size=8)
+    dataset.require(dataset.names[:1])
+    with pytest.raises(UserError, match=r"1 of 2 images are not there \(00001.png\)"):
+        dataset.require(dataset.names[:2])
+    with pytest.raises(UserError, match="cannot read image .*00001.png"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, r"neither a list in data/lists nor a file; did you mean 'ffhq_val_1000'\? choose from .*imagenet_val_1000"),
+    ("# nothing\n", "names no images"), (b"\xff\xfe\x00", "cannot be read .*expected a text file"),
+    ("b.png\n", r"asks for b.png, and several files are called so \(b.png, sub/deep/b.png, \.\.\.\)"),
+    ("other/b.png\n", None), ("sub/b.png\nb.bmp", "several files"),
+])
+def test_what_is_wrong_with_a_list_is_said(folder, tmp_path, content, words):
+    save(folder / "sub/b.jpg")
+    save(folder / "sub2/b.png")
+    name = "ffhq_val_100"
+    if content is not None:
+        name = str(tmp_path / "mine.txt")
+        Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if words is None:
+        assert get_dataset("folder", root=str(folder), list=name).missing == {"other__b"}
+        return
+    with pytest.raises(UserError, match=words):
+        get_dataset("folder", root=str(folder), list=name)
+
+
+def test_the_lists_of_papers():
+    """Their numbers are public: see docs/data.md; DiffPIR's of ImageNet by count, ends and sum."""
+    def numbers(name: str) -> list[int]:
+        return [int(path.stem.rpartition("_")[2]) for path in read_list(name)]
+
+    assert numbers("ffhq_val_1000") == list(range(1000)) and numbers("ffhq_daps_100") == list(range(100))
+    assert numbers("ffhq_diffpir_100") == list(range(69007, 70000, 10))
+    assert numbers("imagenet_val_1000") == list(range(1, 1001))
+    diffpir = numbers("imagenet_diffpir_100")
+    assert (len(diffpir), diffpir[0], diffpir[-1], sum(diffpir)) == (100, 1, 4159, 94501)
+    assert {path.suffix for path in read_list("imagenet_val_1000")} == {".JPEG"}
+    for file in LISTS.glob("*.txt"):
+        entries = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        assert file.read_text().startswith("# ") and len(read_list(file.stem)) == len(entries)
+
+
+def test_a_run_on_a_list_goes_on_as_the_list_grows(run, workplace):
+    for name in "abc":
+        picture(Path(f"photos/sub/{name}.jpg"))
+    Path("mine.txt").write_text("c.png\na.png\nz.png\n")
+    options = ("--data", "photos", "--set", "data.list=mine.txt")
+    status, _, err = run(*options)
+    assert status == 2 and "data.list mine.txt below photos: 1 of 3 images are not there (z.png)" in err
+    assert not Path("results").exists()
+    assert run(*options, "--limit", "2")[0] == 0 and [row["image"] for row in rows()] == ["c", "a"]
+    Path("mine.txt").write_text("c.png\na.png\nb.png\n")
+    status, out, _ = run(*options)
+    assert status == 0 and "3 images of 32 x 32 (2 finished before)" in out
+    assert [row["image"] for row in rows()] == ["c", "a", "b"]
+    assert re.search(r"list: mine.txt +# --set data.list", run(*options, "--print_config")[1])
+    Path("other.txt").write_text("a\n")
+    status, _, err = run("--data", "photos", "--set", "data.list=other.txt")
+    assert status == 2 and "data.list" in err

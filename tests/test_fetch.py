@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,34 @@ def test_the_next_source_and_the_mirror_are_tried(get, server):
     assert [path for path, _ in server.asked] == ["/closed/tiny.pt", "/none", "/whole"]
 
 
+def test_a_later_call_continues_what_was_cut(get, server):
+    with pytest.raises(UserError, match="the same command continues it"):
+        get("cut")
+    held, asked = len(CONTENT) - len(CONTENT) // 2 ** fetch.ATTEMPTS, len(server.asked)
+    with pytest.raises(UserError):
+        get("cut")
+    assert server.asked[asked][1] == f"bytes={held}-"
+
+
+def test_the_environment_s_mirror_and_proxy_are_respected(get, server, monkeypatch, tmp_path):
+    monkeypatch.setenv(fetch.MIRROR, f"{server.url}/whole")
+    assert get("none").read_bytes() == CONTENT and server.asked[0][0] == "/whole/tiny.pt"
+    monkeypatch.delenv(fetch.MIRROR)
+    monkeypatch.setattr(urllib.request, "_opener", None)                # made by the first request of a process
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    weights = Weights("far", "", tmp_path / "far.pt", None, None, "", None, [{"url": "http://far.invalid/whole"}])
+    assert fetch.fetch(weights, lock=tmp_path / "files.lock").read_bytes() == CONTENT
+    assert server.asked[-1][0] == "http://far.invalid/whole"
+
+
+def test_a_terminal_sees_progress_and_the_time_left(get, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    get("whole")
+    assert re.search(r"tiny.pt: 100%.*\| 102k/102k \[\d\d:\d\d<00:00, .*B/s\]", capsys.readouterr().err)
+
+
 def test_another_file_than_the_known_or_pinned_one_is_deleted(get, server, tmp_path):
     with pytest.raises(UserError, match=f"SHA-256 is {DIGEST}, expected 0000"):
         get("whole", sha256="0000")
@@ -193,6 +222,11 @@ def test_hubs_are_asked_through_their_libraries(tmp_path, monkeypatch, server):
         fetch.fetch(Weights(place.stem, "", place, None, None, "", None, [source]), lock=tmp_path / "files.lock")
         assert place.read_text() == content
     libraries.clear()
+    asked = []
+    monkeypatch.setattr(fetch, "_from_url", lambda url, part: asked.append(url) or part.write_bytes(b"plain"))
+    fetch.fetch(Weights("d", "", tmp_path / "d", None, None, "", None, [{"hub": "me/net", "file": "x.pt"}]),
+                lock=tmp_path / "files.lock")
+    assert asked == ["https://huggingface.co/me/net/resolve/main/x.pt"]
     with pytest.raises(UserError, match="pip install gdown"):
         fetch.fetch(Weights("c", "", tmp_path / "c", None, None, "", None, [{"drive": "d"}]),
                     lock=tmp_path / "files.lock")

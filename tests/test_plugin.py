@@ -52,3 +52,7 @@ def test_missing_weights_are_fetched_or_the_command_for_it_is_offered(run, monke
     asked = []
     monkeypatch.setattr(build, "fetch", lambda weights: asked.append(weights.name))
     assert run(*ffhq, "--fetch")[0] == 2 and asked == ["ffhq_10m"]
+    bks = ("--set", "measurement.operator={name: nonlinear_blur, model_path: models/GOPRO_wVAE.pth}",
+           "--set", "conditioning={method: bks_stylegan2}")
+    assert run(*bks, "--fetch")[0] == 2 and {*asked} == {"ffhq_10m", "gopro_wvae", "gopro_wovae", "stylegan2_ffhq_256"}
+    assert "'python -m util.fetch gopro_wvae', or --fetch here, gets it" in run(*bks)[2]

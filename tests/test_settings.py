@@ -67,7 +67,7 @@ def test_the_command_line_is_an_origin(program):
         "--set", "measurement.observed=true", "--set", "data.image_size=null", "--seed", "0", "--tile=64")
     assert (status, err) == (0, "")
     tree, told = yaml.safe_load(out), origins(out)
-    assert tree["data"] == {"name": "folder", "root": "some folder", "image_size": None, "observed": True}
+    assert tree["data"] == {"name": "folder", "root": "some folder", "image_size": None, "observed": True, "list": None}
     assert told["data", "name"] == told["data", "root"] == "--data"
     assert told["data", "image_size"] == "--set data.image_size"
     assert told["data", "observed"] == "--set measurement.observed"

@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from util.checkpoint import record_of, sha256_of
+from util.checkpoint import WHERE_TO_GET, record_of, sha256_of
 from util.command import Parser, run_command, run_program
-from util.config.config import REPOSITORY, read_yaml
+from util.config.config import REPOSITORY, find_file, read_yaml
 from util.errors import UserError, did_you_mean
 from util.img_utils import write_atomically
 from util.logger import get_logger
@@ -78,17 +78,23 @@ def command_for(path: str | Path) -> str | None:
     return f"python -m util.fetch {names[0]}" if names else None
 
 
+def find_weights(path: str | Path, remedy: str = WHERE_TO_GET) -> Path:
+    """A file of weights; UserError where it is missing, with the command that fetches it if there is one."""
+    offer = f"'{command}', or --fetch here, gets it" if (command := command_for(path)) else ""
+    return find_file(path, "checkpoint", "; ".join(filter(None, (offer, remedy))))
+
+
 def fetch(weights: Weights, mirror: str | None = None, lock: Path = REPOSITORY / PINNED) -> Path:
     """The path of the file, which is fetched if it is not there.
 
     Args:
-        mirror: a server that is asked first, for mirror/<name of the file>.
+        mirror: a server that is asked first, for mirror/<name of the file>; by default that of the variable MIRROR.
         lock: where digests that were found at a first fetch are pinned.
 
     Raises:
         UserError: no source gives the file as it should be, the disk is full, or another fetch of it is at work.
     """
-    path = weights.place
+    path, mirror = weights.place, mirror or os.environ.get(MIRROR)
     if path.is_file():
         logger.info(f"{weights.name}: {path} is there")
         return path
@@ -325,7 +331,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                     allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows the names")
     parser.add_argument("--list", action="store_true", help="show what there is, and from where")
-    parser.add_argument("--mirror", metavar="URL", default=os.environ.get(MIRROR),
+    parser.add_argument("--mirror", metavar="URL",
                         help=f"a server that is asked first, for URL/<file>; default: the variable {MIRROR}")
     return parser.parse(argv)
 

@@ -5,8 +5,9 @@ from torch import Tensor
 from guided_diffusion.measurements.base import Operator, register_operator
 from guided_diffusion.measurements.kernel_wizard import CODE_CHANNELS, ENCODER, STRIDE, KernelWizard
 from util.checkpoint import load_state_dict
-from util.config.config import find_file, read_yaml
+from util.config.config import read_yaml
 from util.errors import UserError
+from util.fetch import find_weights
 from util.seeding import ImageRandomness
 
 WEIGHTS = "models/GOPRO_wVAE.pth"
@@ -59,7 +60,7 @@ class NonlinearBlurOperator(Operator):
 
     def _load(self, path: str) -> None:
         try:
-            self.files = {path: find_file(path, "checkpoint")}
+            self.files = {path: find_weights(path, remedy="")}
             load_state_dict(self.network, self.files[path], unused=ENCODER)
         except UserError as error:
             raise UserError(f"{self.name}: {error}; {WHERE_TO_GET}") from None

@@ -13,9 +13,9 @@ from guided_diffusion.nn import Network
 from guided_diffusion.priors.edm_networks import NETWORKS, EDMNetwork, NetworkChoice
 from guided_diffusion.schedule import Schedule
 from util.checkpoint import load_state_dict
-from util.config.config import find_file
 from util.config.registry import Positive
 from util.errors import UserError
+from util.fetch import find_weights
 
 RHO = 7                                             # of Karras et al., 2022, eq. 5
 STEPS = 1000                                        # of the process that a network brings
@@ -45,7 +45,7 @@ class EDM:
 
     def checkpoint(self) -> Path:
         """The file of weights; UserError if it is not there."""
-        return find_file(self.model_path, "checkpoint", "models/README.md says where each checkpoint comes from")
+        return find_weights(self.model_path)
 
     def files(self) -> dict[str, Path]:
         """What decides the predictions besides the configuration."""

@@ -15,11 +15,11 @@ from guided_diffusion.priors.edm import EDM
 from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.schedule import get_named_beta_schedule
 from guided_diffusion.unet import create_model
+from util.checkpoint import WHERE_TO_GET
 from util.command import DEFAULT_PRECISION
-from util.config.config import find_file
 from util.config.registry import check_arguments
 from util.errors import UserError, did_you_mean
-from util.fetch import command_for
+from util.fetch import find_weights
 
 FORMATS = {"adm": create_model, "diffusers": DiffusersFolder, "edm": EDM}     # format of the model config
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}      # of --precision; the others are float32
@@ -117,12 +117,9 @@ def find_checkpoint(model: Mapping[str, object]) -> str | None:
         return None
     if (other := foreign(model)) is not None:
         return str(other.checkpoint())
-    path, remedy = model.get("model_path"), "models/README.md says where each checkpoint comes from"
-    if not path:
-        raise UserError(f"model config: model_path is missing; {remedy}")
-    if fetching := command_for(path):
-        remedy = f"'{fetching}', or --fetch here, gets it; {remedy}"
-    return str(find_file(path, "checkpoint", remedy))
+    if not (path := model.get("model_path")):
+        raise UserError(f"model config: model_path is missing; {WHERE_TO_GET}")
+    return str(find_weights(path))
 
 
 def autocast_dtype(model: Mapping[str, object], precision: str) -> torch.dtype | None:

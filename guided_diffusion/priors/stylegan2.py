@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from util.checkpoint import load_state_dict
-from util.config.config import find_file
+from util.fetch import find_weights
 
 MAPPING_RATE = 0.01                                 # by which the mapping's weights are kept larger
 WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}     # channels by side
@@ -204,6 +204,6 @@ def load_generator(path: str, size: int = 256) -> Generator:
         UserError: the file is missing, damaged, or another network's.
     """
     generator = Generator(size)
-    file = find_file(path, "checkpoint", WHERE_TO_GET)
+    file = find_weights(path, WHERE_TO_GET)
     load_state_dict(generator, file, select=lambda found: found.get("g_ema", found))
     return generator.eval().requires_grad_(False)

@@ -53,12 +53,14 @@ class Task:
         return self.source.measure(self.operator, self.noiser, batch, device, randomness)
 
 
-def build_task(config: Config, folder: MeasurementFolder | None = None, chosen: bool = False) -> Task:
+def build_task(config: Config, folder: MeasurementFolder | None = None, chosen: bool = False,
+               limit: int | None = None) -> Task:
     """Build all but the network, and check that the parts fit each other and the network.
 
     Args:
         folder: measurements to restore in place of the task's.
         chosen: whether the command line names the images, so that they must be there.
+        limit: how many images are asked for, the first ones; None for all.
 
     Raises:
         UserError: whatever is wrong in the configuration or the data.
@@ -74,7 +76,7 @@ def build_task(config: Config, folder: MeasurementFolder | None = None, chosen: 
         if config.model.get("class_cond", False) and config.model.get("class_label") is None:
             raise UserError("model config: class_cond is true, but class_label is missing; set it to the class to "
                             "restore with (0 to 999)")
-    source = build_source(config, folder, chosen)
+    source = build_source(config, folder, chosen, limit)
     source.check(operator, noiser)
     return Task(source, operator, noiser, sampler, method)
 
@@ -120,12 +122,13 @@ def build_named(config: Config, registry: Registry, choice: Choice, path: str):
                         f"replace them by {' '.join(f'--set {quote(remedy)}' for remedy in remedies)}") from None
 
 
-def build_source(config: Config, folder: MeasurementFolder | None, chosen: bool) -> Source:
+def build_source(config: Config, folder: MeasurementFolder | None, chosen: bool, limit: int | None) -> Source:
     """Where the measurements come from: clean images, photographs that are already degraded, or `folder`.
 
     Args:
         folder: saved measurements.
         chosen: whether the command line names the images, so that they must be there.
+        limit: how many images are asked for, the first ones; None for all.
 
     Raises:
         UserError: the images cannot be had.
@@ -139,6 +142,7 @@ def build_source(config: Config, folder: MeasurementFolder | None, chosen: bool)
         return Stored(folder)
     if folder is not None:
         return Stored(folder, None if dataset.observed else dataset)
+    dataset.require(dataset.names[:limit])
     side = usual_size(config.model)
     if not 1 <= side <= LARGEST_SIDE:
         raise UserError(f"model config: image_size is {side}, expected 1 to {LARGEST_SIDE}")
@@ -172,15 +176,18 @@ def require_apart(config: Config, run: Path) -> None:
 
 
 def fetch_weights(config: Config, team: Team) -> None:
-    """Fetch the weights of the network and of the operator, where they are missing and known to models/files.yaml.
+    """Fetch the weights of network, operator and method, where they are missing and known to models/files.yaml.
 
     Raises:
         UserError: they cannot be fetched.
     """
     if team.leads:
         places = {weights.place.resolve(): weights for weights in known_weights().values()}
-        for named in (config.model.get("model_path"), config.operator.params.get("model_path")):
-            path = (REPOSITORY / user_path(named)).resolve() if named else None
+        values = [config.model.get("model_path")]
+        for registry, choice in ((OPERATORS, config.operator), (METHODS, config.conditioning)):
+            values += {**defaults(registry[choice.name]), **choice.params}.values()
+        for named in values:
+            path = (REPOSITORY / user_path(named)).resolve() if isinstance(named, str) else None
             if path in places and not path.exists():
                 fetch(places[path])
         team.publish("fetched", "")

@@ -16,8 +16,8 @@ from guided_diffusion.measurements.nonlinear_blur import NonlinearBlurOperator
 from guided_diffusion.priors.deep_image_prior import CodePrior
 from guided_diffusion.solvers.base import Iteration, Solver
 from util.checkpoint import load_state_dict
-from util.config.config import find_file
 from util.errors import UserError
+from util.fetch import find_weights
 from util.seeding import ImageRandomness
 
 WHERE_TO_GET = "the README of github.com/VinAIResearch/blur-kernel-space-exploring links GOPRO_woVAE.pth"
@@ -55,7 +55,7 @@ class BlindDeblurring(Solver):
         if self._blur is None:
             try:
                 blur = KernelWizard()
-                load_state_dict(blur, find_file(self.wizard, "checkpoint"), select=_without_encoder)
+                load_state_dict(blur, find_weights(self.wizard, remedy=""), select=_without_encoder)
             except UserError as error:
                 raise UserError(f"conditioning method '{self.name}': {error}; {WHERE_TO_GET}") from None
             self._blur = blur.eval().requires_grad_(False)

@@ -69,7 +69,7 @@ def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
     run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
               (*args.overrides, *point.overrides))
     config = run.load(args.data)
-    task = build_task(config, chosen=args.data is not None)
+    task = build_task(config, chosen=args.data is not None, limit=args.limit)
     options = Options.of(args, num_samples=args.samples, overwrite=False)
     job = Job(run, config, task.source.names[:args.limit], save_dir, options, task.method.num_steps(task.sampler))
     return job.replacing() if args.overwrite else job
