@@ -189,12 +189,16 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     write_atomically(tmp_path / "new" / "a.txt", b"one")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(UserError, match=r"cannot write .*a.txt: No space left on device"):
-            write_atomically(tmp_path / "new" / "a.txt", b"two")
-    assert (tmp_path / "new" / "a.txt").read_bytes() == b"one"
-    assert [f.name for f in (tmp_path / "new").iterdir()] == ["a.txt"]
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for owner, step in ((os, "fsync"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, full)
+            with pytest.raises(UserError, match=r"cannot write .*a.txt: No space left on device"):
+                write_atomically(tmp_path / "new" / "a.txt", b"two")
+        assert (tmp_path / "new" / "a.txt").read_bytes() == b"one"
+        assert [f.name for f in (tmp_path / "new").iterdir()] == ["a.txt"]
     with pytest.raises(UserError, match="cannot write"):
         write_atomically(tmp_path / "new" / "a.txt" / "b.txt", b"three")
 
