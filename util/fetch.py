@@ -164,6 +164,7 @@ def _download(source: dict[str, str], part: Path) -> None:
 
 
 def _from_hub(source: dict[str, str], part: Path) -> None:
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")                  # the last of its attempts is told below
     hub = _optional("huggingface_hub")
     if hub is None:                                 # plain HTTPS
         _from_url(f"https://huggingface.co/{source['hub']}/resolve/main/{source['file']}", part)
