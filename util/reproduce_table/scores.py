@@ -8,7 +8,7 @@ from functools import cache
 from util.command import choose_device
 from util.errors import UserError
 from util.metrics.comparison import Comparison, compare
-from util.metrics.names import OF_SETS, SHORT
+from util.metrics.names import OF_SETS, SHORT, metric_of
 from util.metrics.pairs import Pair
 from util.metrics.scores import Metrics
 from util.metrics.statistics import describe
@@ -92,7 +92,7 @@ def score(job: Job, metric: str) -> Score:
     values = _values(job, column)
     found = describe(list(values.values()), list(values))
     if not found["count"]:
-        causes = [warning for warning in job.warnings if metric.partition("_")[0].upper() in warning]
+        causes = [warning for warning in job.warnings if metric_of(metric).title.removeprefix("aligned ") in warning]
         return Score(remark=(causes or [f"column {column} of metrics.csv is empty"])[0])
     lost = len(rows) - found["count"]
     return Score(found["mean"], *(found["ci95"] or (math.nan, math.nan)), images=found["count"],
