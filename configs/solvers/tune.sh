@@ -1,9 +1,12 @@
 #!/bin/sh
-# Tunes every solver that has something to tune on every linear task that it can serve, three values of its main parameter each, and writes configs/solvers/SOLVER/TASK.yaml:
+# Tunes the main parameter of every solver on every linear task that it can serve, three values each on one crop, and writes
+# configs/solvers/SOLVER/TASK.yaml:
 #     sh configs/solvers/tune.sh CROPS [SOLVER ...]
-# CROPS is a folder of training photographs of 64 x 64; the first is used. Finished runs are not done again.
+# CROPS is a folder of training photographs of 64 x 64, the first of which is used. What is finished is not run again.
+# $TUNE_OPTIONS are handed on to guided_diffusion.tune. The solvers are those of the default below, and ddrm, dcps and sitcom.
 crops=$1
 shift
+corners=likelihood.corner=0.02,0.06,0.2
 ten='diffusion.timestep_respacing="6,2,1,1"'
 sixteen='diffusion.timestep_respacing="9,3,2,1,1"'
 twenty='diffusion.timestep_respacing="12,4,2,1,1"'
@@ -32,8 +35,8 @@ tune() {
     name=$1 method=$1 tasks="super_resolution box random gaussian_deblur motion_deblur"
     case $name in
         dpps) try dpps scale=0.8,1.1,1.5 '{likelihood: gaussian}' --set $twenty ;;
-        stationary) method=dpps; try $name likelihood.corner=0.02,0.06,0.2 '{likelihood: {name: stationary}}' --set $sixteen ;;
-        stationary_48) method=dpps; try $name likelihood.corner=0.02,0.06,0.2 '{likelihood: {name: stationary}}' --set $more ;;
+        stationary) method=dpps; try $name $corners '{likelihood: {name: stationary}}' --set $sixteen ;;
+        stationary_48) method=dpps; try $name $corners '{likelihood: {name: stationary}}' --set $more ;;
         dps) method=ps; try dps scale=0.1,0.25,0.6 '{likelihood: point}' --set $twenty ;;
         diffpir) try diffpir lam=0.4,0.8,1.75 '{zeta: 1.0}' --set $forty ;;
         pigdm) try pigdm scale=0.7,1,1.4 '{}' --set $twenty ;;
@@ -52,5 +55,5 @@ tune() {
 }
 
 [ -d "$crops" ] || { echo "usage: sh configs/solvers/tune.sh CROPS [SOLVER ...]" >&2; exit 2; }
-[ $# -gt 0 ] || set -- dpps dps stationary stationary_48 diffpir pigdm dsg fast_dips ddnm ddrm red_diff daps pnp_dm dmps dcps sitcom
+[ $# -gt 0 ] || set -- dpps dps stationary stationary_48 diffpir pigdm dsg fast_dips ddnm red_diff daps pnp_dm dmps
 for solver; do tune "$solver"; done

@@ -105,14 +105,14 @@ class StationaryLikelihood(Likelihood):
     gradients, with two Fourier transforms each, for which images wrap around. Ours.
 
     Args:
-        corner: where the spectrum begins to fall. That of photographs falls from 0.06 or so; less stands for what
+        corner: where the spectrum begins to fall, 0.06 or so for photographs; less stands for what
             their x0_hat leaves open, and fits less of the noise of y.
     """
 
     needs_grad = False
     needs_linear = needs_variance = True
 
-    def __init__(self, corner: Positive = 0.04):
+    def __init__(self, corner: Positive = 0.06):
         self.corner = corner
 
     def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
