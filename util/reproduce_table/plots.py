@@ -80,7 +80,7 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
             _scale(axes.xaxis, [point[0] for point in points.values()])
         axes.annotate("better", ((1 + signs[0]) / 2, (1 + signs[1]) / 2), (-40 * signs[0], -30 * signs[1]), ha="center",
                       xycoords="axes fraction", textcoords="offset points", arrowprops={"arrowstyle": "->"}, fontsize=9)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(loc="lower left", frameon=False, fontsize=7)
         axes.grid()
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
