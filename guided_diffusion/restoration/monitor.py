@@ -47,8 +47,7 @@ class Monitor:
         self.forecast_due = True
         self.bar = tqdm(total=self.total, unit=" steps", desc="Restoring", dynamic_ncols=True, mininterval=0,
                         miniters=1, disable=not (team.leads and self.total))
-        if model is not None:
-            model.register_forward_pre_hook(self._count)
+        self.counting = None if model is None else model.register_forward_pre_hook(self._count)
 
     def _count(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.evaluations += len(inputs[0])
@@ -60,6 +59,8 @@ class Monitor:
         if kind is None:
             self.draw()
         self.bar.close()
+        if self.counting is not None:
+            self.counting.remove()
 
     def follow(self, batch: Batch, measurement: Measurement) -> "Course":
         """The course of a batch, which begins now."""
