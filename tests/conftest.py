@@ -3,16 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 import sample_condition
+from guided_diffusion.priors import load
 from guided_diffusion.restoration import check
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
@@ -63,6 +64,23 @@ def prior(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def networks_once() -> Iterator[None]:
+    """A file's network is built once for all runs of this process: frozen, it is the same for each of them."""
+    built = {}
+
+    def build(**parameters) -> nn.Module:
+        file = Path(parameters["model_path"]).resolve()
+        key = file, file.stat().st_mtime_ns, repr(sorted(parameters.items()))
+        if key not in built:
+            built[key] = create_model(**parameters)
+        return built[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(load, "create_model", build)
+        yield
+
+
 @pytest.fixture
 def offline(tmp_path, monkeypatch) -> None:
     """Neither network nor GPU, here and in programs that are started: a proxy that refuses, no weights in folders."""
@@ -79,7 +97,7 @@ def offline(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def workplace(offline, tmp_path, monkeypatch) -> Path:
-    """An empty working directory, without GPU and network, and with a fast network in place of ST-LPIPS."""
+    """An empty working directory, no GPU, no network, and a fast network for ST-LPIPS."""
     monkeypatch.chdir(tmp_path)
     title, file, _ = perceptual.NETWORKS["st_lpips"]
     monkeypatch.setitem(perceptual.NETWORKS, "st_lpips", (title, file, MeanDifference))
@@ -145,8 +163,8 @@ def official_shapes() -> dict[str, list[int]]:
     return json.loads(golden_path("kernelwizard_keys.json").read_text())["state_dict"]
 
 
-@pytest.fixture(scope="session")
-def weights(official_shapes) -> dict[str, Tensor]:
+@pytest.fixture(scope="session", name="weights")
+def wizard_weights(official_shapes) -> dict[str, Tensor]:
     """A state dict of the KernelWizard, as kernel_wizard_weights fills it."""
     return kernel_wizard_weights(official_shapes)
 
