@@ -105,6 +105,9 @@ def draw_distances(rows: Sequence[Row], path: Path) -> None:
                 axis.plot(*zip(*line, strict=True), marker="o", ms=3, lw=1, label=name)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        evaluations = sorted({row.evaluations for row in own if row.evaluations})
+        axis.set_xticks(evaluations, labels=[f"{n}" for n in evaluations])
+        axis.minorticks_off()
         axis.set_xlabel("network evaluations")
         axis.set_ylabel("sliced W2")
 
