@@ -20,7 +20,6 @@ if __name__ == "__main__":                          # before the imports that ta
 
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
 from data.dataloader import ImageDataset, get_dataset
@@ -33,8 +32,9 @@ from guided_diffusion.unet import create_model
 from util.config.config import find_file, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
-from util.img_utils import to_unit, write_atomically
+from util.img_utils import write_atomically
 from util.logger import get_logger
+from util.metrics.scores import psnr
 from util.metrics.statistics import Summary, describe
 from util.seeding import ImageRandomness
 
@@ -198,8 +198,7 @@ def noisy(crops: Crops, sigma: float, seed: int) -> Tensor:
 
 def psnrs(restored: Tensor, truth: Tensor) -> list[float]:
     """PSNR in dB of each image, clipped, on [0, 1]."""
-    return [peak_signal_noise_ratio(to_unit(b).numpy(), to_unit(a).numpy(), data_range=1)
-            for a, b in zip(restored, truth, strict=True)]
+    return [psnr(a, b) for a, b in zip(restored, truth, strict=True)]
 
 
 def denoising(prior: Denoiser, crops: Crops, reference: Crops, seed: int) -> dict[str, dict[str, Summary]]:

@@ -19,74 +19,76 @@ from util.checkpoint import fingerprint
 from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.img_utils import write_atomically
+from util.run.directory import RunDirectory
 from util.run.layout import TEMPORARY_FILE
 from util.run.lock import locked
 
-KILLS = 20
+CHAINS, KILLS = 5, 4
 DRIVER = """
-import json, os, random, shutil, signal, sys, time
-import matplotlib.backends.backend_agg, matplotlib.figure, skimage.metrics
+import json, os, random, signal, sys
+import matplotlib.backends.backend_agg, matplotlib.figure
 import sample_condition
 
-def start(arguments):
+OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename"}
+
+def run(folder, last=None):
+    '''Exit status of a run that kills itself before operation `last` on a file in the folder; how many there were.'''
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1), os.dup2(log, 2)
-        status = 99
+        operations, status = [], 99
+
+        def count(event, arguments):
+            if event in OPERATIONS and f"/{folder}/" in f"/{arguments[0]}":
+                operations.append(event)
+                if len(operations) == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
         try:
-            status = sample_condition.main(arguments)
+            status = sample_condition.main([*sys.argv[3:], "--save_dir", folder])
         finally:
+            os.write(writing, str(len(operations)).encode())
             os._exit(status)
-    return pid
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        operations = told.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(operations or 0)
 
-def finish(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-arguments, kills = sys.argv[2:], int(sys.argv[1])
+chains, kills = map(int, sys.argv[1:3])
 random.seed(0)
-finish(start([*arguments, "--save_dir", "warm"]))
-begun = time.monotonic()
-statuses = [finish(start([*arguments, "--save_dir", "whole"]))]
-duration = time.monotonic() - begun
-rows = []
-for kill in range(kills):
-    while True:                         # a run that came to its end before is done again, and killed earlier
-        shutil.rmtree(f"killed{kill}", ignore_errors=True)
-        pid = start([*arguments, "--save_dir", f"killed{kill}"])
-        time.sleep(duration * (kill + random.random()) / kills)
-        os.kill(pid, signal.SIGKILL)
-        status = finish(pid)
-        if status == -signal.SIGKILL:
-            break
-        duration *= 0.9
-    statuses.append(status)
-    table = f"killed{kill}/super_resolution/dpps/metrics.csv"
-    rows.append(len(open(table).readlines()) - 1 if os.path.exists(table) else -1)
-    statuses.append(finish(start([*arguments, "--save_dir", f"killed{kill}"])))
+status, operations = run("whole")
+statuses, rows = [status], []
+for chain in range(chains):
+    left = operations
+    for _ in range(kills):                  # each leaves all that it did not do to the next
+        last = random.randint(1, left)
+        left -= last - 1
+        statuses.append(run(f"killed{chain}", last)[0])
+        table = f"killed{chain}/super_resolution/dpps/metrics.csv"
+        rows.append(len(open(table).readlines()) - 1 if os.path.exists(table) else -1)
+    statuses.append(run(f"killed{chain}")[0])
 json.dump({"statuses": statuses, "rows": rows}, sys.stdout)
 """
-
-
-def drive(prior: Path, kills: int, *more: str) -> dict:
-    done = subprocess.run([sys.executable, "-c", DRIVER, str(kills), *arguments(prior, *more)], capture_output=True,
-                          text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_runs_killed_at_twenty_moments_end_like_one_that_was_not(prior, workplace):
     for i in range(3):
         picture(workplace / "photos" / f"{i}.png", i)
-    told = drive(prior, KILLS, "--data", "photos", "--num_samples", "2", "--batch_size", "2", "--save_measurements",
-                 "--progress", "2")
-    assert told["statuses"][::2] == [0] * (KILLS + 1), (workplace / "log.txt").read_text()
-    assert told["statuses"][1::2] == [-9] * KILLS
+    options = ["--model_config", "configs/exact_gaussian_model_config.yaml", "--data", "photos", "--num_samples", "2",
+               "--batch_size", "2", "--save_measurements", "--progress", "2"]
+    done = subprocess.run([sys.executable, "-c", DRIVER, str(CHAINS), str(KILLS), *arguments(prior, *options)],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["statuses"] == [0] + CHAINS * (KILLS * [-9] + [0]), (workplace / "log.txt").read_text()
     assert len(set(told["rows"])) > 2, told["rows"]                     # the moments differ
     whole = contents(workplace / "whole" / FOLDER)
     assert len(whole) == 4 + 3 * (1 + 1 + 4 + 2 + 1 + 1 + 8)
-    for kill in range(KILLS):
-        killed = contents(workplace / f"killed{kill}" / FOLDER)
+    for chain in range(CHAINS):
+        killed = contents(workplace / f"killed{chain}" / FOLDER)
         assert killed.keys() == whole.keys()
         assert killed == whole, [name for name in whole if whole[name] != killed[name]]
 
@@ -97,6 +99,7 @@ def break_file(path: Path, how: str) -> None:
                       "damaged": content[:-30] + bytes(255 - byte for byte in content[-30:-29]) + content[-29:]}[how])
 
 
+ONE_STEP = ["--set", "diffusion.timestep_respacing=1"]
 DAMAGES = [
     ("recon/chelsea_1.png", "empty"), ("recon/chelsea_1.png", "truncated"), ("recon/chelsea_mean.png", "half"),
     ("recon/chelsea_0.png", "damaged"), ("input/chelsea.png", "damaged"), ("label/chelsea.png", "truncated"),
@@ -106,44 +109,52 @@ DAMAGES = [
 
 
 def test_an_image_with_a_damaged_file_is_done_again(run):
-    options = ["--num_samples", "2", "--save_measurements", "--set", "diffusion.timestep_respacing=1"]
+    options = ["--num_samples", "2", "--save_measurements", *ONE_STEP]
     assert run(*options)[0] == 0
-    whole = contents(Path("results") / FOLDER)
+    folder = Path("results") / FOLDER
+    whole, damaged = contents(folder), {}
     for file, how in DAMAGES:
-        break_file(Path("results") / FOLDER / file, how)
-        status, out, _ = run(*options)
-        assert status == 0 and "2 finished before" in out, (file, how)
-        assert contents(Path("results") / FOLDER) == whole, (file, how)
+        content = (folder / file).read_bytes()
+        break_file(folder / file, how)
+        damaged[file] = (folder / file).read_bytes()
+        seen = RunDirectory("results", *FOLDER.split("/"), {"num_samples": 2}, keeps_measurements=True, leads=False)
+        assert [seen.finished(name) for name in ("astronaut", "chelsea", "coffee")] == [True, False, True], (file, how)
+        (folder / file).write_bytes(content)
+    for file, content in damaged.items():
+        (folder / file).write_bytes(content)
+    status, out, _ = run(*options)
+    assert status == 0 and "2 finished before" in out
+    assert contents(folder) == whole
 
 
-@pytest.mark.parametrize("cut", [1, 30, 4000])
-def test_a_table_with_a_torn_line_loses_that_line_only(run, cut):
-    assert run()[0] == 0
+def test_a_table_with_a_torn_line_loses_that_line_only(run):
+    assert run(*ONE_STEP)[0] == 0
     whole, table = contents(Path("results") / FOLDER), Path("results") / FOLDER / "metrics.csv"
-    table.write_bytes(table.read_bytes()[:-cut])
-    status, out, _ = run()
-    assert status == 0
-    assert "2 finished before" in out or cut > 1000
-    assert contents(Path("results") / FOLDER) == whole
+    for cut in (1, 30, 4000):
+        table.write_bytes(table.read_bytes()[:-cut])
+        status, out, _ = run(*ONE_STEP)
+        assert status == 0
+        assert "2 finished before" in out or cut > 1000
+        assert contents(Path("results") / FOLDER) == whole
 
 
 def test_a_limit_that_grows_keeps_what_is_there_in_the_order_of_the_data(run):
-    assert run("--limit", "2", "--batch_size", "1")[0] == 0
+    assert run("--limit", "2", "--batch_size", "1", *ONE_STEP)[0] == 0
     (Path("results") / FOLDER / "recon" / "astronaut.png").unlink()
-    status, out, _ = run("--batch_size", "1")
+    status, out, _ = run("--batch_size", "1", *ONE_STEP)
     assert status == 0 and "1 finished before" in out
-    assert run("--save_dir", "whole", "--batch_size", "1")[0] == 0
+    assert run("--save_dir", "whole", "--batch_size", "1", *ONE_STEP)[0] == 0
     assert contents(Path("results") / FOLDER) == contents(Path("whole") / FOLDER)
 
 
 def test_a_run_killed_before_its_summary_writes_it(run):
-    assert run("--limit", "1")[0] == 0
-    assert run()[0] == 0
+    assert run("--limit", "1", *ONE_STEP)[0] == 0
+    assert run(*ONE_STEP)[0] == 0
     folder = Path("results") / FOLDER
     whole = contents(folder)
     (folder / "rows").mkdir()                       # as long as it is there, summary and grid may be of other rows
     (folder / "summary.json").write_text("{}")
-    assert run()[0] == 0
+    assert run(*ONE_STEP)[0] == 0
     assert contents(folder) == whole
 
 
@@ -184,7 +195,7 @@ def test_where_the_file_system_has_no_locks_the_user_is_told(tmp_path, monkeypat
 
 
 def test_temporaries_of_a_killed_run_are_removed_and_only_those(run, workplace, monkeypatch):
-    assert run()[0] == 0
+    assert run(*ONE_STEP)[0] == 0
     folder = workplace / "results" / FOLDER
     names = []
     monkeypatch.setattr("pathlib.Path.replace", lambda self, target: names.append(self))
@@ -197,7 +208,7 @@ def test_temporaries_of_a_killed_run_are_removed_and_only_those(run, workplace, 
     for file in (*mine, *names):
         file.write_text("x")
     os.chdir(workplace)
-    assert run()[0] == 0
+    assert run(*ONE_STEP)[0] == 0
     assert all(file.exists() for file in mine) and not any(name.exists() for name in names)
 
 
@@ -205,9 +216,8 @@ def test_another_network_under_the_same_name_is_noticed(run, prior, workplace):
     model = yaml.safe_load((prior / "model.yaml").read_text())
     weights = torch.load(model["model_path"], weights_only=True)
     torch.save(weights, workplace / "mine.pt")
-    options = ["--set", f"model.model_path={workplace / 'mine.pt'}", "--limit", "1"]
-    assert run(*options)[0] == 0
-    assert run(*options)[0] == 0
+    options = ["--set", f"model.model_path={workplace / 'mine.pt'}", "--limit", "1", *ONE_STEP]
+    assert run(*options)[0] == run(*options)[0] == 0
     torch.save({name: value * 1.001 for name, value in weights.items()}, workplace / "mine.pt")
     status, _, err = run(*options)
     assert status == 2 and "checkpoint (" in err and fingerprint(workplace / "mine.pt") in err
@@ -221,9 +231,8 @@ def test_another_network_under_the_same_name_is_noticed(run, prior, workplace):
 def test_another_kernel_or_mask_under_the_same_name_is_noticed(run, operator, file):
     contents = {"kernel.npy": np.full((3, 3), 1 / 9), "mask.npy": np.tri(32)}
     np.save(file, contents[file])
-    options = ["--set", f"measurement.operator={operator}", "--limit", "1"]
-    assert run(*options)[0] == 0
-    assert run(*options)[0] == 0
+    options = ["--set", f"measurement.operator={operator}", "--limit", "1", *ONE_STEP]
+    assert run(*options)[0] == run(*options)[0] == 0
     np.save(file, np.tri(*contents[file].shape, 1))
     status, _, err = run(*options)
     assert status == 2 and f"files.{file} (" in err and fingerprint(Path(file)) in err
@@ -235,7 +244,7 @@ def test_another_image_under_the_same_name_is_noticed(run, observed):
     for i in range(2):
         picture(Path(f"photos/{i}.png"), i, (32, 32))
     options = ["--data", "photos", "--set", f"measurement.observed={observed}", "--set",
-               "measurement.operator={name: noise}"]
+               "measurement.operator={name: noise}", *ONE_STEP]
     assert run(*options, "--limit", "1")[0] == 0
     picture(Path("photos/1.png"), 7, (32, 32))                          # not restored yet
     assert run(*options)[0] == 0

@@ -21,6 +21,7 @@ import urllib.request
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,6 +64,7 @@ class SourceError(Exception):
     """A source does not give the file; the message is the reason, in a few words."""
 
 
+@cache
 def known_weights(table: Path = REPOSITORY / TABLE) -> dict[str, Weights]:
     """All entries of the table, by name."""
     entries = read_yaml(table, "table of weights")

@@ -5,12 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from skimage.restoration import (
-    denoise_nl_means,
-    denoise_tv_chambolle,
-    inpaint_biharmonic,
-    wiener,
-)
+from skimage import restoration
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
@@ -119,7 +114,7 @@ class TotalVariation(Denoiser):
 
 def tv_denoised(image: np.ndarray, weight: float) -> np.ndarray:
     """The total-variation denoising of an image (H, W, C), every channel by itself."""
-    return denoise_tv_chambolle(image, weight=weight, channel_axis=-1) if weight else image
+    return restoration.denoise_tv_chambolle(image, weight=weight, channel_axis=-1) if weight else image
 
 
 @register_conditioning_method("non_local_means")
@@ -142,7 +137,8 @@ class NonLocalMeans(Denoiser):
         self.h, self.sigma, self.patch_size, self.patch_distance = h, sigma, patch_size, patch_distance
 
     def estimate(self, measurement: Measurement) -> Sequence[np.ndarray]:
-        return [denoise_nl_means(image, self.patch_size, self.patch_distance, self.h, sigma=self.sigma, channel_axis=-1)
+        return [restoration.denoise_nl_means(image, self.patch_size, self.patch_distance, self.h, sigma=self.sigma,
+                                             channel_axis=-1)
                 for image in self.first.estimate(measurement)]
 
 
@@ -181,7 +177,7 @@ class Wiener(Deconvolution):
         periods = [max(1, 2 * side - 2) for side in y.shape]
         extended = [period * math.ceil(len(spread) / period) for period in periods]         # at least the kernel's side
         pad = [(0, size - side) for size, side in zip(extended, y.shape, strict=True)]
-        restored = wiener(np.pad(y, pad, mode="reflect"), spread, self.balance, clip=False)
+        restored = restoration.wiener(np.pad(y, pad, mode="reflect"), spread, self.balance, clip=False)
         return restored[:y.shape[0], :y.shape[1]]
 
 
@@ -244,7 +240,7 @@ class Biharmonic(ClassicalRestorer):
         """An image (H, W, C) on [0, 1] whose pixels `missing` (H, W) may hold anything -> (H, W, C)."""
         if not missing.any():
             return tv_denoised(image, self.tv_weight)
-        filled = inpaint_biharmonic(image, missing, channel_axis=-1)
+        filled = restoration.inpaint_biharmonic(image, missing, channel_axis=-1)
         if not self.tv_weight:
             return filled
-        return inpaint_biharmonic(tv_denoised(filled, self.tv_weight), missing, channel_axis=-1)
+        return restoration.inpaint_biharmonic(tv_denoised(filled, self.tv_weight), missing, channel_axis=-1)

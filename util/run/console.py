@@ -4,6 +4,7 @@ import math
 import platform
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 
 import torch
@@ -81,7 +82,13 @@ def environment(device: torch.device) -> dict[str, object]:
     on_gpu = device.type == "cuda"
     return {"device": device_name(device),
             "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else _peak_resident_bytes(),
-            "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}}}
+            "versions": versions()}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Those of Python and the libraries that results depend on."""
+    return {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}}
 
 
 def device_name(device: torch.device) -> str:
