@@ -3,16 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 import sample_condition
+from guided_diffusion.priors import load
 from guided_diffusion.restoration import check
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
@@ -61,6 +62,23 @@ def prior(tmp_path_factory) -> Path:
     (folder / "model.yaml").write_text(yaml.safe_dump({**MODEL, "model_path": str(folder / "tiny.pt")}))
     (folder / "task.yaml").write_text(yaml.safe_dump(TASK))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def networks_once() -> Iterator[None]:
+    """A file's network is built once for all runs of this process: frozen, it is the same for each of them."""
+    built = {}
+
+    def build(**parameters) -> nn.Module:
+        file = Path(parameters["model_path"]).resolve()
+        key = file, file.stat().st_mtime_ns, repr(sorted(parameters.items()))
+        if key not in built:
+            built[key] = create_model(**parameters)
+        return built[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(load, "create_model", build)
+        yield
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import functools
 import math
 
 import torch
+from torch import nn
 
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, ConditioningMethod, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
@@ -25,6 +26,23 @@ def tiny_unet():
     return fill_network(create_model(
         image_size=SIZE, num_channels=32, num_res_blocks=1, channel_mult="1,2", attention_resolutions="8", num_heads=2,
         learn_sigma=True, use_scale_shift_norm=True), salt=50000).double()
+
+
+class OneLayer(nn.Module):
+    """model(x_t, t) -> (B, 6, H, W): colours and neighbours mix, nonlinearly, at a cost that hundreds of tests can
+    bear."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 3, padding=1)
+
+    def forward(self, x, t):
+        return torch.tanh(self.layer(x) + 1e-3 * t.to(x).view(-1, 1, 1, 1))
+
+
+@functools.cache
+def one_layer():
+    return fill_network(OneLayer(), salt=50000).double()
 
 
 def photographs(names):

@@ -17,7 +17,7 @@ from util.errors import UserError
 from util.seeding import ImageRandomness
 
 LAM = 2.7e-2
-QUICK = {"admm_tv": {"iterations": 15}, "pnp_admm": {"iterations": 2}}
+QUICK = {"admm_tv": {"iterations": 4}, "pnp_admm": {"iterations": 2}}
 
 
 def restore(measurement, name, prior=None, sampler=None, **params):

@@ -1,16 +1,13 @@
-"""Every conditioning method: batches, noise models and samplers, perfect agreement, what is refused, no waiting."""
-
-import functools
+"""Every conditioning method: batches, noise models and samplers, perfect agreement, what is refused."""
 
 import pytest
 import torch
-from torch import nn
 
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, Identity, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
-from tests.guided_steps import METHODS, NAMES, SIZE, Wrapped, restore, single_step, tiny_unet
-from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES, fill_network
+from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from tests.guided_steps import METHODS, NAMES, SIZE, Wrapped, one_layer, restore, single_step, tiny_unet
+from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
 from util.errors import UserError
 
 
@@ -20,23 +17,6 @@ def serves(method, operator, noise="gaussian"):
 
 
 PAIRS = [(method, operator) for method in METHODS for operator in OPERATOR_EXAMPLES if serves(method, operator)]
-
-
-class OneLayer(nn.Module):
-    """model(x_t, t) -> (B, 6, H, W): colours and neighbours mix, nonlinearly, at a cost that hundreds of tests can
-    bear."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Conv2d(3, 6, 3, padding=1)
-
-    def forward(self, x, t):
-        return torch.tanh(self.layer(x) + 1e-3 * t.to(x).view(-1, 1, 1, 1))
-
-
-@functools.cache
-def one_layer():
-    return fill_network(OneLayer(), salt=50000).double()
 
 
 def named(name, thing):
@@ -49,12 +29,13 @@ def named(name, thing):
     *((method, operator, one_layer) for method, operator in PAIRS),
     *((method, "super_resolution", tiny_unet) for method in METHODS if serves(method, "super_resolution"))])
 def test_batch_equals_single_runs_in_any_order(method, operator, network):
-    batch, distances = restore(method, operator, NAMES, network=network)
-    assert batch.shape == (3, 3, SIZE, SIZE) and batch.isfinite().all() and distances.shape == (4, 3)
+    sampler = create_sampler(timestep_respacing="2")
+    batch, distances = restore(method, operator, NAMES, sampler, network=network)
+    assert batch.shape == (3, 3, SIZE, SIZE) and batch.isfinite().all() and distances.shape == (2, 3)
     assert (batch[0] - batch[1]).abs().max() > 0.1
-    shuffled, _ = restore(method, operator, [NAMES[2], NAMES[0]], network=network)
+    shuffled, _ = restore(method, operator, [NAMES[2], NAMES[0]], sampler, network=network)
     torch.testing.assert_close(shuffled, batch[[2, 0]], atol=1e-6, rtol=0)
-    alone, distance = restore(method, operator, [NAMES[1]], network=network)
+    alone, distance = restore(method, operator, [NAMES[1]], sampler, network=network)
     torch.testing.assert_close(alone, batch[1:2], atol=1e-6, rtol=0)
     torch.testing.assert_close(distance[:, 0], distances[:, 1], atol=1e-6, rtol=0)
 
@@ -64,7 +45,7 @@ def test_batch_equals_single_runs_in_any_order(method, operator, network):
     if serves(method, "super_resolution", noise)])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_every_noise_model_and_sampler(method, noise, sampler):
-    reverse = create_sampler(sampler=sampler, timestep_respacing="4", eta=0.3 if sampler == "ddim" else 0.0)
+    reverse = create_sampler(sampler=sampler, timestep_respacing="2", eta=0.3 if sampler == "ddim" else 0.0)
     x, distances = restore(method, "super_resolution", NAMES[:2], reverse, noise, one_layer)
     assert x.isfinite().all() and distances.isfinite().all() and (distances > 0).all()
 
@@ -131,38 +112,3 @@ def test_what_serves_the_noise_is_named(monkeypatch):
 def test_mistakes_in_parameters(method, params, message):
     with pytest.raises(UserError, match=message):
         get_conditioning_method(method, **params)
-
-
-class MetaRandomness:
-    """Draws without values, on a device that has none."""
-
-    def randn_like(self, x):
-        return torch.empty_like(x)
-
-    rand_like = randn_like
-
-
-class Decimation(LinearOperator):
-    """A keeps every second pixel per axis; A^+ puts them back."""
-
-    def forward(self, x):
-        return x[..., ::2, ::2]
-
-    def pinv(self, y):
-        x = y.new_zeros(*y.shape[:-2], 2 * y.shape[-2], 2 * y.shape[-1])
-        x[..., ::2, ::2] = y
-        return x
-
-    initial_guess = pinv
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if CONDITIONING_METHODS[name].serves(Decimation())])
-def test_the_loop_never_waits_for_a_value(method):
-    """On the meta device every read of a value by the host (item, float, a truth value) raises."""
-    operator = Decimation()
-    operator.image_shape = (2, 3, 8, 8)
-    measurement = Measurement(operator, get_noise("gaussian", sigma=0.1), torch.empty(2, 3, 4, 4, device="meta"))
-    x = get_conditioning_method(method).restore(
-        lambda x_t, t: torch.cat([0.3 * x_t, 0.1 * x_t + t.view(-1, 1, 1, 1)], dim=1),
-        create_sampler(timestep_respacing="5"), measurement, MetaRandomness())
-    assert x.is_meta and x.shape == (2, 3, 8, 8)

@@ -47,11 +47,9 @@ def photos(workplace, one_thread, monkeypatch):
     return workplace
 
 
-def torchrun(processes: int, prior: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-         str(REPOSITORY / "sample_condition.py"), *arguments(prior, *OPTIONS, *more)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def start(*command: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)})
 
 
 def ranks_of(torchrun: subprocess.Popen) -> dict[int, int]:
@@ -66,11 +64,11 @@ def ranks_of(torchrun: subprocess.Popen) -> dict[int, int]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_several_processes_leave_what_one_does_and_survive_the_death_of_one(run, prior, photos):
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+def test_several_processes_leave_what_one_does(run, prior, photos):
     assert run(*OPTIONS, "--save_dir", "one")[0] == 1
     expected = contents(photos / "one" / FOLDER)
-    process = torchrun(3, prior, "--save_dir", "three")
+    process = start("tests.ranks", "3", "sample_condition", *arguments(prior, *OPTIONS, "--save_dir", "three"))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert contents(photos / "three" / FOLDER) == expected
@@ -78,8 +76,12 @@ def test_several_processes_leave_what_one_does_and_survive_the_death_of_one(run,
     assert err.count("cannot read image") == err.count("left out: LPIPS") == 1
     assert "18/18" in err and "1 of 6 images could not be read" in err
 
-    slow = ["--set", "diffusion.timestep_respacing=40", "--save_dir", "two"]
-    process = torchrun(2, prior, *slow)
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_run_by_torchrun_survives_the_death_of_a_process(run, prior, photos):
+    slow = [*OPTIONS, "--set", "diffusion.timestep_respacing=12"]
+    process = start("torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                    str(REPOSITORY / "sample_condition.py"), *arguments(prior, *slow, "--save_dir", "two"))
     table = photos / "two" / FOLDER / "rows"
     deadline = time.monotonic() + 120
     while len([f for f in table.glob("*.csv") if f.stat().st_size]) < 1 and time.monotonic() < deadline:
@@ -92,11 +94,11 @@ def test_several_processes_leave_what_one_does_and_survive_the_death_of_one(run,
     assert "same command continues" in line
     before = {f: f.stat().st_mtime_ns for f in (photos / "two" / FOLDER / "recon").glob("*.png")}
     assert before
-    status, out, err = run(*OPTIONS, *slow)
+    status, out, err = run(*slow, "--save_dir", "two")
     assert status == 1 and "finished before" in out, err
     done = [f for f in before if f.stat().st_mtime_ns == before[f]]
     assert done
-    assert run(*OPTIONS, *slow[:2], "--save_dir", "single")[0] == 1
+    assert run(*slow, "--save_dir", "single")[0] == 1
     assert contents(photos / "two" / FOLDER) == contents(photos / "single" / FOLDER)
 
 

@@ -84,6 +84,8 @@ def test_the_package_is_imported_without_torch():
 def test_the_tutorial_runs(monkeypatch):
     notebook = nbformat.read(REPOSITORY / "docs" / "tutorial.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
+    for cell in notebook.cells:                     # as it stands but for the pixels
+        cell.source = cell.source.replace("size=48", "size=16")
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(REPOSITORY / "docs")}}).execute()
     shown = [output["data"]["text/html"] for cell in notebook.cells for output in cell.get("outputs", ())
              if "text/html" in output.get("data", {})]

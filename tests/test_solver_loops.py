@@ -14,8 +14,8 @@ from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
-SHORT = {"daps": {"ode_steps": 2, "langevin_steps": 3}, "pnp_dm": {"iterations": 3, "langevin_steps": 3},
-         "sitcom": {"iterations": 2}}                           # everything else takes the sampler's four steps
+SHORT = {"daps": {"ode_steps": 2, "langevin_steps": 2}, "pnp_dm": {"iterations": 3, "langevin_steps": 2},
+         "sitcom": {"iterations": 2}}                           # everything else takes the sampler's steps
 SOLVERS = [name for name in METHODS if issubclass(METHODS[name], Solver) and METHODS.build(name).needs_prior
            and not METHODS[name].needs_exact_prior]
 
@@ -36,10 +36,11 @@ class Network(nn.Module):
 @pytest.mark.parametrize(("solver", "operator"), [
     (solver, operator) for solver in SOLVERS for operator in OPERATOR_EXAMPLES if serves(solver, operator)])
 def test_batch_equals_single_runs(solver, operator):
-    batch, distances = restore(solver, operator, NAMES[:2], network=Network, **SHORT.get(solver, {}))
+    options = {"sampler": create_sampler(timestep_respacing="2"), "network": Network, **SHORT.get(solver, {})}
+    batch, distances = restore(solver, operator, NAMES[:2], **options)
     assert batch.shape == (2, 3, SIZE, SIZE) and batch.isfinite().all() and not batch.requires_grad
     assert (batch[0] - batch[1]).abs().max() > 0.1
-    alone, distance = restore(solver, operator, [NAMES[1]], network=Network, **SHORT.get(solver, {}))
+    alone, distance = restore(solver, operator, [NAMES[1]], **options)
     torch.testing.assert_close(alone, batch[1:], atol=1e-6, rtol=0)
     torch.testing.assert_close(distance[:, 0], distances[:, 1], atol=1e-6, rtol=1e-6)
 

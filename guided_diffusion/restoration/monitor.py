@@ -48,8 +48,7 @@ class Monitor:
         self.advised = False
         self.bar = tqdm(total=self.total, unit=" steps", desc="Restoring", dynamic_ncols=True, mininterval=0,
                         miniters=1, disable=not (team.leads and self.total))
-        if model is not None:
-            model.register_forward_pre_hook(self._count)
+        self.counting = None if model is None else model.register_forward_pre_hook(self._count)
 
     def _count(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.evaluations += len(inputs[0])
@@ -61,6 +60,8 @@ class Monitor:
         if kind is None:
             self.draw()
         self.bar.close()
+        if self.counting is not None:
+            self.counting.remove()
 
     def refresh(self, distance: Tensor | None = None) -> None:
         """Draw the bar, if it is time, with the mean of the distances (B,)."""

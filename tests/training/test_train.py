@@ -214,11 +214,10 @@ def test_a_step_is_done_whole_or_not_at_all(tmp_path, train, monkeypatch, number
 
 
 def test_two_processes_train_the_same_network(tmp_path, train, photographs):
-    """torchrun with two processes: the crops, timesteps and noise of one process, and so its losses."""
+    """The crops, timesteps and noise of one process, and so its losses."""
     assert train(tmp_path / "one", PHASES[:1]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m",
-               "guided_diffusion.train", "--data", str(photographs), "--config", str(tmp_path / "train.yaml"), "--out",
-               str(tmp_path / "two")]
+    command = [sys.executable, "-m", "tests.ranks", "2", "guided_diffusion.train", "--data", str(photographs),
+               "--config", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "two")]
     result = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
                             text=True, timeout=240)
     assert result.returncode == 0, result.stderr
