@@ -61,11 +61,12 @@ def test_the_mean_of_the_samples_is_their_mean(run):
 
 
 def test_results_do_not_depend_on_batches(run):
-    for batch_size in ("6", "1", "2", "5"):
-        assert run("--num_samples", "2", "--save_dir", batch_size, "--batch_size", batch_size)[0] == 0
+    for batch_size in ("6", "1", "5"):
+        assert run("--num_samples", "2", "--save_dir", batch_size, "--batch_size", batch_size, "--set",
+                   "diffusion.timestep_respacing=2")[0] == 0
     first = rows("6/super_resolution/dpps")
     assert len(first) == 9
-    for batch_size in ("1", "2", "5"):
+    for batch_size in ("1", "5"):
         for a, b in zip(first, rows(f"{batch_size}/super_resolution/dpps"), strict=True):
             assert (a["image"], a["sample"]) == (b["image"], b["sample"])
             for column in ("psnr", "ssim", "distance", "chi_square"):

@@ -46,7 +46,7 @@ def test_results_that_hold_no_finished_image_do_not_bind(run):
 def test_interrupting_keeps_what_is_finished(prior, workplace):
     for i in range(40):
         picture(workplace / "photos" / f"{i:02d}.png", i)
-    options = ["--data", "photos", "--batch_size", "1", "--set", "diffusion.timestep_respacing=25"]
+    options = ["--data", "photos", "--batch_size", "1", "--set", "diffusion.timestep_respacing=8"]
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)             # as a shell starts a background job
     process = launch(prior, *options)
     signal.signal(signal.SIGINT, previous)

@@ -69,8 +69,8 @@ def test_gopro_blur_runs_and_has_nothing_to_align(run):
 
 
 def test_nonlinear_deblurring_runs(run, checkpoint):
-    status, _, err = run(*task("nonlinear_deblur_config.yaml"), "--set", "data.image_size=128",
-                         "--set", f"measurement.operator.model_path={checkpoint}")
+    status, _, err = run(*task("nonlinear_deblur_config.yaml"), "--set", "data.image_size=128", "--set",
+                         "diffusion.timestep_respacing=1", "--set", f"measurement.operator.model_path={checkpoint}")
     assert status == 0, err
     row, = rows(Path("results/nonlinear_blur/ps"))
     assert math.isfinite(float(row["psnr"])) and math.isfinite(float(row["distance"]))

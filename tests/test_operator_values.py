@@ -54,11 +54,10 @@ def test_golden_forward_and_true_adjoint(golden, case):
     assert compared >= 3
 
 
-@pytest.mark.parametrize(("name", "size"), [("gaussian_blur", 61), ("motion_blur", 61), ("motion_blur", 7),
-                                            ("gaussian_blur", 3)])
+@pytest.mark.parametrize(("name", "size"), [("motion_blur", 61), ("motion_blur", 7), ("gaussian_blur", 3)])
 def test_fft_equals_direct_convolution(name, size):
-    x = normal(3, 3, 64, 51, dtype=torch.float32).clamp(-1, 1)
-    direct, fft = (prepared(name, {"kernel_size": size, "intensity": 0.8, "convolution": method}, (64, 51))
+    x = normal(3, 3, 40, 33, dtype=torch.float32).clamp(-1, 1)
+    direct, fft = (prepared(name, {"kernel_size": size, "intensity": 0.8, "convolution": method}, (40, 33))
                    for method in ("direct", "fft"))
     assert direct.direct and not fft.direct
     torch.testing.assert_close(fft(x), direct(x), rtol=0, atol=1e-5)
@@ -67,10 +66,10 @@ def test_fft_equals_direct_convolution(name, size):
 
 @pytest.mark.parametrize("kernel_size", [3, 61])
 def test_one_matrix_per_axis_equals_direct_convolution(kernel_size):
-    x = normal(3, 3, 64, 51)
+    x = normal(3, 3, 40, 33)
     direct, separable, tall = (
         prepared("gaussian_blur", {"kernel_size": kernel_size, "intensity": 1.5, "convolution": method}, size)
-        for method, size in (("direct", (64, 51)), ("auto", (64, 51)), ("auto", (260, 51))))
+        for method, size in (("direct", (40, 33)), ("auto", (40, 33)), ("auto", (260, 33))))
     assert separable.separable and not direct.separable and not tall.separable
     torch.testing.assert_close(separable(x), direct(x), rtol=0, atol=1e-13)
     torch.testing.assert_close(separable.transpose(x), direct.transpose(x), rtol=0, atol=1e-13)

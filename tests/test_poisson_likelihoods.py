@@ -48,8 +48,8 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def test_likelihood_gradients_by_hand(likelihood, rate):
     """Also where the prediction is darker than one count, or outside [-1, 1]."""
     noise = get_noise("poisson", rate=rate, likelihood=likelihood)
-    y = noise(uniform(3, 3, 8, 8), randomness()).double()
-    for prediction in (uniform(3, 3, 8, 8, seed=1).double(), 1.4 * uniform(3, 3, 8, 8, seed=2).double()):
+    y = noise(uniform(3, 3, 8, 8), randomness()).double()[..., :3, :3]
+    for prediction in (uniform(3, 3, 3, 3, seed=1).double(), 1.4 * uniform(3, 3, 3, 3, seed=2).double()):
         torch.testing.assert_close(grad(noise, y, prediction), likelihood_gradient(likelihood, y, prediction, rate))
         dark = prediction.clone().requires_grad_()
         assert torch.autograd.gradcheck(lambda p, y=y: noise.distance(y, p), dark, atol=0.1, rtol=1e-3)

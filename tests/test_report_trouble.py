@@ -29,17 +29,15 @@ HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a&amp
            "\u202eevil", "-rf", "--images=9", "</style><b>", "%2e%2e", "data:text/html,x", "日本語", "{x}", "${x}")
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_names_are_text_and_nothing_else(tmp_path, report, name):
-    make_run(tmp_path, images=("plain",), curves=True, samples=2)
+def test_names_are_text_and_nothing_else(tmp_path, report):
+    make_run(tmp_path, images=tuple(f"plain{k:02d}" for k in range(len(HOSTILE))), curves=True, samples=2)
     plain = [tag for tag, _ in report()[1].elements]
     shutil.rmtree(tmp_path / "inpainting")
-    if "/" in name:
-        name = name.replace("/", "\u2215")
-    make_run(tmp_path, images=(name,), curves=True, samples=2)
+    names = tuple(name.replace("/", "\u2215") for name in HOSTILE)
+    make_run(tmp_path, images=names, curves=True, samples=2)
     _, page, _ = report()
     assert [tag for tag, _ in page.elements] == plain
-    assert name in page.texts
+    assert {*names} <= {*page.texts}
     assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
 
 

@@ -25,7 +25,7 @@ def train(tmp_path, photographs):
 
     def run(out, phases, **settings):
         config = dict(model_config=str(tmp_path / "model.yaml"), phases=phases, precision="fp32", warmup_steps=2,
-                      ema_decay=0.9, learning_rate=1e-3, save_every=2)
+                      ema_decay=0.9, learning_rate=1e-3, save_every=100)
         (tmp_path / "train.yaml").write_text(yaml.safe_dump({**config, **settings}))
         return main(["--data", str(photographs), "--config", str(tmp_path / "train.yaml"), "--out", str(out)])
     return run

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_the_prior_it_leaves_is_a_checkpoint(tmp_path, train):
-    assert train(tmp_path / "out", PHASES) == 0
+    assert train(tmp_path / "out", PHASES, save_every=2) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"state.pt", "ema.pt", "loss.csv", "loss.png"}
     model = create_model(**MODEL, model_path=str(tmp_path / "out" / "ema.pt"))
     assert model.out[2].weight.abs().max() > 0                              # starts at zero
@@ -70,7 +70,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path, train, capsys):
 def test_a_run_that_diverges_goes_on_from_its_last_save_at_a_lower_rate(tmp_path, train, capsys):
     assert train(tmp_path / "out", PHASES[:1]) == 0
     state = (tmp_path / "out" / "state.pt").read_bytes()
-    assert train(tmp_path / "out", PHASES, learning_rate=1e12, save_every=100) == 2
+    assert train(tmp_path / "out", PHASES, learning_rate=1e12) == 2
     assert "lower learning_rate" in (err := capsys.readouterr().err) and "Traceback" not in err
     assert (tmp_path / "out" / "state.pt").read_bytes() == state
     assert train(tmp_path / "out", PHASES, learning_rate=5e-4) == 0
@@ -118,7 +118,7 @@ def test_results_whose_state_is_gone_are_kept(tmp_path, train, capsys, names):
 
 
 def test_loss_falls(tmp_path, train):
-    assert train(tmp_path / "out", [dict(crop=8, batch_size=8, steps=60)], save_every=60) == 0
+    assert train(tmp_path / "out", [dict(crop=8, batch_size=8, steps=60)]) == 0
     losses = np.genfromtxt(tmp_path / "out" / "loss.csv", delimiter=",", names=True)["eps_mse"]
     assert losses[-10:].mean() < 0.6 * losses[:5].mean()
 
