@@ -39,8 +39,7 @@ def one_thread():
 
 
 @pytest.fixture
-def photos(workplace, one_thread, monkeypatch):
-    monkeypatch.setitem(perceptual.NETWORKS, "st_lpips", ST_LPIPS)       # as in the processes that are started
+def photos(workplace, one_thread):
     for i in range(IMAGES):
         picture(workplace / "photos" / f"{i}.png", i)
     (workplace / "photos" / "broken.png").write_text("no image")
@@ -78,7 +77,8 @@ def test_several_processes_leave_what_one_does(run, prior, photos):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_a_run_by_torchrun_survives_the_death_of_a_process(run, prior, photos):
+def test_a_run_by_torchrun_survives_the_death_of_a_process(run, prior, photos, monkeypatch):
+    monkeypatch.setitem(perceptual.NETWORKS, "st_lpips", ST_LPIPS)       # as in the processes that are started
     slow = [*OPTIONS, "--set", "diffusion.timestep_respacing=12"]
     process = start("torch.distributed.run", "--standalone", "--nproc_per_node=2",
                     str(REPOSITORY / "sample_condition.py"), *arguments(prior, *slow, "--save_dir", "two"))
