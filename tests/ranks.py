@@ -1,5 +1,5 @@
 """`python -m tests.ranks N MODULE OPTIONS`: main(OPTIONS) of the module in N processes, as torchrun would start them
-but for the imports, which are done once; ends with the highest of their exit statuses."""
+but for the imports, which are done once, and with fast scores; ends with the highest of their exit statuses."""
 
 import importlib
 import os
@@ -7,10 +7,13 @@ import sys
 
 from torch.distributed import TCPStore
 
+from tests.fake_weights import use_fast_scores
+
 
 def main(processes: int, module: str, options: list[str]) -> int:
     """Fork them, and wait."""
     program = importlib.import_module(module)
+    use_fast_scores()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE=str(processes),
                       TORCHELASTIC_USE_AGENT_STORE="True")

@@ -39,8 +39,7 @@ def one_thread():
 
 
 @pytest.fixture
-def photos(workplace, one_thread, monkeypatch):
-    monkeypatch.setitem(perceptual.NETWORKS, "st_lpips", ST_LPIPS)       # as in the processes that are started
+def photos(workplace, one_thread):
     for i in range(IMAGES):
         picture(workplace / "photos" / f"{i}.png", i)
     (workplace / "photos" / "broken.png").write_text("no image")
@@ -69,7 +68,7 @@ def test_several_processes_leave_what_one_does(run, prior, photos):
     assert run(*OPTIONS, "--save_dir", "one")[0] == 1
     expected = contents(photos / "one" / FOLDER)
     process = start("tests.ranks", "3", "sample_condition", *arguments(prior, *OPTIONS, "--save_dir", "three"))
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
     assert contents(photos / "three" / FOLDER) == expected
     assert out.count(f"{IMAGES + 1} images of") == out.count("mean of 5") == 1           # one process speaks
@@ -78,16 +77,17 @@ def test_several_processes_leave_what_one_does(run, prior, photos):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_a_run_by_torchrun_survives_the_death_of_a_process(run, prior, photos):
+def test_a_run_by_torchrun_survives_the_death_of_a_process(run, prior, photos, monkeypatch):
+    monkeypatch.setitem(perceptual.NETWORKS, "st_lpips", ST_LPIPS)       # as in the processes that are started
     slow = [*OPTIONS, "--set", "diffusion.timestep_respacing=12"]
     process = start("torch.distributed.run", "--standalone", "--nproc_per_node=2",
                     str(REPOSITORY / "sample_condition.py"), *arguments(prior, *slow, "--save_dir", "two"))
     table = photos / "two" / FOLDER / "rows"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len([f for f in table.glob("*.csv") if f.stat().st_size]) < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 1
     line, = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "another process of the run has ended" in line and "of 6 images are finished and kept" in line

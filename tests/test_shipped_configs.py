@@ -22,12 +22,10 @@ TASKS = [name for name, tree in FILES.items() if "measurement" in tree]
 
 
 def kind(name: str) -> str:
-    """What tasks have in common that run alike: all but images and numbers; of settings, operators neither. Tuned
-    solvers are those of one folder."""
-    if name.startswith("solvers/") and name.count("/") > 1:
-        return str(Path(name).parent)
-    measurement = FILES[name]["measurement"]
-    parts = FILES[name]["conditioning"], measurement["noise"] if name.startswith("settings/") else measurement
+    """What tasks have in common that run alike: all but images and numbers; of settings and of tuned solvers, which are
+    there for several operators, the operator neither."""
+    tree, of_many = FILES[name], name.count("/") > 1
+    parts = tree["conditioning"], tree["measurement"]["noise"] if of_many else tree["measurement"]
     return re.sub(r"-?\d[\d.e-]*", "0", json.dumps(parts))
 
 

@@ -219,7 +219,7 @@ def test_two_processes_train_the_same_network(tmp_path, train, photographs):
     command = [sys.executable, "-m", "tests.ranks", "2", "guided_diffusion.train", "--data", str(photographs),
                "--config", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "two")]
     result = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-                            text=True, timeout=240)
+                            text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "two" / "ema.pt").is_file()
     one, two = (np.genfromtxt(tmp_path / name / "loss.csv", delimiter=",", names=True) for name in ("one", "two"))
