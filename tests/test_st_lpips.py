@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.dataloader import DATASETS
 from guided_diffusion import degrade, restore
+from util.config.config import REPOSITORY
 from util.metrics import weights
 from util.metrics.scores import Metrics, psnr
 from util.metrics.shift_tolerant import ShiftTolerantLPIPS
@@ -55,7 +56,7 @@ def test_only_the_packages_weights_are_used_and_nothing_is_printed():
     code = ("import sys; from util.metrics.scores import Metrics; import torch; x = torch.zeros(3, 20, 20);"
             "assert Metrics(networks=['st_lpips'])(x, x).st_lpips == 0;"
             "assert not {'stlpips_pytorch', 'torchsummary', 'IPython'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=REPOSITORY)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
