@@ -142,7 +142,9 @@ def test_a_table_with_a_torn_line_loses_that_line_only(run):
 
 def test_a_limit_that_grows_keeps_what_is_there_in_the_order_of_the_data(run):
     assert run("--limit", "2", "--batch_size", "1", *ONE_STEP)[0] == 0
-    (Path("results") / FOLDER / "recon" / "astronaut.png").unlink()
+    table = Path("results") / FOLDER / "metrics.csv"
+    head, _, second = table.read_text().splitlines(keepends=True)
+    table.write_text(head + second)
     status, out, _ = run("--batch_size", "1", *ONE_STEP)
     assert status == 0 and "1 finished before" in out
     assert run("--save_dir", "whole", "--batch_size", "1", *ONE_STEP)[0] == 0
