@@ -8,6 +8,7 @@ import torch
 
 from guided_diffusion.posterior_benchmark.__main__ import main
 from guided_diffusion.posterior_benchmark.cases import Problem, arena
+from guided_diffusion.posterior_benchmark.report import Row, write_csv
 from guided_diffusion.posterior_benchmark.scores import LEVELS, average, score
 from guided_diffusion.priors.distributions import GaussianMixture
 from guided_diffusion.priors.gaussians import DiagonalGaussian
@@ -68,6 +69,13 @@ def test_the_arena_has_one_measurement_per_image_and_its_posterior():
 
 ARGUMENTS = ["--priors", "plane", "--operators", "noise", "--sigma", "0.3", "--steps", "3,2", "--images", "2",
              "--samples", "20", "--methods", "ps:likelihood=gaussian", "ddrm"]
+
+
+def test_a_row_whose_samples_diverged_has_empty_cells(tmp_path):
+    write_csv([Row("blur", "mcg", 20, 20, 1.0, None)], tmp_path / "rows.csv")
+    with open(tmp_path / "rows.csv", newline="") as file:
+        header, row = csv.reader(file)
+    assert row == ["blur", "mcg", "20", "20", "1.00", *[""] * (len(header) - 5)]
 
 
 def test_the_program(workplace, capsys):

@@ -64,14 +64,15 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """A line per row, with every number."""
+    """A line per row, with every number; empty cells where the samples diverged."""
     text = io.StringIO()
     names = [field.name for field in fields(Scores) if field.name not in ("coverage", "modes", "exact_modes")]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["problem", "method", "steps", "evaluations", "seconds", *names,
-                     *(f"coverage_{100 * level:g}" for level in LEVELS)])
+    names_of_coverage = [f"coverage_{100 * level:g}" for level in LEVELS]
+    writer.writerow(["problem", "method", "steps", "evaluations", "seconds", *names, *names_of_coverage])
     for row in rows:
-        found = [*(vars(row.scores)[name] for name in names), *row.scores.coverage.values()] if row.scores else []
+        found = [*(vars(row.scores)[name] for name in names), *row.scores.coverage.values()] if row.scores else (
+            [""] * len(names + names_of_coverage))
         writer.writerow([row.problem, row.method, row.steps, row.evaluations, f"{row.seconds:.2f}", *found])
     write_atomically(path, text.getvalue().encode())
 
