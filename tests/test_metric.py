@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.fake_weights import write_alexnet, write_inception, write_st_lpips, write_vgg16
 from util.errors import UserError
@@ -23,6 +23,12 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 def image(seed=0, size=16):
     return torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_psnr_is_scikit_images():
+    restored, label = ((image(seed).clamp(-1, 1) / 2 + 0.5).double().numpy() for seed in (0, 1))
+    expected = peak_signal_noise_ratio(label, restored, data_range=1.0)
+    assert psnr(image(0), image(1)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_psnr_is_ten_log_of_the_mean_square_on_the_unit_scale():
