@@ -36,7 +36,7 @@ class Method(ABC):
         The message names the methods that can.
         """
         if not self.serves(operator, noiser):
-            task = f"noise '{noiser.name}'" if noiser and self.serves(operator) else f"'{operator.name}'"
+            task = f"'{operator.name}'" + (f" with noise '{noiser.name}'" if noiser and self.serves(operator) else "")
             serving = [name for name in CONDITIONING_METHODS if CONDITIONING_METHODS[name].serves(operator, noiser)
                        and CONDITIONING_METHODS[name].needs_exact_prior <= self.needs_exact_prior]
             raise UserError(f"conditioning method '{self.name}' needs {self.needs}, found {task}; methods that serve "

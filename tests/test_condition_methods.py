@@ -17,6 +17,9 @@ def serves(method, operator, noise="gaussian"):
 
 
 PAIRS = [(method, operator) for method in METHODS for operator in OPERATOR_EXAMPLES if serves(method, operator)]
+ALL = {name: CONDITIONING_METHODS[name] for name in CONDITIONING_METHODS}
+CASES = [(get_operator(operator, **params), get_noise(noise, **noise_params))
+         for operator, params in OPERATOR_EXAMPLES.items() for noise, noise_params in NOISE_EXAMPLES.items()]
 
 
 def named(name, thing):
@@ -80,8 +83,8 @@ def test_what_serves_the_noise_is_named(monkeypatch):
     method, operator = get_conditioning_method("gaussian_only"), get_operator("noise")
     method.check(operator)
     method.check(operator, get_noise("gaussian", sigma=0.1))
-    with pytest.raises(UserError, match="'gaussian_only' needs gaussian noise, found noise 'clean'; methods that serve "
-                                        "noise 'clean': .*dpps, ") as refusal:
+    with pytest.raises(UserError, match="'gaussian_only' needs gaussian noise, found 'noise' with noise 'clean'; "
+                                        "methods that serve 'noise' with noise 'clean': .*dpps, ") as refusal:
         method.check(operator, get_noise("clean"))
     assert str(refusal.value).count("gaussian_only") == 1
     with pytest.raises(UserError, match="methods that serve 'hdr': .*gaussian_only, "):
@@ -112,3 +115,19 @@ def test_what_serves_the_noise_is_named(monkeypatch):
 def test_mistakes_in_parameters(method, params, message):
     with pytest.raises(UserError, match=message):
         get_conditioning_method(method, **params)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_refusal_names_what_was_found_and_what_serves_it(name):
+    """The operator, the noise where another would do, and methods that take both; every operator with every noise."""
+    method = get_conditioning_method(name)
+    for operator, noiser in CASES:
+        if method.serves(operator, noiser):
+            continue
+        with pytest.raises(UserError) as refusal:
+            method.check(operator, noiser)
+        found, _, serving = str(refusal.value).partition("; methods that serve ")
+        task, _, names = serving.rpartition(": ")
+        assert task == f"'{operator.name}'" + f" with noise '{noiser.name}'" * method.serves(operator)
+        assert found == f"conditioning method '{name}' needs {method.needs}, found {task}"
+        assert names and all(ALL[other].serves(operator, noiser) for other in names.split(", "))

@@ -224,8 +224,8 @@ def test_ilvr_is_the_low_pass_projection():
 @pytest.mark.parametrize("method, operator, noise, words", [
     ("ddrm", "motion_blur", "gaussian", "needs .*singular value decomposition.*serve 'motion_blur': .*dpps"),
     ("ddrm", "phase_retrieval", "gaussian", "found 'phase_retrieval'; methods that serve"),
-    ("ddrm", "inpainting", "poisson", "gaussian or clean, found noise 'poisson'; methods"),
-    ("ddnm", "motion_blur", "gaussian", "without noise, or .* found noise 'gaussian'; methods"),
+    ("ddrm", "inpainting", "poisson", "gaussian or clean, found 'inpainting' with noise 'poisson'; methods"),
+    ("ddnm", "motion_blur", "gaussian", "without noise, or .* found 'motion_blur' with noise 'gaussian'; methods"),
     ("ddnm", "jpeg", "clean", "linear operator.*found 'jpeg'"),
     ("ilvr", "hdr", "clean", "linear operator, found 'hdr'")])
 def test_what_cannot_be_served_is_refused_before_the_prior_is_loaded(method, operator, noise, words):
