@@ -81,6 +81,8 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
     announce(task, folder, plan, team, device, args.progress)
     with ending.keeping(folder, plan.names):
         prior = load() if task.method.needs_prior and plan.groups else None
+        if prior is not None:
+            task.check_prior(prior)
         if args.compile and prior is not None:
             prior = compiled(prior, plan.largest_batch(args.num_samples), task.source.image_size, device)
         metrics = load_metrics(task, plan, args.weights_dir, device)

@@ -216,6 +216,8 @@ def test_priors_of_the_configuration(name, params, folder):
     ("gaussian", {"spectrum": np.ones((5, 8, 8))}, "is 5x8x8, expected 8x8"),
     ("gaussian", {"spectrum": np.eye(8)}, "has 0 as its smallest value, so it is not positive definite"),
     ("gaussian", {"spectrum": 1 + np.arange(8.0) * np.ones((8, 1))}, "other variances at f and -f"),
+    ("gaussian", {"spectrum": np.where(np.eye(8)[0], np.inf, np.ones((8, 8)))}, "has values that are infinite"),
+    ("gaussian", {"falloff": 1e9}, "spectrum has values that are infinite"),
     ("gaussian", {"std": 0.0}, "std is 0.0, expected"),
     ("gaussian", {"stdd": 0.1}, "unknown key 'stdd'; did you mean 'std'")])
 def test_mistakes_are_told_in_a_sentence(name, params, words, folder, tmp_path):
@@ -258,9 +260,10 @@ def test_the_command_line(folder, run):
             ("prior: gaussian\nspectrum: missing.npy", [], "spectrum 'missing.npy' not found"),
             ("prior: gaussian", ["--tile", "8"], "takes images whole"),
             ("prior: gaussian", ["--set", "data.image_size=16"], "are 16x16, but the exact prior is for 8x8"),
+            ("prior: gaussian", ["--set", "model.image_size=64"], "12288x12288, which takes 1.1 GiB"),
             ("prior: gaussian", ["--set", "measurement.noise={name: clean}"], "a linear operator and gaussian noise")]:
         status, text = run("--save_dir", "mistakes", *more, prior=prior)
-        assert status == 2 and words in text, text
+        assert status == 2 and words in text and "Restoring" not in text, text
 
 
 def test_other_images_or_variances_under_the_same_name_are_noticed(folder, run):

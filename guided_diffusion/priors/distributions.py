@@ -65,6 +65,7 @@ class Gaussian(Distribution):
     def __init__(self, mean: Tensor | float):
         super().__init__()
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float64))
+        require_finite(self.mean, "mean")
 
     @abstractmethod
     def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
@@ -187,8 +188,16 @@ class GaussianMixture(Distribution):
         return values[chosen, torch.arange(len(chosen), device=chosen.device)]
 
 
-def require_positive(least: Tensor, what: str, floor: float = 0.0) -> None:
-    """UserError if the least of some variances is not above `floor`."""
+def require_finite(values: Tensor, what: str) -> None:
+    """UserError unless all of some parameters are finite."""
+    if not values.isfinite().all():
+        raise UserError(f"a Gaussian prior's {what} has values that are infinite or no numbers; expected finite ones")
+
+
+def require_positive(variances: Tensor, what: str, floor: float = 0.0) -> None:
+    """UserError unless all of some variances are finite and above `floor`."""
+    require_finite(variances, what)
+    least = variances.min()
     if not least > floor:
         raise UserError(f"a Gaussian prior's {what} has {least.item():g} as its smallest value, so it is not positive "
                         "definite; expected positive variances")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from guided_diffusion.priors.distributions import Gaussian, Spectral, require_positive
+from guided_diffusion.priors.distributions import Gaussian, Spectral, require_finite, require_positive
 from util.errors import UserError
 
 
@@ -11,7 +11,7 @@ class StationaryGaussian(Gaussian):
     """A stationary covariance, diagonal in the orthonormal 2-D Fourier basis, the channels independent.
 
     Args:
-        spectrum: variance of every Fourier mode, (H, W) or (C, H, W), 0 or more, symmetric under negation of the
+        spectrum: variance of every Fourier mode, (H, W) or (C, H, W), positive, symmetric under negation of the
             frequency; a number for white images of that pixel variance.
         mean: broadcasts to (C, H, W).
     """
@@ -19,7 +19,7 @@ class StationaryGaussian(Gaussian):
     def __init__(self, spectrum: Tensor | float, mean: Tensor | float = 0.0):
         super().__init__(mean)
         self.register_buffer("spectrum", torch.as_tensor(spectrum, dtype=torch.float64))
-        require_positive(self.spectrum.min(), "spectrum")
+        require_positive(self.spectrum, "spectrum")
         if self.spectrum.dim() > 1:
             negated = self.spectrum.flip(-2, -1).roll((1, 1), (-2, -1))
             rounding = 1e-12 * self.spectrum.max().item()
@@ -58,7 +58,7 @@ class LowRankGaussian(Gaussian):
         self.register_buffer("directions", directions.double().flatten(1))                      # (r, n)
         self.register_buffer("variances", variances.double().view(1, -1, 1, 1))
         self.register_buffer("residual", torch.tensor(residual, dtype=torch.float64).view(1, 1, 1, 1))
-        require_positive(torch.cat([self.variances.flatten(), self.residual.flatten()]).min(), "variances")
+        require_positive(torch.cat([self.variances.flatten(), self.residual.flatten()]), "variances")
 
     def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
         rest, w = f(self.residual.to(x)), self.directions.to(x)
@@ -90,7 +90,7 @@ class DiagonalGaussian(Gaussian):
     def __init__(self, mean: Tensor, variance: Tensor | float):
         super().__init__(mean)
         self.register_buffer("variance", torch.as_tensor(variance, dtype=torch.float64))
-        require_positive(self.variance.min(), "variances")
+        require_positive(self.variance, "variances")
 
     def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:
         return f(self.variance.to(x)[None]) * x
@@ -121,8 +121,9 @@ class FullGaussian(Gaussian):
     @classmethod
     def of(cls, mean: Tensor, covariance: Tensor) -> "FullGaussian":
         """From the covariance (n, n), symmetric and positive; what rounding makes negative counts as 0."""
+        require_finite(covariance, "covariance")
         eigenvalues, q = torch.linalg.eigh(covariance.double())
-        require_positive(eigenvalues[0], "covariance", -1e-9 * eigenvalues[-1].item())
+        require_positive(eigenvalues, "covariance", -1e-9 * eigenvalues[-1].item())
         return cls(mean, eigenvalues.clamp_min(0), q)
 
     def apply_spectral(self, f: Spectral, x: Tensor) -> Tensor:

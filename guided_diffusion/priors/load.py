@@ -149,7 +149,7 @@ def load_prior(model: Mapping[str, object], image_size: int | None, tile: int | 
     """
     check_model(model)
     if "prior" in model:
-        return _exact_prior(model, tile, sampler or create_sampler()).to(device)
+        return _exact_prior(model, image_size, tile, sampler or create_sampler()).to(device)
     network = _network(model, sampler)
     network.autocast_dtype = autocast_dtype(model, precision)
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -175,9 +175,13 @@ def _network(model: Mapping[str, object], sampler: Sampler | None) -> Network:
     return network
 
 
-def _exact_prior(model: Mapping[str, object], tile: int | None, sampler: Sampler) -> AnalyticPrior:
+def _exact_prior(model: Mapping[str, object], image_size: int | None, tile: int | None,
+                 sampler: Sampler) -> AnalyticPrior:
     if tile is not None:
         raise UserError(f"--tile {tile}: an exact prior takes images whole; leave --tile out")
     params = _values(model)
     distribution = PRIORS.build(model["prior"], **params)
-    return AnalyticPrior(sampler.schedule, distribution, sampler.learned_variance, params["image_size"])
+    prior = AnalyticPrior(sampler.schedule, distribution, sampler.learned_variance, params["image_size"])
+    if image_size is not None:
+        prior.check_size((1, 3, image_size, image_size))
+    return prior

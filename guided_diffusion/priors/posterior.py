@@ -17,6 +17,16 @@ from guided_diffusion.priors.distributions import Distribution, Gaussian, Gaussi
 from guided_diffusion.priors.gaussians import DiagonalGaussian, FullGaussian, StationaryGaussian
 from util.seeding import ImageRandomness
 
+# Operators whose A^T A is diagonal in the eigenvectors of a prior's covariance, and those priors.
+DIAGONAL = ((DenoiseOperator, Gaussian), (InpaintingOperator, DiagonalGaussian), (FourierOperator, StationaryGaussian))
+
+
+def check_posterior(prior: Distribution, operator: LinearOperator, shape: tuple[int, int, int]) -> None:
+    """UserError if the posterior of images of `shape` (C, H, W) is a matrix that is too large, see `posterior`."""
+    components = prior.components if isinstance(prior, GaussianMixture) else [prior]
+    if not all(_is_diagonal(component, operator) for component in components):
+        require_dense(shape)
+
 
 def posterior(prior: Distribution, measurement: Measurement) -> Distribution:
     """p(x_0 | y) of a measurement y (1, ...) of one image by a linear operator with white Gaussian noise.
@@ -42,9 +52,9 @@ def _conditioned(prior: Gaussian, measurement: Measurement) -> tuple[Gaussian, T
     operator, variance, y = measurement.operator, measurement.noiser.white_sigma ** 2, measurement.y.double()
     mean = prior.mean.expand(measurement.image_shape[1:])
     residual = y - operator(mean[None])
-    w = _diagonal(prior, operator)
-    if w is None:
+    if not _is_diagonal(prior, operator):
         return _conditioned_by_matrices(prior.covariance(mean.shape), mean, residual, operator, variance)
+    w = _diagonal(operator)
     pulled = operator.transpose(residual)                                                       # A^T (y - A mean)
     shift = prior.apply_spectral(lambda e: e / (e * w + variance), pulled)
     square = (residual.square().sum() - (pulled * shift).sum()) / variance      # r^T (A C A^T + sigma^2 I)^-1 r
@@ -53,15 +63,18 @@ def _conditioned(prior: Gaussian, measurement: Measurement) -> tuple[Gaussian, T
     return prior.with_eigenvalues(lambda e: e * variance / (e * w + variance), mean + shift[0]), evidence
 
 
-def _diagonal(prior: Gaussian, operator: LinearOperator) -> Tensor | None:
-    """A^T A in the eigenvectors of the prior's covariance, if it is diagonal there, broadcasts to (C, H, W)."""
+def _is_diagonal(prior: Gaussian, operator: LinearOperator) -> bool:
+    """Whether A^T A is diagonal in the eigenvectors of the prior's covariance."""
+    return any(isinstance(operator, kind) and isinstance(prior, fitting) for kind, fitting in DIAGONAL)
+
+
+def _diagonal(operator: DenoiseOperator | InpaintingOperator | FourierOperator) -> Tensor | float:
+    """A^T A in those eigenvectors, broadcasts to (C, H, W)."""
     if isinstance(operator, DenoiseOperator):
-        return torch.ones((), dtype=torch.float64, device=prior.mean.device)
-    if isinstance(operator, InpaintingOperator) and isinstance(prior, DiagonalGaussian):
+        return 1.0
+    if isinstance(operator, InpaintingOperator):
         return operator.mask[0].double()
-    if isinstance(operator, FourierOperator) and isinstance(prior, StationaryGaussian):
-        return torch.fft.ifftshift(operator.svd().singular[0] ** 2, dim=(-2, -1))
-    return None
+    return torch.fft.ifftshift(operator.svd().singular[0] ** 2, dim=(-2, -1))
 
 
 def _conditioned_by_matrices(covariance: Tensor, mean: Tensor, residual: Tensor, operator: LinearOperator,

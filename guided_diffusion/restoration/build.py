@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 import torch
+from torch import nn
 
 from data.dataloader import DATASETS, LARGEST_SIDE, Batch
 from guided_diffusion.gaussian_diffusion import Sampler
@@ -23,6 +24,7 @@ from guided_diffusion.priors.load import (
     prior_files,
     usual_size,
 )
+from guided_diffusion.priors.posterior import check_posterior
 from guided_diffusion.restoration.catalogue import METHODS
 from util.checkpoint import fingerprint
 from util.command import user_path
@@ -51,6 +53,12 @@ class Task:
     def measure(self, batch: Batch, device: torch.device, randomness: ImageRandomness) -> Measurement:
         """The measurements (B, ...) of a batch, on `device`; UserError where operator and batch do not fit."""
         return self.source.measure(self.operator, self.noiser, batch, device, randomness)
+
+    def check_prior(self, prior: nn.Module) -> None:
+        """UserError if the method needs the posterior under `prior` in closed form, and images are too large for it."""
+        size = self.source.image_size
+        if self.method.needs_exact_prior and size is not None:
+            check_posterior(prior.distribution, self.operator, (3, size, size))
 
 
 def build_task(config: Config, folder: MeasurementFolder | None = None, chosen: bool = False,
