@@ -46,6 +46,10 @@ class Method(ABC):
         """How often `restore` calls back for each image."""
         return sampler.num_steps
 
+    def num_evaluations(self, sampler: Sampler) -> int:
+        """How often `restore` evaluates the network for each image, at most; the steps where there is no network."""
+        return self.num_steps(sampler)
+
     @abstractmethod
     def restore(self, prior: Callable | None, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
                 callback: Callable | None = None) -> Tensor:

@@ -2,8 +2,9 @@
 
     python -m guided_diffusion.restoration.check < runs.json
 
-reads a JSON list with the arguments of `load_config` for each run, and prints a JSON list: {"steps": 1000} of one
-sample of an image, or {"error": "..."}. Files that only some runs need, such as checkpoints, are looked for by these.
+reads a JSON list with the arguments of `load_config` for each run, and prints a JSON list: {"steps": 20, "cost": 56} of
+one sample of an image, the second in evaluations of the network, or {"error": "..."}. Files that only some runs need,
+such as checkpoints, are looked for by these.
 """
 
 import json
@@ -19,14 +20,14 @@ from util.logger import get_logger
 
 
 def answer(runs: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
-    """What is printed: for each run its steps or what is wrong with it."""
+    """What is printed: for each run its steps and their cost, or what is wrong with it."""
     answers: list[dict[str, object]] = []
     for arguments in runs:
         try:
             config = load_config(**arguments)
             sampler, _, method = build_parts(config)
             OPERATORS.check(config.operator.name, **config.operator.params)
-            answers.append({"steps": method.num_steps(sampler)})
+            answers.append({"steps": method.num_steps(sampler), "cost": method.num_evaluations(sampler)})
         except UserError as error:
             answers.append({"error": str(error)})
     return answers

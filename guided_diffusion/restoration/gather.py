@@ -96,10 +96,12 @@ class Gatherer:
         """Take in a restored batch, and save the images that are complete with it."""
         self._settle()
         restored = course.restored
-        seconds, evaluations = course.seconds / len(restored), course.evaluations / len(restored)
+        seconds, evaluations, backward_passes = (
+            total / len(restored) for total in (course.seconds, course.evaluations, course.backward_passes))
         for b, judged in enumerate(judge(measurement, restored)):
             outcome = Outcome(str(batch.samples[b]), seconds=seconds, network_evaluations=evaluations,
-                              trajectory=course.trajectory(b), diverged=course.diverged[b], **judged)
+                              backward_passes=backward_passes, trajectory=course.trajectory(b),
+                              diverged=course.diverged[b], **judged)
             self.outcomes[batch.names[b]].append(outcome)
             if outcome.diverged is not None and batch.names[b] not in self.finished:
                 which = f", sample {outcome.sample}," if self.num_samples > 1 else ""
@@ -163,7 +165,8 @@ def mean_outcome(outcomes: Sequence[Outcome], judged: dict[str, object]) -> Outc
     """The outcome of an image's mean, from those of its samples and what `judge` says of it."""
     diverged = None if finite_samples(outcomes) else max(outcome.diverged for outcome in outcomes)
     return Outcome(MEAN, seconds=sum(outcome.seconds for outcome in outcomes), diverged=diverged, **judged,
-                   network_evaluations=sum(outcome.network_evaluations for outcome in outcomes))
+                   network_evaluations=sum(outcome.network_evaluations for outcome in outcomes),
+                   backward_passes=sum(outcome.backward_passes for outcome in outcomes))
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ class Monitor:
     """The progress of a run, on a bar; a context manager.
 
     Args:
-        model: the network whose evaluations are counted, an image that goes through it being one; None for none.
+        model: the network whose evaluations are counted, an image that goes through it being one, and backward passes,
+            a gradient of an image that comes back through it being one; None for none.
         run: where pictures of the way go.
         team: the processes whose progress is shown.
         images: how many there are to restore, by all of them.
@@ -40,7 +41,7 @@ class Monitor:
                  num_steps: int, every: int | None = None):
         self.run, self.team, self.num_samples, self.num_steps, self.every = run, team, num_samples, num_steps, every
         self.total = images * num_samples * num_steps
-        self.evaluations = 0
+        self.evaluations = self.backward_passes = 0
         self.interval = 1.0 if sys.stderr.isatty() else 10.0        # seconds between two redrawings
         self.drawn = -math.inf                      # when the bar was drawn
         self.steps_done, self.steps_told = 0, 0     # the team knows of the second
@@ -48,10 +49,15 @@ class Monitor:
         self.advised = False
         self.bar = tqdm(total=self.total, unit=" steps", desc="Restoring", dynamic_ncols=True, mininterval=0,
                         miniters=1, disable=not (team.leads and self.total))
-        self.counting = None if model is None else model.register_forward_pre_hook(self._count)
+        self.counting = None if model is None else model.register_forward_hook(self._count)
 
-    def _count(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.evaluations += len(inputs[0])
+    def _count(self, model: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.evaluations += len(output)
+        if output.requires_grad:
+            output.register_hook(self._count_backward)
+
+    def _count_backward(self, grad: Tensor) -> None:
+        self.backward_passes += len(grad)
 
     def __enter__(self) -> "Monitor":
         return self
@@ -100,7 +106,7 @@ class Course:
         indices: of the steps, in order, counting down to 0.
         distances: of each entry, the measurement distance of every step.
         diverged: of each entry, the step after which its state was not finite; None where it always was.
-        seconds, evaluations: that the batch took, all entries together; evaluations are the network's.
+        seconds, evaluations, backward_passes: that all entries took together; the last two are the network's.
     """
 
     def __init__(self, monitor: Monitor, batch: Batch, measurement: Measurement):
@@ -111,7 +117,8 @@ class Course:
         self.diverged: list[int | None] = []
         self._distances: list[Tensor] = []          # (B,) of every step
         self._diverged = torch.full((len(measurement.y),), -1, device=measurement.y.device)    # -1 for finite states
-        self.begun, self.seconds, self.evaluations = time.perf_counter(), 0.0, -monitor.evaluations
+        self.begun, self.seconds = time.perf_counter(), 0.0
+        self.evaluations, self.backward_passes = -monitor.evaluations, -monitor.backward_passes
         self.steps_before = monitor.steps_done
 
     def __enter__(self) -> "Course":
@@ -139,6 +146,7 @@ class Course:
         self.distances = torch.stack(self._distances, dim=1).tolist() if self._distances else [[]] * len(self.restored)
         self.seconds = time.perf_counter() - self.begun
         self.evaluations += self.monitor.evaluations
+        self.backward_passes += self.monitor.backward_passes
         return True
 
     def trajectory(self, b: int) -> tuple[tuple[int, float], ...]:

@@ -10,7 +10,7 @@ from guided_diffusion.measurements.data_steps import conditional_draw, condition
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import register_conditioning_method
 from guided_diffusion.solvers.base import Iteration, Solver
-from guided_diffusion.solvers.noise_levels import flow, sigmas
+from guided_diffusion.solvers.noise_levels import descent, flow, sigmas
 from util.config.registry import Bounds, Count, Fraction, Positive
 from util.seeding import ImageRandomness
 
@@ -46,6 +46,9 @@ class DecoupledAnnealing(Solver):
                  lr: Positive | None = None, tau: Positive | None = None):
         self.ode_steps, self.spread, self.langevin_steps = ode_steps, spread, langevin_steps
         self.step, self.last, self.lr, self.tau = step, last, lr, tau
+
+    def num_evaluations(self, sampler: Sampler) -> int:
+        return sum(len(descent(sampler.schedule, index, self.ode_steps)) for index in range(sampler.num_steps))
 
     def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
                  randomness: ImageRandomness) -> Iterator[tuple[Iteration, Tensor]]:

@@ -57,13 +57,21 @@ class DivideAndConquer(Solver):
         self.blocks, self.fits, self.lr = blocks, fits, lr
         self.langevin_steps, self.gamma = langevin_steps, gamma
 
+    def ends(self, sampler: Sampler) -> list[int]:
+        """The first level, and the last one of every block."""
+        return sorted({round(end) for end in np.linspace(0, sampler.num_steps - 1, self.blocks + 1)}, reverse=True)
+
+    def num_evaluations(self, sampler: Sampler) -> int:
+        of_blocks = [self.langevin_steps + first - tau + self.fits * (first - tau - 1)
+                     for first, tau in pairwise(self.ends(sampler))]
+        return sum(of_blocks) + 1
+
     def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
                  randomness: ImageRandomness) -> Iterator[tuple[Step, Tensor]]:
         schedule, n = sampler.schedule, sampler.num_steps
         x = randomness.randn_like(measurement.y.new_empty(measurement.image_shape))
         length = self.lr * math.sqrt(x[0].numel() / LARGE_IMAGE) * MANY_STEPS / n
-        ends = sorted({round(end) for end in np.linspace(0, n - 1, self.blocks + 1)}, reverse=True)
-        for first, tau in pairwise(ends):
+        for first, tau in pairwise(self.ends(sampler)):
             def pull(x: Tensor, index: int, tau: int = tau) -> tuple[Tensor, Step | None]:
                 return self.pull(prior, sampler, measurement, x, index, tau, randomness)
 

@@ -52,6 +52,9 @@ class FilteringPosteriorSampling(Solver):
         known = noiser is None or (is_white(noiser) and noiser.white_sigma > 0)
         return isinstance(operator, LinearOperator) and operator.has_svd and known
 
+    def num_evaluations(self, sampler: Sampler) -> int:
+        return self.particles * sampler.num_steps
+
     def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
                  randomness: ImageRandomness) -> Iterator[tuple[Step, Tensor]]:
         svd, variance = measurement.operator.svd(), measurement.noiser.white_sigma ** 2

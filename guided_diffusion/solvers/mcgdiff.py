@@ -49,6 +49,9 @@ class MonteCarloGuidedDiffusion(Solver):
     def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
         return FilteringPosteriorSampling.serves(operator, noiser)
 
+    def num_evaluations(self, sampler: Sampler) -> int:
+        return self.particles * sampler.num_steps
+
     def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
                  randomness: ImageRandomness) -> Iterator[tuple[Step, Tensor]]:
         svd, shape = measurement.operator.svd(), measurement.image_shape

@@ -49,16 +49,23 @@ class SplitGibbs(Solver):
         """One per iteration, each of which evaluates the network several times."""
         return self.iterations
 
+    def num_evaluations(self, sampler: Sampler) -> int:
+        """Where `rho_min` is null, as many as for noise that is not white."""
+        return sum(level + 1 for level in self.levels(sampler, None))
+
+    def levels(self, sampler: Sampler, white_sigma: float | None) -> list[int]:
+        """The level t of every iteration, (iterations,)."""
+        least = self.rho_min or (0.1 if white_sigma is None else white_sigma)
+        return [level_below(sampler.schedule, max(self.rho_max * self.decay ** (100 * i / self.iterations), least))
+                for i in range(self.iterations)]
+
     def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
                  randomness: ImageRandomness) -> Iterator[tuple[Iteration, Tensor]]:
-        process, sigma, white = ancestral(sampler), sigmas(sampler.schedule), measurement.noiser.white_sigma
-        least = self.rho_min or (0.1 if white is None else white)
+        process, sigma = ancestral(sampler), sigmas(sampler.schedule)
         x, total = measurement.initial_guess(), 0
-        for i in range(self.iterations):
-            rho, left = self.rho_max * self.decay ** (100 * i / self.iterations), self.iterations - 1 - i
-            level = level_below(sampler.schedule, max(rho, least))
-            rho2 = sigma[level] ** 2
-            z = conditional_draw(measurement, x, rho2, self.langevin_steps, self.step, randomness)
+        for i, level in enumerate(self.levels(sampler, measurement.noiser.white_sigma)):
+            left = self.iterations - 1 - i
+            z = conditional_draw(measurement, x, sigma[level] ** 2, self.langevin_steps, self.step, randomness)
             x = process.schedule.sqrt_alphas_cumprod[level] * z
             for index in reversed(range(level + 1)):
                 x = process.step(prior, x, index, randomness).sample()

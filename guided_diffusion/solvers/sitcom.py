@@ -43,6 +43,9 @@ class StepwiseTripleConsistency(Solver):
                  margin: Positive = 1.0):
         self.iterations, self.lr, self.proximity, self.margin = iterations, lr, proximity, margin
 
+    def num_evaluations(self, sampler: Sampler) -> int:
+        return sampler.num_steps * (self.iterations + 1)
+
     def iterates(self, prior: Callable, sampler: Sampler, measurement: Measurement,
                  randomness: ImageRandomness) -> Iterator[tuple[Step, Tensor]]:
         x_t = randomness.randn_like(measurement.y.new_empty(measurement.image_shape))

@@ -71,7 +71,8 @@ def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
     config = run.load(args.data)
     task = build_task(config, chosen=args.data is not None, limit=args.limit)
     options = Options.of(args, num_samples=args.samples, overwrite=False)
-    job = Job(run, config, task.source.names[:args.limit], save_dir, options, task.method.num_steps(task.sampler))
+    job = Job(run, config, task.source.names[:args.limit], save_dir, options,
+              task.method.num_steps(task.sampler), task.method.num_evaluations(task.sampler))
     return job.replacing() if args.overwrite else job
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.reproduce_table.conftest import read_csv
-from util.metrics.names import METRICS, OF_SETS, SHORT
+from util.metrics.names import METRICS, OF_RUNS, OF_SETS, SHORT
 from util.metrics.perceptual import MIN_SIDE
 from util.reproduce_table import __main__ as reproduce_table
 from util.reproduce_table import scores
@@ -52,13 +52,16 @@ def test_a_table_is_run_and_stands_beside_the_paper(run, in_process):
 
 
 def test_of_several_samples_the_best_fit_counts(run, tree, in_process):
-    tree |= {"num_samples": 2, "metrics": ["psnr"]}
+    tree |= {"num_samples": 2, "metrics": ["psnr", "error_to_std"]}
     assert run("--limit", "2", "--methods", "dps")[0] == 0
     rows = read_csv("results/tables/tiny/sr/dps/super_resolution/ps/metrics.csv")
     best = [min((r for r in rows if r["image"] == image and r["sample"] != "mean"), key=lambda r: float(r["distance"]))
             for image in ("astronaut", "chelsea")]
-    ours = next(r for r in read_csv("results/tables/tiny/table.csv") if (r["task"], r["method"]) == ("sr", "dps"))
-    assert float(ours["ours"]) == pytest.approx(sum(float(r["psnr"]) for r in best) / 2, rel=1e-4)
+    ours = {r["metric"]: r for r in read_csv("results/tables/tiny/table.csv")
+            if (r["task"], r["method"]) == ("sr", "dps")}
+    assert float(ours["psnr"]["ours"]) == pytest.approx(sum(float(r["psnr"]) for r in best) / 2, rel=1e-4)
+    means = [float(r["error_to_std"]) for r in rows if r["sample"] == "mean"]
+    assert float(ours["error_to_std"]["ours"]) == pytest.approx(sum(means) / 2, rel=1e-4)
     assert "lowest measurement error" in Path("results/tables/tiny/table.md").read_text()
 
 
@@ -151,10 +154,11 @@ def test_a_figure_is_marked_when_the_interval_excludes_it(tree, paper, excluded)
 
 
 def test_every_metric_is_a_column_that_runs_write(tree):
-    assert {*METRICS} - {*OF_SETS} <= {*NUMBERS} and {*SHORT.values()} <= {*METRICS}
+    assert {*METRICS} - {*OF_SETS, *OF_RUNS} <= {*NUMBERS} and {*SHORT.values()} <= {*METRICS}
     Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     table = load_table("tiny.yaml")
-    job = Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1), 1)
+    job = Job(table.runs[0], table.runs[0].load("skimage"), ["astronaut"], Path("nowhere"), Options(None, 0, 1, 1), 2,
+              2)
     assert score(job, "psnr").remark == "no image is finished"
 
 
@@ -181,6 +185,28 @@ def test_methods_are_compared_with_a_reference_image_by_image(run, tree, in_proc
     half = abs(differences[0] - differences[1]) / 2
     assert f"{sum(differences) / 2:+.2f} ± {half:.2f}{mark} |" in out and "against DPS" in out
     assert Image.open(folder / "ssim_against_psnr.png").width > 600
+
+
+def test_costs_of_runs(run, tree, in_process):
+    """Backward passes are one a step of DPS, two of TMPD; seconds are over those of DPS's run, for the same images."""
+    costs = ["network_evaluations", "backward_passes", "relative_seconds", "peak_memory"]
+    tree |= {"reference": "dps", "metrics": costs, "tasks": {"sr": tree["tasks"]["sr"]}, "paper": []}
+    tree["methods"]["tmpd"] = {"title": "TMPD", "method": "tmpd", "params": {}}
+    status, _, err = run("--limit", "2")
+    assert status == 0, err
+    folder = Path("results/tables/tiny")
+    cells = {(row["metric"], row["method"]): row for row in read_csv(folder / "table.csv")}
+    assert [float(cells["network_evaluations", name]["ours"]) for name in ("dps", "free", "tmpd")] == [2, 2, 2]
+    assert [float(cells["backward_passes", name]["ours"]) for name in ("dps", "free", "tmpd")] == [2, 0, 4]
+    dps, free = ([float(row["seconds"]) for row in read_csv(folder / f"sr/{path}/metrics.csv")]
+                 for path in ("dps/super_resolution/ps", "free/super_resolution/vanilla"))
+    assert float(cells["relative_seconds", "dps"]["ours"]) == 1
+    assert float(cells["relative_seconds", "free"]["ours"]) == pytest.approx(sum(free) / sum(dps), rel=1e-4)
+    assert float(cells["peak_memory", "free"]["ours"]) > 50 and cells["peak_memory", "free"]["against"] == ""
+    (folder / "sr/free/super_resolution/vanilla/summary.json").unlink()
+    assert run("--limit", "2", "--methods", "free")[0] == 0
+    remarks = {row["metric"]: row["remark"] for row in read_csv(folder / "table.csv") if row["method"] == "free"}
+    assert remarks["peak_memory"] == "summary.json has no peak memory" and "reference" in remarks["relative_seconds"]
 
 
 def test_the_front_holds_what_nothing_beats(tree, monkeypatch):

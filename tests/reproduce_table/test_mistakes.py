@@ -29,6 +29,7 @@ from util.reproduce_table.spec import load_table
     (["paper", 0, "source"], None, ["paper[0]", "source is None"]),
     (["methods"], {}, ["paper[0]"]),
     (["reference"], "dsp", ["reference", "did you mean 'dps'"]),
+    (["metrics"], ["relative_seconds"], ["relative_seconds are those of a run over the reference's"]),
     (["scatter"], [["psnr", "sim"]], ["scatter", "did you mean 'ssim'"]),
     (["scatter"], [["psnr", "ssim"]], ["scatter takes pairs of metrics, [x, y], and a reference"]),
 ])

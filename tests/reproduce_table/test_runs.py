@@ -76,14 +76,16 @@ def test_an_interrupted_table_continues(run, interrupted):
     assert len(interrupted) == 3
 
 
-def test_a_dry_run_lists_cost_and_time_and_runs_nothing(run, in_process):
+def test_a_dry_run_lists_cost_and_time_and_runs_nothing(run, tree, in_process):
+    tree["methods"]["daps"] = {"title": "DAPS", "method": "daps", "params": {}, "tasks": ["sr"]}
     status, out, err = run("--limit", "3", "--dry_run", "--batch_size", "1")
     assert status == 0, err
     rows = {line[:44].strip(): line[44:].split() for line in out.splitlines() if "," in line[:44]}
     assert rows["SR, DPS"][:4] == ["3", "of", "3", "6"] and rows["SR, DPS"][5] == "s"
-    assert "3 runs, 18 network evaluations" in out and "nothing was run" in out
+    assert rows["SR, DAPS"][:4] == ["3", "of", "3", "9"]                # of two levels, two evaluations and one
+    assert "4 runs, 27 network evaluations" in out and "nothing was run" in out
     assert not Path("results").exists()
-    assert len(in_process) == 2                                         # one trial per method
+    assert len(in_process) == 3                                         # one trial per method
     assert "missing" not in err
     assert run("--limit", "2", "--methods", "free")[0] == 0
     assert "free" in in_process[-1][-1]
@@ -147,7 +149,7 @@ def test_a_process_is_read_line_by_line_and_interrupted_with_us(tmp_path):
 def job_of(options: Options, **diffusion) -> Job:
     run = Run("sr", "dps", "configs/demo_model_config.yaml", "configs/diffusion_config.yaml",
               "configs/demo_task_config.yaml", tuple(f"diffusion.{k}={json.dumps(v)}" for k, v in diffusion.items()))
-    return Job(run, run.load("skimage"), ["a", "b"], Path("place"), options, 1)
+    return Job(run, run.load("skimage"), ["a", "b"], Path("place"), options, 1, 1)
 
 
 def test_torchrun_inside_where_asked_for():

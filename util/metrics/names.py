@@ -37,14 +37,18 @@ METRICS = {
     "std": Metric("deviation", ".3f"),
     "error_to_std": Metric("error / deviation", ".2f"),
     "network_evaluations": Metric("evaluations", ".0f", -1),
+    "backward_passes": Metric("backward passes", ".0f", -1),
     "seconds": Metric("seconds", ".2f", -1),
     "psnr_input": Metric("PSNR of the lifted measurement (dB)", ".2f"),
     "ssim_input": Metric("SSIM of the lifted measurement", ".3f"),
+    "relative_seconds": Metric("seconds over the reference's", ".2f", -1),
+    "peak_memory": Metric("peak memory (MiB)", ".0f", -1),
     "fid": Metric("FID", ".2f", -1),
     "kid": Metric("KID", ".5f", -1),
 }
 SHORT = {"lpips": "lpips_vgg", "lpips_aligned": "lpips_vgg_aligned"}        # names of VGG's, the papers' LPIPS
 OF_SETS = ("fid", "kid")                            # no columns: scores of all images together
+OF_RUNS = ("relative_seconds", "peak_memory")       # no columns either: costs of a run in a table of several
 
 
 def metric_of(name: str) -> Metric:

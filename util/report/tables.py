@@ -3,19 +3,19 @@
 import math
 from collections.abc import Sequence
 
-from util.metrics.names import METRICS, OF_SETS
+from util.metrics.names import METRICS, OF_RUNS, OF_SETS
 from util.metrics.pairs import MEAN
 from util.metrics.statistics import Summary, describe
 from util.report.runs import Run
 
-COSTS = ("network_evaluations", "seconds")          # without intervals
+COSTS = ("network_evaluations", "backward_passes", "seconds")       # without intervals
 DASH = "\N{EN DASH}"
 
 Cell = tuple[str, object, str, str]                 # text, what it is sorted by, small text below, class
 Table = dict[str, object]                           # note, heads: (title, class, first order), rows: lists of cells
 
 
-COLUMNS = [name for name in METRICS if name not in OF_SETS and not name.endswith("_input")]
+COLUMNS = [name for name in METRICS if name not in (*OF_SETS, *OF_RUNS) and not name.endswith("_input")]
 
 
 def head(name: str) -> tuple[str, str, str]:

@@ -24,7 +24,7 @@ from util.metrics.weights import weights_folders
 from util.reproduce_table.job import (
     Job,
     Options,
-    ask_steps,
+    ask_cost,
     execute,
     seconds_per_evaluation,
 )
@@ -46,12 +46,12 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
                          num_samples=spec.num_samples)
     weights_folders(args.weights_dir)               # complains about a folder that is not there
     jobs = []
-    for run, steps in zip(table.runs, ask_steps(table.runs, options.data), strict=True):
-        if isinstance(steps, UserError):
-            raise UserError(f"{table.title(run)}: {steps}")
+    for run, cost in zip(table.runs, ask_cost(table.runs, options.data), strict=True):
+        if isinstance(cost, UserError):
+            raise UserError(f"{table.title(run)}: {cost}")
         config = run.load(options.data)
         names = DATASETS.build(config.data.name, **config.data.params).names[:options.limit]
-        jobs.append(Job(run, config, names, folder / run.task / run.method, options, steps))
+        jobs.append(Job(run, config, names, folder / run.task / run.method, options, **cost))
     fewest = min((len(job.names) for job in jobs), default=0)
     if options.limit and fewest < options.limit and jobs:
         logger.warning(f"the data have {count(fewest, 'image')}: {options.limit - fewest} are missing for --limit "
@@ -60,12 +60,15 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
 
 
 def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
-    """List what would be run: images, network evaluations, and the time of each run from a measured step."""
+    """List what would be run: images, network evaluations, and the time of each run from a measured evaluation.
+
+    One is measured for every row of the table, in the first of its tasks.
+    """
     logger.info(f"{table.spec.title}\n\n{'run':44}  {'images':>11}  {'evaluations':>11}  {'time':>12}")
     measured: dict[tuple[object, ...], float | None] = {}
     times: list[float] = []
     for job in jobs:
-        kind = (job.run.model_config, job.config.conditioning.name, job.config.data.params.get("image_size"))
+        kind = (job.run.model_config, job.run.method, job.config.data.params.get("image_size"))
         if job.evaluations and kind not in measured:
             try:
                 measured[kind] = seconds_per_evaluation(job)

@@ -20,6 +20,7 @@ from util.command import DEFAULT_PRECISION
 from util.config.config import REPOSITORY, Config, find_file
 from util.errors import UserError
 from util.logger import get_logger
+from util.metrics.pairs import MEAN
 from util.reproduce_table.spec import Run
 from util.run.config_file import read_settings
 from util.run.layout import TABLE
@@ -70,7 +71,8 @@ class Job:
         run, config: what is run.
         names: the images, in order.
         save_dir: the run's own --save_dir.
-        steps: of one sample of one image, each one evaluation of the network if the method has one.
+        steps: of one sample of one image.
+        cost: evaluations of the network that these take, at most; as many as steps where there is no network.
         error: in one line why the run failed, or why images are missing from it.
         failed: whether there are no results to show for that reason.
         warnings: what the run said besides.
@@ -82,6 +84,7 @@ class Job:
     save_dir: Path
     options: Options
     steps: int
+    cost: int
     error: str = ""
     failed: bool = False
     warnings: list[str] = field(default_factory=list)
@@ -96,10 +99,12 @@ class Job:
         wanted = set(self.names)
         return [] if self.failed else [row for row in read_table(self.path) if row.image in wanted]
 
-    def rows(self) -> list[Row]:
-        """A line of metrics.csv for every image that is finished: of several samples the one that fits y best."""
+    def rows(self, means: bool = False) -> list[Row]:
+        """A line of metrics.csv for every image that is finished: of several samples the one that fits y best, or their
+        mean."""
         several = self.options.num_samples > 1
-        chosen = {row.image: row for row in self.all_rows() if not several or row.best == 1}
+        chosen = {row.image: row for row in self.all_rows()
+                  if not several or (row.sample == MEAN if means else row.best == 1)}
         return [chosen[name] for name in self.names if name in chosen]
 
     def missing(self) -> int:
@@ -113,8 +118,8 @@ class Job:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations that this takes."""
-        return self.left * self.options.num_samples * self.steps
+        """Network evaluations that this takes, at most."""
+        return self.left * self.options.num_samples * self.cost
 
     def replacing(self) -> "Job":
         """This job, told to replace what is there if that is of other settings."""
@@ -182,10 +187,10 @@ def reason(status: int, lines: Sequence[str]) -> str:
     return (errors or list(lines[-1:]) or [f"exit status {status}"])[0]
 
 
-def ask_steps(runs: Sequence[Run], data: str | None) -> list[int | UserError]:
-    """Steps of one sample in each run, or what is wrong with its configuration; the command line knows both."""
+def ask_cost(runs: Sequence[Run], data: str | None) -> list[dict[str, int] | UserError]:
+    """`steps` and `cost` of one sample in each run, or what is wrong with its configuration; the command line knows."""
     answers = json.loads(ask(json.dumps([run.arguments(data) for run in runs]))) if runs else []
-    return [UserError(answer["error"]) if "error" in answer else answer["steps"] for answer in answers]
+    return [UserError(answer["error"]) if "error" in answer else answer for answer in answers]
 
 
 def ask(runs: str) -> str:
@@ -203,7 +208,7 @@ def environment() -> dict[str, str]:
 
 
 def seconds_per_evaluation(job: Job) -> float:
-    """Time on this machine of one step of `job` for one image: network, gradient and method, after a first batch.
+    """Time on this machine of one evaluation in `job` for one image: network, gradient and method, after a first batch.
 
     Raises:
         UserError: the run ends with an error, which is the message.
@@ -218,7 +223,7 @@ def seconds_per_evaluation(job: Job) -> float:
         rows = trial.rows() if status in (0, 1) else []
     if not rows:
         raise UserError(reason(status, lines))
-    return min(row.seconds / (row.network_evaluations or job.steps) for row in rows)
+    return min(row.seconds / (row.network_evaluations or job.cost) for row in rows)
 
 
 def execute(jobs: Sequence[Job], label: str, title: Callable[[Job], str], folder: Path) -> bool:

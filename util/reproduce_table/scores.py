@@ -8,14 +8,16 @@ from functools import cache
 from util.command import choose_device
 from util.errors import UserError
 from util.metrics.comparison import Comparison, compare
-from util.metrics.names import OF_SETS, SHORT, metric_of
+from util.metrics.names import OF_RUNS, OF_SETS, SHORT, metric_of
 from util.metrics.pairs import Pair
 from util.metrics.scores import Metrics
 from util.metrics.statistics import describe
 from util.reproduce_table.job import Job
 from util.reproduce_table.spec import Cell, PaperTable
 from util.run.layout import file_of
-from util.run.table import Row
+from util.run.table import Row, read_summary
+
+OF_MEANS = ("std", "error_to_std")                  # columns that the rows of the samples' means have
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,16 @@ def evaluate(table: PaperTable, jobs: Sequence[Job]) -> list[Entry]:
             return Entry(cell, None)
         job, reference = by_run[cell.run], references.get(cell.task)
         against = Score() if reference in (None, job) else difference(job, reference, cell.metric)
-        return Entry(cell, job, score(job, cell.metric), against)
+        return Entry(cell, job, score(job, cell.metric, reference), against)
 
     return [entry(cell) for cell in table.cells]
 
 
 def difference(job: Job, reference: Job, metric: str) -> Score:
-    """The mean of job - reference over the images that both have, with its interval; none for scores of sets."""
+    """The mean of job - reference over the images that both have, with its interval; none for scores of sets and runs.
+    """
     column = SHORT.get(metric, metric)
-    if column in OF_SETS:
+    if column in (*OF_SETS, *OF_RUNS):
         return Score()
     own, theirs = _values(job, column), _values(reference, column)
     images = [image for image in own if image in theirs]
@@ -79,11 +82,20 @@ def difference(job: Job, reference: Job, metric: str) -> Score:
     return Score(*([found["mean"], *(found["ci95"] or (math.nan, math.nan)), found["count"]] if found["count"] else ()))
 
 
-def score(job: Job, metric: str) -> Score:
-    """The mean over the job's images of one metric, with the interval of the mean."""
+def score(job: Job, metric: str, reference: Job | None = None) -> Score:
+    """The mean over the job's images of one metric, with the interval of the mean; costs of a run have none.
+
+    Args:
+        reference: of the same task, for `relative_seconds`.
+    """
     column, rows = SHORT.get(metric, metric), job.rows()
     if not rows:
         return Score(remark=job.error or "no image is finished")
+    if column == "peak_memory":
+        peak = (read_summary(job.path) or {}).get("peak_memory_bytes")
+        return Score(peak / 2 ** 20, images=len(rows)) if peak else Score(remark="summary.json has no peak memory")
+    if column == "relative_seconds":
+        return _relative_seconds(job, reference)
     if column in OF_SETS:
         try:
             return Score(_distance(job, column), images=len(rows))
@@ -99,9 +111,18 @@ def score(job: Job, metric: str) -> Score:
                  remark=f"{lost} of {len(rows)} images have no figure" if lost else "")
 
 
+def _relative_seconds(job: Job, reference: Job | None) -> Score:
+    """The seconds of a run over those of the reference, for the images that both have."""
+    own, theirs = _values(job, "seconds"), {} if reference is None else _values(reference, "seconds")
+    images = [image for image in own if image in theirs]
+    if not images:
+        return Score(remark="the reference has no image of this task")
+    return Score(sum(own[image] for image in images) / sum(theirs[image] for image in images), images=len(images))
+
+
 def _values(job: Job, column: str) -> dict[str, float]:
     """Image -> its figure in a column of metrics.csv, NaN where there is none."""
-    rows = job.rows()
+    rows = job.rows(means=column in OF_MEANS)
     values = {row.image: getattr(row, column) for row in rows}
     if column == "st_lpips" and all(map(math.isnan, values.values())):  # a run of before there was this column
         known = [row for row in rows if row.ok and row.has_truth]

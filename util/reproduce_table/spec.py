@@ -206,6 +206,8 @@ def _build(cls: type, entry: object, where: str):
 def _check(spec: TableSpec, tasks: dict[str, TaskSpec], methods: dict[str, MethodSpec], path: str) -> None:
     _check_names(spec.metrics, (*METRICS, *SHORT), f"{path}: metrics")
     _check_names([spec.reference] if spec.reference else (), methods, f"{path}: reference")
+    if "relative_seconds" in spec.metrics and not spec.reference:
+        raise UserError(f"{path}: relative_seconds are those of a run over the reference's; name a reference")
     for axes in spec.scatter:
         _check_names(axes, spec.metrics, f"{path}: scatter")
         if len(axes) != 2 or not spec.reference:

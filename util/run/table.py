@@ -50,8 +50,9 @@ class Row:
     std: float                                      # of the samples around their mean, root mean square on [0, 1]
     error_to_std: float                             # see `spread`; these two for means only
     lpips_alex: float
-    st_lpips: float = math.nan                      # these two are missing in tables of earlier versions
+    st_lpips: float = math.nan                      # these three are missing in tables of earlier versions
     st_lpips_aligned: float = math.nan
+    backward_passes: float = math.nan
     source: str = ""                                # fingerprint of the files that the image was read from
     status: str = OK                                # or "diverged at step 37", counting down to 0; no scores then
 
@@ -82,7 +83,7 @@ class Row:
 
 COLUMNS = [field.name for field in fields(Row)]
 NUMBERS = COLUMNS[2:-2]
-LATER = ("st_lpips", "st_lpips_aligned")
+LATER = ("st_lpips", "st_lpips_aligned", "backward_passes")
 FORMS = {"image": is_file_name,
          "sample": re.compile(rf"\d{{1,9}}|{MEAN}").fullmatch,
          "source": re.compile(r"([0-9a-f]{16})*").fullmatch,
@@ -101,6 +102,7 @@ class Outcome:
     network_evaluations: float
     equivalents: Sequence[Tensor] = ()              # what the measurement cannot tell from `restored`: flips, negatives
     trajectory: Trajectory = ()                     # of every step, in order; none for means
+    backward_passes: float = 0.0
     diverged: int | None = None                     # the first step whose state was not finite, if any
 
     @property
@@ -134,7 +136,7 @@ def make_rows(image: str, label: Tensor | None, lifted: Tensor, outcomes: Sequen
             math.nan if nothing else outcome.distance, outcome.seconds, math.nan if nothing else outcome.chi_square,
             outcome.network_evaluations, aligned.psnr, aligned.ssim, aligned.lpips_vgg,
             math.nan if is_mean else float(outcome is best), std, error_to_std, scores.lpips_alex, scores.st_lpips,
-            aligned.st_lpips, source, outcome.status))
+            aligned.st_lpips, outcome.backward_passes, source, outcome.status))
     return rows
 
 
@@ -252,7 +254,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, object]:
 def _statistics(rows: Sequence[Row]) -> dict[str, Summary]:
     rows = [row for row in rows if row.ok]
     return {column: describe([getattr(row, column) for row in rows], [row.image for row in rows])
-            for column in NUMBERS if column not in ("seconds", "network_evaluations", "best")}
+            for column in NUMBERS if column not in ("seconds", "network_evaluations", "backward_passes", "best")}
 
 
 def read_summary(run: Path) -> dict[str, object] | None:
