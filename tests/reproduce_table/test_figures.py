@@ -52,8 +52,10 @@ def test_a_table_is_run_and_stands_beside_the_paper(run, in_process):
 
 
 def test_of_several_samples_the_best_fit_counts(run, tree, in_process):
-    tree |= {"num_samples": 2, "metrics": ["psnr", "error_to_std"]}
-    assert run("--limit", "2", "--methods", "dps")[0] == 0
+    tree["metrics"] = ["psnr", "error_to_std"]
+    assert run("--limit", "1", "--methods", "free", "--save_dir", "single")[0] == 0
+    assert "error / deviation takes several samples, see --num_samples" in Path("single/table.md").read_text()
+    assert run("--limit", "2", "--methods", "dps", "--num_samples", "2")[0] == 0
     rows = read_csv("results/tables/tiny/sr/dps/super_resolution/ps/metrics.csv")
     best = [min((r for r in rows if r["image"] == image and r["sample"] != "mean"), key=lambda r: float(r["distance"]))
             for image in ("astronaut", "chelsea")]

@@ -43,7 +43,7 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
     """
     spec = table.spec
     options = Options.of(args, data=args.data or spec.data, limit=args.limit or spec.limit,
-                         num_samples=spec.num_samples)
+                         num_samples=args.num_samples or spec.num_samples)
     weights_folders(args.weights_dir)               # complains about a folder that is not there
     jobs = []
     for run, cost in zip(table.runs, ask_cost(table.runs, options.data), strict=True):

@@ -101,6 +101,8 @@ def score(job: Job, metric: str, reference: Job | None = None) -> Score:
             return Score(_distance(job, column), images=len(rows))
         except UserError as error:
             return Score(remark=f"{column.upper()} is left out: {error}")
+    if column in OF_MEANS and job.options.num_samples == 1:
+        return Score(remark=f"{metric_of(metric).title} takes several samples, see --num_samples")
     values = _values(job, column)
     found = describe(list(values.values()), list(values))
     if not found["count"]:
