@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.reproduce_table.conftest import read_csv
+from util.img_utils import load_image, save_grid
 from util.metrics.names import METRICS, OF_RUNS, OF_SETS, SHORT
 from util.metrics.perceptual import MIN_SIDE
 from util.reproduce_table import __main__ as reproduce_table
@@ -187,6 +189,28 @@ def test_methods_are_compared_with_a_reference_image_by_image(run, tree, in_proc
     half = abs(differences[0] - differences[1]) / 2
     assert f"{sum(differences) / 2:+.2f} ± {half:.2f}{mark} |" in out and "against DPS" in out
     assert Image.open(folder / "ssim_against_psnr.png").width > 600
+
+
+def test_a_picture_of_one_image_by_every_method(run, tree, in_process, monkeypatch):
+    """A line per task; in the place of a method what its run has saved, white where it has no run."""
+    shown = []
+    monkeypatch.setattr("util.reproduce_table.picture.save_grid", lambda *grid: shown.append(grid) or save_grid(*grid))
+    status, _, err = run("--limit", "2", "--picture", "chelsea")
+    assert status == 0, err
+    folder = Path("results/tables/tiny")
+    (path, rows, captions, header), = shown
+    assert path == folder / "chelsea.png" and Image.open(path).width > 600
+    assert header == ["Measurement", "DPS", "Free", "Ground truth"]
+    assert [line[0] for line in captions] == ["SR", "Denoising"] and captions[1][2] == ""
+    runs = "sr/dps/super_resolution/ps", "noise/dps/noise/ps"
+    for row, texts, run_folder in zip(rows, captions, runs, strict=True):
+        for x, name in zip((row[0], row[1], row[3]), ("input", "recon", "label"), strict=True):
+            assert torch.equal(x, load_image(folder / run_folder / name / "chelsea.png"))
+        psnr, = (r["psnr"] for r in read_csv(folder / run_folder / "metrics.csv") if r["image"] == "chelsea")
+        assert texts[1] == f"{float(psnr):.2f} dB"
+    assert torch.equal(rows[1][2], torch.ones_like(rows[1][3]))
+    assert run("--limit", "2", "--tasks", "noise", "--picture", "chelsea")[0] == 0
+    assert [line[0] for line in shown[1][2]] == ["Denoising"]
 
 
 def test_costs_of_runs(run, tree, in_process):

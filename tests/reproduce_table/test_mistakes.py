@@ -49,6 +49,8 @@ def test_mistakes_in_a_table_are_named(run, tree, in_process, keys, value, words
     (["--methods", "dsp"], ["'dsp'", "no method of this table", "did you mean 'dps'"]),
     (["--methods", "other"], ["'other'", "not implemented here", "choose from dps, free"]),
     (["--methods", ""], ["''", "choose from dps, free"]),
+    (["--tasks", "nois"], ["--tasks: unknown name 'nois'", "did you mean 'noise'"]),
+    (["--picture", "chelse"], ["--picture: the data have no image 'chelse'", "did you mean 'chelsea'"]),
     (["--limt", "3"], ["'--limt'", "did you mean '--limit'"]),
     (["--limit", "0"], ["--limit", "1 or more"]),
     (["--seed", "-1"], ["--seed"]),

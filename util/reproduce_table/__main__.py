@@ -17,7 +17,7 @@ if __name__ == "__main__":                          # before the imports that ta
     check_command_line(parse_arguments)
 
 from data.dataloader import DATASETS
-from util.errors import UserError
+from util.errors import UserError, did_you_mean
 from util.img_utils import write_atomically
 from util.logger import count, duration, get_logger
 from util.metrics.weights import weights_folders
@@ -28,6 +28,7 @@ from util.reproduce_table.job import (
     execute,
     seconds_per_evaluation,
 )
+from util.reproduce_table.picture import save_picture
 from util.reproduce_table.plots import draw, scatter
 from util.reproduce_table.scores import evaluate
 from util.reproduce_table.spec import PaperTable, load_table
@@ -52,6 +53,8 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
         config = run.load(options.data)
         names = DATASETS.build(config.data.name, **config.data.params).names[:options.limit]
         jobs.append(Job(run, config, names, folder / run.task / run.method, options, **cost))
+        if args.picture is not None and args.picture not in names:
+            raise UserError(f"--picture: the data have no image '{args.picture}'; {did_you_mean(args.picture, names)}")
     fewest = min((len(job.names) for job in jobs), default=0)
     if options.limit and fewest < options.limit and jobs:
         logger.warning(f"the data have {count(fewest, 'image')}: {options.limit - fewest} are missing for --limit "
@@ -91,7 +94,8 @@ def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
 
 def reproduce(args: argparse.Namespace) -> int:
     """Do what the command line asks for and return the exit status."""
-    table = load_table(args.table, None if args.methods is None else args.methods.split(","), args.overrides)
+    methods, tasks = (None if names is None else names.split(",") for names in (args.methods, args.tasks))
+    table = load_table(args.table, methods, args.overrides, tasks)
     folder = user_path(args.save_dir or f"./results/tables/{table.name}")
     jobs = plan(table, args, folder)
     if args.dry_run:
@@ -108,6 +112,8 @@ def reproduce(args: argparse.Namespace) -> int:
     write_atomically(folder / "table.png", draw(table, entries))
     for x, y in table.spec.scatter:
         write_atomically(folder / f"{y}_against_{x}.png", scatter(table, entries, x, y))
+    if args.picture is not None:
+        save_picture(folder / f"{args.picture}.png", table, jobs, args.picture)
     logger.info(f"\n{text}\n{folder / 'table.md'}, .tex, .csv and .png, in {duration(time.perf_counter() - started)}")
     wrong = sum(bool(job.error) for job in jobs)
     if wrong:

@@ -15,6 +15,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("table", help="the table (YAML), such as configs/tables/demo.yaml")
     add("--methods", metavar="A,B", help="run these methods of the table only; default: all that can be run")
+    add("--tasks", metavar="A,B", help="run these tasks of the table only; default: all")
+    add("--picture", metavar="IMAGE", help="also make IMAGE.png: the image of that name, restored by every method")
     add("--dry_run", action="store_true", help="list the runs, their cost and the time they would take; run none")
     add("--num_samples", type=positive, metavar="N", help="posterior samples per image; default: what the table says")
     add_options(add, overwrite="replace the results of earlier runs")

@@ -161,16 +161,18 @@ class PaperTable:
         return f"{self.tasks[place.task].title}, {self.methods[place.method].title}"
 
 
-def load_table(path: str | Path, only: Sequence[str] | None = None, overrides: Sequence[str] = ()) -> PaperTable:
+def load_table(path: str | Path, only: Sequence[str] | None = None, overrides: Sequence[str] = (),
+               only_tasks: Sequence[str] | None = None) -> PaperTable:
     """Read and check a table.
 
     Args:
         only: the methods to run; None for all that can be.
         overrides: changes of the configuration of every run.
+        only_tasks: the tasks to run; None for all.
 
     Raises:
         UserError: the file is missing or no YAML; a key, name or value in it is unknown, missing or of the wrong type;
-            one of `only` cannot be run.
+            one of `only` cannot be run, or one of `only_tasks` is unknown.
     """
     spec = _build(TableSpec, read_yaml(path, "table"), str(path))
     tasks = {name: _build(TaskSpec, entry, f"{path}: tasks.{name}") for name, entry in spec.tasks.items()}
@@ -184,8 +186,9 @@ def load_table(path: str | Path, only: Sequence[str] | None = None, overrides: S
             what = "is not implemented here, the table has the paper's figures only" if name in methods else (
                 "is no method of this table")
             raise UserError(f"--methods: '{name}' {what}; {did_you_mean(name, runnable)}")
+    _check_names(only_tasks or (), tasks, "--tasks")
     runs = {(task, method): _run(spec, task, tasks[task], method, methods[method], overrides, str(path))
-            for task in tasks for method in runnable
+            for task in tasks if task in (only_tasks or tasks) for method in runnable
             if method in (only or runnable) and task in (methods[method].tasks or tasks)}
     if not runs and not figures:
         raise UserError(f"{path}: nothing to show: no entry of methods has a `method` to run, and paper has no figures")
