@@ -6,12 +6,13 @@ import json
 import pytest
 import torch
 
-from guided_diffusion.posterior_benchmark.__main__ import main
+from guided_diffusion.posterior_benchmark.__main__ import METHODS, main
 from guided_diffusion.posterior_benchmark.cases import Problem, arena
 from guided_diffusion.posterior_benchmark.report import Row, write_csv
 from guided_diffusion.posterior_benchmark.scores import LEVELS, average, score
 from guided_diffusion.priors.distributions import GaussianMixture
 from guided_diffusion.priors.gaussians import DiagonalGaussian
+from guided_diffusion.restoration.catalogue import METHODS as ALL
 from tests.helpers import normal
 
 D = 6
@@ -65,6 +66,12 @@ def test_the_arena_has_one_measurement_per_image_and_its_posterior():
     chi_square = place.measurement.chi_square(exact.float())
     assert 0.3 < chi_square.mean().item() < 2
     assert len(place.posteriors) == 2
+
+
+def test_the_default_suite_has_every_method_with_a_prior():
+    brackets, variants = {"exact", "vanilla"}, {"ps+", "ilvr"}
+    names = {text.partition(":")[0] for text in METHODS}
+    assert {name for name in ALL if ALL.build(name).needs_prior} == names | brackets | variants
 
 
 ARGUMENTS = ["--priors", "plane", "--operators", "noise", "--sigma", "0.3", "--steps", "3,2", "--images", "2",

@@ -38,7 +38,9 @@ from util.logger import duration, get_logger
 
 PRIORS = ("gaussian", "gaussian_lowrank", "gaussian_mixture", PLANE)
 OPERATORS = ("inpainting", "super_resolution", "gaussian_blur")
-METHODS = ("ps", "ps:likelihood=gaussian", "dpps", "mcg", "projection", "ddrm", "ddnm")
+METHODS = ("ps", "ps:likelihood=gaussian", "ps:likelihood=stationary", "dpps", "mcg", "projection", "ddrm", "ddnm",
+           "pigdm", "tmpd", "dmps", "diffpir", "dsg", "fast_dips", "red_diff", "dcps", "daps", "sitcom", "pnp_dm",
+           "fps_smc", "mcgdiff:particles=16")
 BRACKETS = ("exact", "unconditional")
 FILE = "posterior_benchmark.json"
 

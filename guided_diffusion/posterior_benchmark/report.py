@@ -14,6 +14,7 @@ from util.img_utils import write_atomically
 
 COLUMNS = ("bias", "variance", "sliced W2", "MMD^2", "cover 50", "cover 90", "cover 95", "chi-square", "modes", "evals")
 PANEL = 2.6                                         # inches
+LINES, MARKERS = ("-", "--", ":", "-."), "os^D"     # after ten colours, the next style
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,13 @@ def write_json(settings: dict[str, object], rows: Sequence[Row], path: Path) -> 
 
 def draw_calibration(rows: Sequence[Row], path: Path) -> None:
     """Coverage against level, a panel per problem; the diagonal is calibrated."""
+    styles = _styles([row.title for row in rows])
+
     def panel(axis, own: Sequence[Row]) -> None:
         axis.plot([0, 1], [0, 1], color="#999999", lw=0.8)
         for row in own:
-            axis.plot(list(row.scores.coverage), list(row.scores.coverage.values()), lw=1.2, label=row.title)
+            axis.plot(list(row.scores.coverage), list(row.scores.coverage.values()), lw=1.2, label=row.title,
+                      **styles[row.title])
         axis.set_xlabel("credible level")
         axis.set_ylabel("probability under the posterior")
 
@@ -97,18 +101,21 @@ def draw_calibration(rows: Sequence[Row], path: Path) -> None:
 def draw_distances(rows: Sequence[Row], path: Path) -> None:
     """Sliced Wasserstein distance against network evaluations, a panel per problem; `exact` and `unconditional` are
     lines."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    styles = _styles([row.method for row in rows], MARKERS)
+
     def panel(axis, own: Sequence[Row]) -> None:
         for name in dict.fromkeys(row.method for row in own):
             line = sorted((row.evaluations, row.scores.sliced_w2) for row in own if row.method == name)
             if name in ("exact", "unconditional"):
                 axis.axhline(line[-1][1], color="#999999", ls="-" if name == "exact" else ":", lw=1)
             else:
-                axis.plot(*zip(*line, strict=True), marker="o", ms=3, lw=1, label=name)
+                axis.plot(*zip(*line, strict=True), ms=3, lw=1, label=name, **styles[name])
         axis.set_xscale("log")
         axis.set_yscale("log")
-        evaluations = sorted({row.evaluations for row in own if row.evaluations})
-        axis.set_xticks(evaluations, labels=[f"{n}" for n in evaluations])
-        axis.minorticks_off()
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(),
+                       major_formatter=StrMethodFormatter("{x:g}"))
         axis.set_xlabel("network evaluations")
         axis.set_ylabel("sliced W2")
 
@@ -133,6 +140,12 @@ def draw_samples(exact: np.ndarray, samples: dict[str, np.ndarray], title: str, 
     for axis in axes[len(samples):]:
         axis.set_visible(False)
     _save(figure, path)
+
+
+def _styles(names: Sequence[str], markers: Sequence[str] = ("",)) -> dict[str, dict[str, str]]:
+    """Name -> colour, style and marker of its lines, the same in every panel."""
+    return {name: {"color": f"C{i % 10}", "ls": LINES[i // 10 % len(LINES)], "marker": markers[i // 10 % len(markers)]}
+            for i, name in enumerate(dict.fromkeys(names))}
 
 
 def _panels(rows: Sequence[Row], panel, path: Path) -> None:
