@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from guided_diffusion.restoration import check
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL, TASK, arguments
 from tests.fake_weights import ChannelMeans, MeanDifference, kernel_wizard_weights
+from tests.forks import Forked, nursery
 from tests.report_pages import Page
+from util import img_utils
 from util.metrics import perceptual, scores
 from util.metrics import weights as metric_weights
 from util.report.__main__ import main as write_report
@@ -79,6 +82,40 @@ def networks_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(load, "create_model", build)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_grids() -> Iterator[None]:
+    """Pictures of 64 pixels in grid.png: most of them nobody looks at, and their encoding takes a fifth of a run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(img_utils, "GRID_CELL", 64)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def before_all(small_grids) -> Iterator[ProcessPoolExecutor | None]:
+    """The process that tests fork programs from, before one of them follows a gradient; None where there is no fork."""
+    if sys.platform != "linux":
+        yield None
+        return
+    with nursery() as pool:
+        yield pool
+
+
+@pytest.fixture
+def fork(before_all, tmp_path_factory) -> Iterator[Callable[..., Forked]]:
+    """fork(work, *given) -> the process that does it."""
+    if before_all is None:
+        pytest.skip("processes are forked")
+    started = []
+
+    def fork(work: Callable[..., int], *given: object) -> Forked:
+        started.append(Forked(before_all, tmp_path_factory.mktemp("told"), work, *given))
+        return started[-1]
+
+    yield fork
+    for process in started:
+        process.end()
 
 
 @pytest.fixture

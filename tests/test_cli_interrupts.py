@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 import sample_condition
-from tests.command_line import launch, pictures, rows
+from tests.command_line import arguments, launch, pictures, rows
+from tests.forks import program
 from tests.helpers import picture
+from util.config.config import REPOSITORY
 
 
 def test_a_stopped_run_continues_and_ends_as_if_it_had_not_been_stopped(run):
@@ -43,19 +45,22 @@ def test_results_that_hold_no_finished_image_do_not_bind(run):
     assert run("--limit", "1")[0] == 0
 
 
-def test_interrupting_keeps_what_is_finished(prior, workplace):
+def in_the_background(*options: str) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                        # as a shell starts a job there
+    return program(REPOSITORY / "sample_condition.py", *options)
+
+
+def test_interrupting_keeps_what_is_finished(fork, prior, workplace):
     for i in range(40):
         picture(workplace / "photos" / f"{i:02d}.png", i)
     options = ["--data", "photos", "--batch_size", "1", "--set", "diffusion.timestep_respacing=8"]
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)             # as a shell starts a background job
-    process = launch(prior, *options)
-    signal.signal(signal.SIGINT, previous)
+    process = fork(in_the_background, *arguments(prior, *options))
     table = workplace / "results/super_resolution/dpps/metrics.csv"
     deadline = time.monotonic() + 600
-    while not table.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not table.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=600)
+    _, err = process.communicate()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     done = rows(str(table.parent))

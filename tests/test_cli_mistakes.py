@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from guided_diffusion.restoration.build import Task
-from tests.command_line import launch, rows
+from tests.command_line import arguments, rows
+from tests.forks import program
 from tests.helpers import picture
+from util.config.config import REPOSITORY
 
 
 def test_unreadable_images_are_passed_over_and_counted(run):
@@ -116,8 +118,9 @@ def test_mistakes_end_with_status_2_and_a_line_that_helps(run, options, words):
     assert not list(Path().rglob("recon/*.png"))
 
 
-def test_a_mistake_in_a_real_process_has_status_2_and_no_traceback(prior, workplace):
-    process = launch(prior, "--set", "conditioning.params.scael=9")
+def test_a_mistake_in_a_real_process_has_status_2_and_no_traceback(fork, prior, workplace):
+    process = fork(program, REPOSITORY / "sample_condition.py",
+                   *arguments(prior, "--set", "conditioning.params.scael=9"))
     out, err = process.communicate()
     assert process.returncode == 2
     assert "Traceback" not in err and "did you mean 'scale'" in err

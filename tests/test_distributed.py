@@ -2,9 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
@@ -15,18 +14,17 @@ from torch.distributed import DistNetworkError
 import sample_condition
 from guided_diffusion.restoration.arguments import parse_arguments
 from tests.command_line import FOLDER, arguments, contents
+from tests.forks import program, ranks
 from tests.helpers import picture
 from util.command import run_command
 from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.logger import get_logger
-from util.metrics import perceptual
 from util.run.lock import hold, locked
 from util.run.team import Team, device_of
 
 IMAGES = 5
 OPTIONS = ["--data", "photos", "--batch_size", "1"]
-ST_LPIPS = perceptual.NETWORKS["st_lpips"]          # before a fixture puts a fast network in its place
 
 
 @pytest.fixture
@@ -46,15 +44,10 @@ def photos(workplace, one_thread):
     return workplace
 
 
-def start(*command: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)})
-
-
-def ranks_of(torchrun: subprocess.Popen) -> dict[int, int]:
+def ranks_of(torchrun: int) -> dict[int, int]:
     """Rank -> process id, of the processes that torchrun started."""
     found = {}
-    for children in Path(f"/proc/{torchrun.pid}/task").glob("*/children"):
+    for children in Path(f"/proc/{torchrun}/task").glob("*/children"):
         for pid in map(int, children.read_text().split()):
             environment = dict(item.partition("=")[::2] for item in
                                Path(f"/proc/{pid}/environ").read_text().split("\0"))
@@ -63,12 +56,11 @@ def ranks_of(torchrun: subprocess.Popen) -> dict[int, int]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
-def test_several_processes_leave_what_one_does(run, prior, photos):
+def test_several_processes_leave_what_one_does(run, fork, prior, photos):
     assert run(*OPTIONS, "--save_dir", "one")[0] == 1
     expected = contents(photos / "one" / FOLDER)
-    process = start("tests.ranks", "3", "sample_condition", *arguments(prior, *OPTIONS, "--save_dir", "three"))
-    out, err = process.communicate(timeout=600)
+    process = fork(ranks, 3, "sample_condition", arguments(prior, *OPTIONS, "--save_dir", "three"))
+    out, err = process.communicate()
     assert process.returncode == 1, err
     assert contents(photos / "three" / FOLDER) == expected
     assert out.count(f"{IMAGES + 1} images of") == out.count("mean of 5") == 1           # one process speaks
@@ -76,18 +68,20 @@ def test_several_processes_leave_what_one_does(run, prior, photos):
     assert "18/18" in err and "1 of 6 images could not be read" in err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_a_run_by_torchrun_survives_the_death_of_a_process(run, prior, photos, monkeypatch):
-    monkeypatch.setitem(perceptual.NETWORKS, "st_lpips", ST_LPIPS)       # as in the processes that are started
-    slow = [*OPTIONS, "--set", "diffusion.timestep_respacing=12"]
-    process = start("torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                    str(REPOSITORY / "sample_condition.py"), *arguments(prior, *slow, "--save_dir", "two"))
+def test_a_run_by_torchrun_survives_the_death_of_a_process(run, fork, prior, photos, monkeypatch):
+    """Whose processes torchrun starts, as a user's: they alone have imports of their own."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    (photos / "quick.py").write_text("from tests.fake_weights import use_fast_scores\nimport sample_condition\n"
+                                     "use_fast_scores()\nsample_condition.run_program(sample_condition.main)\n")
+    slow = [*OPTIONS, "--set", "diffusion.timestep_respacing=8"]
+    process = fork(program, find_spec("torch.distributed.run").origin, "--standalone", "--nproc_per_node=2", "quick.py",
+                   *arguments(prior, *slow, "--save_dir", "two"))
     table = photos / "two" / FOLDER / "rows"
     deadline = time.monotonic() + 600
     while len([f for f in table.glob("*.csv") if f.stat().st_size]) < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(ranks_of(process)[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=600)
+    os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
+    _, err = process.communicate()
     assert process.returncode == 1
     line, = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "another process of the run has ended" in line and "of 6 images are finished and kept" in line

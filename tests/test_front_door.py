@@ -14,6 +14,7 @@ import sample_condition
 from guided_diffusion.restoration import monitor
 from guided_diffusion.restoration.catalogue import METHODS
 from tests.command_line import arguments, rows
+from tests.forks import program
 from tests.helpers import picture
 from util import memory
 from util.config.config import REPOSITORY
@@ -91,12 +92,17 @@ def test_the_program_keeps_its_freed_memory(monkeypatch):
     assert source.endswith('if __name__ == "__main__":\n    run_program(main)\n')
 
 
-def test_a_reader_that_goes_away_stops_nothing(prior, workplace):
+def without_a_reader(*options: str) -> int:
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    return program(REPOSITORY / "sample_condition.py", *options)
+
+
+def test_a_reader_that_goes_away_stops_nothing(fork, prior, workplace):
     """As with `| head -1`: the run's files are complete, and nobody complains."""
-    command = [sys.executable, str(REPOSITORY / "sample_condition.py"), *arguments(prior, "--limit", "1")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.close()
-        err = process.stderr.read()
+    process = fork(without_a_reader, *arguments(prior, "--limit", "1"))
+    _, err = process.communicate()
     assert process.returncode == 0 and "Traceback" not in err and "cannot be written" not in err
     assert len(rows()) == 1 and Path("results/super_resolution/dpps/summary.json").exists()
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.png_files import png_16_bit
+from util import img_utils
 from util.errors import UserError
 from util.img_utils import from_uint8, load_image, resize, save_grid, save_image, to_uint8, to_unit, write_atomically
 
@@ -203,7 +204,8 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(tmp_path / "new" / "a.txt" / "b.txt", b"three")
 
 
-def test_grid_has_a_cell_for_each_picture(tmp_path):
+def test_grid_has_a_cell_for_each_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(img_utils, "GRID_CELL", 256)
     colours = [[-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]]
     rows = [[torch.full((3, 32, 32), c) for c in row] for row in colours]
     captions = [["a name that is far too long for its cell " * 3, "b", "c"]] * 2

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import random
+import signal
 import socket
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,10 @@ import pytest
 import torch
 import yaml
 
+import sample_condition
 from tests.command_line import FOLDER, arguments, contents
 from tests.helpers import picture
 from util.checkpoint import fingerprint
-from util.config.config import REPOSITORY
 from util.errors import UserError
 from util.img_utils import write_atomically
 from util.run.directory import RunDirectory
@@ -24,33 +26,25 @@ from util.run.layout import TEMPORARY_FILE
 from util.run.lock import locked
 
 CHAINS, KILLS = 5, 4
-DRIVER = """
-import json, os, random, signal, sys
-import matplotlib.backends.backend_agg, matplotlib.figure
-import sample_condition
-from tests.fake_weights import use_fast_scores
-
-use_fast_scores()
 OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename"}
 
-def run(folder, last=None):
-    '''Exit status of a run that kills itself before operation `last` on a file in the folder; how many there were.'''
+
+def killed(last: int | None, *options: str) -> tuple[int, int]:
+    """Exit status of a run that kills itself before operation `last` on a file in its folder; how many there were."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
         operations, status = [], 99
 
-        def count(event, arguments):
-            if event in OPERATIONS and f"/{folder}/" in f"/{arguments[0]}":
+        def count(event: str, arguments: tuple) -> None:
+            if event in OPERATIONS and f"/{options[-1]}/" in f"/{arguments[0]}":
                 operations.append(event)
                 if len(operations) == last:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
         try:
-            status = sample_condition.main([*sys.argv[3:], "--save_dir", folder])
+            status = sample_condition.main(options)
         finally:
             os.write(writing, str(len(operations)).encode())
             os._exit(status)
@@ -59,36 +53,38 @@ def run(folder, last=None):
         operations = told.read()
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(operations or 0)
 
-chains, kills = map(int, sys.argv[1:3])
-random.seed(0)
-status, operations = run("whole")
-statuses, rows = [status], []
-for chain in range(chains):
-    left = operations
-    for _ in range(kills):                  # each leaves all that it did not do to the next
-        last = random.randint(1, left)
-        left -= last - 1
-        statuses.append(run(f"killed{chain}", last)[0])
-        table = f"killed{chain}/super_resolution/dpps/metrics.csv"
-        rows.append(len(open(table).readlines()) - 1 if os.path.exists(table) else -1)
-    statuses.append(run(f"killed{chain}")[0])
-json.dump({"statuses": statuses, "rows": rows}, sys.stdout)
-"""
+
+def chains(*options: str) -> int:
+    """A run as a whole, and chains of runs that are killed and continued; told.json says how they ended, and how many
+    files each had left."""
+    random.seed(0)
+    status, operations = killed(None, *options, "--save_dir", "whole")
+    statuses, files = [status], []
+    for chain in range(CHAINS):
+        left = operations
+        for _ in range(KILLS):                      # each leaves all that it did not do to the next
+            last = random.randint(1, left)
+            left -= last - 1
+            statuses.append(killed(last, *options, "--save_dir", f"killed{chain}")[0])
+            files.append(len(list(Path(f"killed{chain}").rglob("*"))))
+        statuses.append(killed(None, *options, "--save_dir", f"killed{chain}")[0])
+    Path("told.json").write_text(json.dumps({"statuses": statuses, "files": files}))
+    return 0
 
 
-def test_runs_killed_at_twenty_moments_end_like_one_that_was_not(prior, workplace):
-    for i in range(3):
+def test_runs_killed_at_twenty_moments_end_like_one_that_was_not(fork, prior, workplace):
+    for i in range(2):
         picture(workplace / "photos" / f"{i}.png", i)
     options = ["--model_config", "configs/exact_gaussian_model_config.yaml", "--data", "photos", "--num_samples", "2",
                "--batch_size", "2", "--save_measurements", "--progress", "2"]
-    done = subprocess.run([sys.executable, "-c", DRIVER, str(CHAINS), str(KILLS), *arguments(prior, *options)],
-                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["statuses"] == [0] + CHAINS * (KILLS * [-9] + [0]), (workplace / "log.txt").read_text()
-    assert len(set(told["rows"])) > 2, told["rows"]                     # the moments differ
+    process = fork(chains, *arguments(prior, *options))
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    told = json.loads((workplace / "told.json").read_text())
+    assert told["statuses"] == [0] + CHAINS * (KILLS * [-9] + [0]), err
+    assert len(set(told["files"])) > 10, told["files"]                  # the moments differ
     whole = contents(workplace / "whole" / FOLDER)
-    assert len(whole) == 4 + 3 * (1 + 1 + 4 + 2 + 1 + 1 + 8)
+    assert len(whole) == 4 + 2 * (1 + 1 + 4 + 2 + 1 + 1 + 8)
     for chain in range(CHAINS):
         killed = contents(workplace / f"killed{chain}" / FOLDER)
         assert killed.keys() == whole.keys()
@@ -172,15 +168,19 @@ def test_another_run_in_the_folder_says_so_and_leaves(run, workplace):
     assert not list((workplace / "results" / FOLDER).glob("*.lock"))
 
 
-def test_a_lock_of_a_killed_process_holds_nobody_up(tmp_path):
-    holding = ("import sys, time; from pathlib import Path; from util.run.lock import locked; "
-               "lock = locked(Path(sys.argv[1])); lock.__enter__(); print(); sys.stdout.flush(); time.sleep(60)")
-    command = [sys.executable, "-c", holding, str(tmp_path)]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(UserError, match=rf"process {other.pid} on .*--out"):
-            locked(tmp_path, "--out").__enter__()
-        other.kill()
+def hold_for_ever(folder: Path) -> int:
+    with locked(folder):
+        sys.stdout.write("held\n")
+        signal.pause()
+
+
+def test_a_lock_of_a_killed_process_holds_nobody_up(fork, tmp_path):
+    other = fork(hold_for_ever, tmp_path)
+    while not other.files[0].read_text():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=rf"process {other.pid} on .*--out"):
+        locked(tmp_path, "--out").__enter__()
+    other.end()
     assert (tmp_path / "run.lock").exists()
     (tmp_path / "run.lock").write_text(f"{os.getpid()} elsewhere\n")     # its number is in use again
     with locked(tmp_path) as owner:

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from tests.run_folders import open_run, outcome, read_rows, save
+from util import img_utils
 from util.img_utils import load_image
 from util.metrics.scores import Scores
 
@@ -147,12 +148,13 @@ def test_grid_shows_at_most_eight_images(tmp_path, samples, columns):
     from PIL import Image
     run = open_run(tmp_path)
     outcomes = [outcome()] if samples == 1 else [*(outcome(str(k)) for k in range(samples)), outcome("mean")]
-    for i in range(10):
+    for i in range(9):
         save(run, f"image {i}", outcomes)
     run.write_grid()
+    cell = img_utils.GRID_CELL
     with Image.open(run.path / "grid.png") as grid:
-        assert grid.width == columns * 256 + (columns + 1) * 12
-        assert grid.height == 2 * 12 + 30 + 8 * (256 + 30)
+        assert grid.width == columns * cell + (columns + 1) * 12
+        assert grid.height == 2 * 12 + 30 + 8 * (cell + 30)
 
 
 def test_without_results_there_is_no_grid(tmp_path):

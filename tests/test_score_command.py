@@ -1,15 +1,14 @@
 """`python -m util.compute_metric`: two folders of images."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 
 from tests.fake_weights import write_alexnet, write_inception, write_vgg16
+from tests.forks import program
 from tests.scored_images import image, noisy, read
 from util.compute_metric import main
 from util.img_utils import load_image, save_image
@@ -177,14 +176,14 @@ def test_all_metrics_from_a_folder_of_weights(folders, tmp_path, capfd, monkeypa
     assert math.isfinite(summary["kid"]["value"])
 
 
-def test_without_weights_the_rest_is_there_and_the_reason_named_once(folders):
-    done = subprocess.run([sys.executable, "-m", "util.compute_metric", *map(str, folders),
-                           "--weights_dir", str(folders[0])], check=False, timeout=240,
-                          capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("left out") == len(done.stderr.strip().splitlines()) == 1
-    assert "LPIPS (vgg), LPIPS (alex), FID and KID" in done.stderr
-    lines = {line[:14].strip(): line[14:].split() for line in done.stdout.splitlines()}
+def test_without_weights_the_rest_is_there_and_the_reason_named_once(folders, fork):
+    process = fork(program, find_spec("util.compute_metric").origin, *map(str, folders), "--weights_dir",
+                   str(folders[0]))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert err.count("left out") == len(err.strip().splitlines()) == 1
+    assert "LPIPS (vgg), LPIPS (alex), FID and KID" in err
+    lines = {line[:14].strip(): line[14:].split() for line in out.splitlines()}
     assert float(lines["PSNR (dB)"][0]) > 20
     assert lines["FID"] == ["-"]
     assert lines["LPIPS (vgg)"][0] == "-"

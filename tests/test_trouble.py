@@ -4,9 +4,9 @@ import errno
 import json
 import math
 import os
+import resource
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ import sample_condition
 from guided_diffusion.condition_methods import ConditioningMethod
 from guided_diffusion.restoration.monitor import CHECK_EVERY
 from tests.command_line import arguments, contents, rows
+from tests.forks import program
 from tests.helpers import picture
 from tests.run_folders import open_run, save
 from util import memory
@@ -236,18 +237,20 @@ def test_a_picture_that_is_gone_at_the_end_is_restored_by_the_same_command(tmp_p
     assert not open_run(tmp_path).finished("a")
 
 
-def test_a_disk_that_is_really_full(prior, workplace):
-    """Files of this process may not grow beyond 2,000 bytes, which a picture of the run is larger than."""
-    limited = ("import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-               "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
-               f"sys.argv[0] = {str(REPOSITORY / 'sample_condition.py')!r}; sys.path.insert(0, {str(REPOSITORY)!r}); "
-               "runpy.run_path(sys.argv[0], run_name='__main__')")
-    done = subprocess.run([sys.executable, "-c", limited, *arguments(prior, "--batch_size", "1")],
-                          capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    line, = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+def with_small_files(*options: str) -> int:
+    """Those of the process may not grow beyond 2,000 bytes, which a picture of the run is larger than."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    return program(REPOSITORY / "sample_condition.py", *options)
+
+
+def test_a_disk_that_is_really_full(fork, prior, workplace):
+    process = fork(with_small_files, *arguments(prior, "--batch_size", "1"))
+    _, err = process.communicate()
+    assert process.returncode == 1, err
+    line, = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "File too large" in line and "0 of 3 images are finished" in line
-    assert not list(workplace.rglob("*.tmp")) and "Traceback" not in done.stderr
+    assert not list(workplace.rglob("*.tmp")) and "Traceback" not in err
     assert not (workplace / FOLDER / "metrics.csv").exists()
 
 

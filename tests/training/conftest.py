@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from guided_diffusion.train import main
+from guided_diffusion import train as program
 from tests.training.tiny import MODEL
 from util.img_utils import save_image
 
@@ -19,13 +19,14 @@ def photographs(tmp_path):
 
 
 @pytest.fixture
-def train(tmp_path, photographs):
-    """train(out, phases, **settings) -> exit status of the command on a tiny network."""
+def train(tmp_path, photographs, monkeypatch):
+    """train(out, phases, **settings) -> exit status of the command on a tiny network, whose curve nobody draws."""
+    monkeypatch.setattr(program, "plot_losses", lambda history: b"a curve")
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(MODEL))
 
     def run(out, phases, **settings):
         config = dict(model_config=str(tmp_path / "model.yaml"), phases=phases, precision="fp32", warmup_steps=2,
                       ema_decay=0.9, learning_rate=1e-3, save_every=100)
         (tmp_path / "train.yaml").write_text(yaml.safe_dump({**config, **settings}))
-        return main(["--data", str(photographs), "--config", str(tmp_path / "train.yaml"), "--out", str(out)])
+        return program.main(["--data", str(photographs), "--config", str(tmp_path / "train.yaml"), "--out", str(out)])
     return run

@@ -1,22 +1,20 @@
 """Training of a prior: resuming, the files it leaves, mistakes."""
 
-import os
+import importlib
+import io
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from data.random_crops import RandomCrops
-from guided_diffusion.train import main
+from guided_diffusion.train import main, plot_losses
 from guided_diffusion.unet import create_model
+from tests.forks import ranks
 from tests.training.tiny import MODEL, PHASES
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def test_the_prior_it_leaves_is_a_checkpoint(tmp_path, train):
@@ -28,9 +26,14 @@ def test_the_prior_it_leaves_is_a_checkpoint(tmp_path, train):
     assert rows["step"].tolist() == [1, 2, 3, 4, 5, 6] and rows["crop"].tolist() == [8] * 3 + [16] * 3
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_interrupted_equals_uninterrupted(tmp_path, train, monkeypatch, dropout):
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump({**MODEL, "dropout": dropout}))
+def test_the_curve_of_the_losses_is_a_picture():
+    history = [(step, 8 * (1 + step // 4), 2 / step, 1.0, 1e-3) for step in range(1, 8)]
+    with Image.open(io.BytesIO(plot_losses(history))) as picture:
+        assert picture.size == (1050, 600) and len(picture.convert("RGB").getcolors(10 ** 6)) > 20
+
+
+def test_interrupted_equals_uninterrupted(tmp_path, train, monkeypatch):
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump({**MODEL, "dropout": 0.3}))
     assert train(tmp_path / "whole", PHASES) == 0
     read, calls = RandomCrops.__getitem__, []
 
@@ -42,7 +45,7 @@ def test_interrupted_equals_uninterrupted(tmp_path, train, monkeypatch, dropout)
 
     monkeypatch.setattr(RandomCrops, "__getitem__", interrupt)
     assert train(tmp_path / "parts", PHASES) == 130
-    monkeypatch.undo()
+    monkeypatch.setattr(RandomCrops, "__getitem__", read)
     assert 0 < len((tmp_path / "parts" / "loss.csv").read_text().splitlines()) - 1 < 6
     assert train(tmp_path / "parts", PHASES) == 0
     whole, parts = (torch.load(tmp_path / name / "ema.pt", weights_only=True) for name in ("whole", "parts"))
@@ -118,7 +121,7 @@ def test_results_whose_state_is_gone_are_kept(tmp_path, train, capsys, names):
 
 
 def test_loss_falls(tmp_path, train):
-    assert train(tmp_path / "out", [dict(crop=8, batch_size=8, steps=60)]) == 0
+    assert train(tmp_path / "out", [dict(crop=8, batch_size=8, steps=30)]) == 0
     losses = np.genfromtxt(tmp_path / "out" / "loss.csv", delimiter=",", names=True)["eps_mse"]
     assert losses[-10:].mean() < 0.6 * losses[:5].mean()
 
@@ -188,23 +191,23 @@ def test_mistakes_on_the_command_line(capsys, words, message):
     assert message in error and len(error.splitlines()) <= 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_step_is_done_whole_or_not_at_all(tmp_path, train, monkeypatch, number):
-    """A signal while the weights are changed: optimiser, averages and step number still belong together."""
+def test_a_step_is_done_whole_or_not_at_all(tmp_path, train, monkeypatch):
+    """Signals while the weights are changed: optimiser, averages and step number still belong together."""
     previous = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM)}
     change, calls = torch.optim.AdamW.step, []
 
     def interrupted(self, *more):
-        calls.append(number)
-        if len(calls) == 4:
-            signal.raise_signal(number)
+        calls.append(self)
+        if len(calls) in (2, 4):
+            signal.raise_signal(signal.SIGINT if len(calls) == 2 else signal.SIGTERM)
         return change(self, *more)
 
     try:
         assert train(tmp_path / "whole", PHASES) == 0
         monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
-        assert train(tmp_path / "parts", PHASES) == 130
-        assert len((tmp_path / "parts" / "loss.csv").read_text().splitlines()) == 1 + 4
+        for done in (2, 4):
+            assert train(tmp_path / "parts", PHASES) == 130
+            assert len((tmp_path / "parts" / "loss.csv").read_text().splitlines()) == 1 + done
         assert train(tmp_path / "parts", PHASES) == 0
     finally:
         for n, handler in previous.items():
@@ -213,14 +216,18 @@ def test_a_step_is_done_whole_or_not_at_all(tmp_path, train, monkeypatch, number
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_two_processes_train_the_same_network(tmp_path, train, photographs):
+def two_processes(*options: str) -> int:
+    importlib.import_module("torch._dynamo")        # by optimisers, in each of them, otherwise
+    return ranks(2, "guided_diffusion.train", options)
+
+
+def test_two_processes_train_the_same_network(tmp_path, train, photographs, fork):
     """The crops, timesteps and noise of one process, and so its losses."""
     assert train(tmp_path / "one", PHASES[:1]) == 0
-    command = [sys.executable, "-m", "tests.ranks", "2", "guided_diffusion.train", "--data", str(photographs),
-               "--config", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "two")]
-    result = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-                            text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
+    process = fork(two_processes, "--data", str(photographs), "--config", str(tmp_path / "train.yaml"), "--out",
+                   str(tmp_path / "two"))
+    _, err = process.communicate()
+    assert process.returncode == 0, err
     assert (tmp_path / "two" / "ema.pt").is_file()
     one, two = (np.genfromtxt(tmp_path / name / "loss.csv", delimiter=",", names=True) for name in ("one", "two"))
     assert two["step"].tolist() == one["step"].tolist()
