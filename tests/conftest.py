@@ -1,5 +1,6 @@
 """What several test files share: one thread, golden numbers, programs run in this process, KernelWizard weights."""
 
+import gc
 import json
 import os
 import sys
@@ -82,6 +83,12 @@ def networks_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(load, "create_model", build)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports() -> None:
+    """What torch and the tests consist of is no garbage: looking through it takes a quarter of a second each time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

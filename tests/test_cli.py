@@ -61,12 +61,12 @@ def test_the_mean_of_the_samples_is_their_mean(run):
 
 
 def test_results_do_not_depend_on_batches(run):
-    for batch_size in ("6", "1", "5"):
-        assert run("--num_samples", "2", "--save_dir", batch_size, "--batch_size", batch_size, "--set",
+    for batch_size in ("4", "1", "3"):
+        assert run("--num_samples", "2", "--limit", "2", "--save_dir", batch_size, "--batch_size", batch_size, "--set",
                    "diffusion.timestep_respacing=2")[0] == 0
-    first = rows("6/super_resolution/dpps")
-    assert len(first) == 9
-    for batch_size in ("1", "5"):
+    first = rows("4/super_resolution/dpps")
+    assert len(first) == 6
+    for batch_size in ("1", "3"):
         for a, b in zip(first, rows(f"{batch_size}/super_resolution/dpps"), strict=True):
             assert (a["image"], a["sample"]) == (b["image"], b["sample"])
             for column in ("psnr", "ssim", "distance", "chi_square"):
@@ -100,9 +100,9 @@ def test_two_methods_see_the_same_measurement(run):
     ["diffusion.sampler=ddim", "diffusion.eta=0.5", "conditioning.method=ps+"],
 ])
 def test_tasks_and_methods_are_switched_by_set(run, settings):
-    status, out, err = run("--limit", "2", *(part for s in settings for part in ("--set", s)))
+    status, out, err = run("--limit", "1", *(part for s in settings for part in ("--set", s)))
     assert status == 0, err
-    assert "chelsea" in out
+    assert "astronaut" in out
 
 
 def test_a_folder_with_every_kind_of_image_is_restored(run):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 from PIL import Image
 
 from guided_diffusion import UserError, degrade, load_prior, observe, restore
@@ -84,8 +85,12 @@ def test_the_package_is_imported_without_torch():
 def test_the_tutorial_runs(monkeypatch):
     notebook = nbformat.read(REPOSITORY / "docs" / "tutorial.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    for cell in notebook.cells:                     # as it stands but for the pixels
+    for cell in notebook.cells:                     # as it stands but for the pixels, and the steps
         cell.source = cell.source.replace("size=48", "size=16")
+    process = {**read_yaml("configs/demo_diffusion_config.yaml"), "timestep_respacing": 4}
+    first = next(i for i, cell in enumerate(notebook.cells) if "import degrade" in cell.source)
+    notebook.cells.insert(first + 1, new_code_cell(f"from functools import partial\n"
+                                                   f"restore = partial(restore, diffusion={process})"))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(REPOSITORY / "docs")}}).execute()
     shown = [output["data"]["text/html"] for cell in notebook.cells for output in cell.get("outputs", ())
              if "text/html" in output.get("data", {})]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guided_diffusion.measurements import LinearOperator, get_operator
-from guided_diffusion.measurements.base import NEGLIGIBLE_DAMPING
+from guided_diffusion.measurements import LinearOperator, base, get_operator
 from guided_diffusion.measurements.conjugate_gradients import damped_inverse
 from tests.helpers import normal, relative
 from util.seeding import ImageRandomness
@@ -76,15 +75,16 @@ def test_identities_of_a_well_conditioned_kernel_above_the_size_of_matrices():
                     operator.pinv(normal(3, 3, 52, 52, seed=1) - y)) < 1e-10
 
 
-def test_the_fallback_for_ill_conditioned_kernels():
+def test_the_fallback_for_ill_conditioned_kernels(monkeypatch):
     """What 1000 iterations do not resolve is solved with rcond 1e-2: A A+ A = A to about that."""
+    solved = []
+    monkeypatch.setattr(base, "damped_inverse", lambda *given: solved.append(damped_inverse(*given)) or solved[-1])
     operator = motion_blur(52, kernel_size=25, names=NAMES[:1])
     x = normal(1, 3, 52, 52)
     y = operator(x)
-    damping = operator._largest_gain(y) * NEGLIGIBLE_DAMPING[y.dtype][0]
-    fine, converged = damped_inverse(operator, operator.transpose, y, damping, 1000)
-    assert not converged.any() and fine.isfinite().all()
     inverse = operator.pinv(y)
+    fine, converged = solved[0]
+    assert len(solved) == 2 and not converged.any() and fine.isfinite().all()
     torch.testing.assert_close(inverse, operator.damped_pinv(y, rcond=1e-2))
     assert relative(operator(inverse), y) < 2e-2 and inverse.norm() < 2 * x.norm()
     single = operator.pinv(y.float())

@@ -1,7 +1,6 @@
 """ST-LPIPS: the package's own numbers without its code, and what it says of blur, noise and texture at equal PSNR."""
 
 import math
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -14,11 +13,12 @@ from torch import Tensor
 
 from data.dataloader import DATASETS
 from guided_diffusion import degrade, restore
-from util.config.config import REPOSITORY
-from util.metrics import weights
+from util.metrics import perceptual, weights
 from util.metrics.scores import Metrics, psnr
 from util.metrics.shift_tolerant import ShiftTolerantLPIPS
 from util.metrics.weights import ST_LPIPS
+
+NETWORK = perceptual.NETWORKS["st_lpips"]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,16 @@ def test_it_is_that_of_its_package(network, photographs, monkeypatch):
         torch.testing.assert_close(network(a, b), torch.cat([network(a[:1], b[:1]), network(a[1:], b[1:])]))
 
 
-def test_only_the_packages_weights_are_used_and_nothing_is_printed():
-    code = ("import sys; from util.metrics.scores import Metrics; import torch; x = torch.zeros(3, 20, 20);"
-            "assert Metrics(networks=['st_lpips'])(x, x).st_lpips == 0;"
-            "assert not {'stlpips_pytorch', 'torchsummary', 'IPython'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=REPOSITORY)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def score_with_it() -> int:
+    x, perceptual.NETWORKS["st_lpips"] = torch.zeros(3, 20, 20), NETWORK             # not a fast one
+    assert Metrics(networks=["st_lpips"])(x, x).st_lpips == 0
+    assert not {"stlpips_pytorch", "torchsummary", "IPython"} & set(sys.modules)
+    return 0
+
+
+def test_only_the_packages_weights_are_used_and_nothing_is_printed(fork):
+    process = fork(score_with_it)
+    assert process.communicate() == ("", "") and process.returncode == 0
 
 
 def test_images_too_small_for_its_strides_have_none(photographs):
@@ -104,12 +108,12 @@ def degraded(x: Tensor, kind: str, decibels: float) -> Tensor:
 
 def test_at_equal_psnr_texture_scores_better_than_blur_and_noise(network, photographs):
     """Where PSNR cannot tell: what has the right texture in the wrong place looks better than what has none."""
-    scores = {kind: network(torch.stack([degraded(x, kind, 25.0) for x in photographs]), photographs)
+    scores = {kind: network(torch.stack([degraded(x, kind, 25.0) for x in photographs[:2]]), photographs[:2])
               for kind in ("blur", "noise", "texture")}
     assert (scores["texture"] < scores["blur"]).all() and (scores["texture"] < scores["noise"]).all(), scores
 
 
 def test_a_shift_by_a_pixel_is_nearly_the_same_image(network, photographs):
-    x, shifted = photographs[..., :-1], photographs[..., 1:]
-    blurred = torch.stack([degraded(x[k], "blur", psnr(shifted[k], x[k])) for k in range(3)])
+    x, shifted = photographs[:2, ..., :-1], photographs[:2, ..., 1:]
+    blurred = torch.stack([degraded(x[k], "blur", psnr(shifted[k], x[k])) for k in range(2)])
     assert (network(shifted, x) < 0.2 * network(blurred, x)).all()
