@@ -31,19 +31,24 @@ class Forked:
 
     def communicate(self) -> tuple[str, str]:
         """Wait for its end; what it said on standard output and standard error."""
-        if self.returncode is None:
-            self.returncode = self.nursery.submit(_wait, self.pid).result()
+        self.poll(wait=True)
         out, err = (file.read_text() for file in self.files)
         return out, err
+
+    def poll(self, wait: bool = False) -> int | None:
+        """Its exit status, None while it runs."""
+        if self.returncode is None:
+            self.returncode = self.nursery.submit(_wait, self.pid, 0 if wait else os.WNOHANG).result()
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def end(self) -> None:
         """Kill it if it is there."""
-        if self.returncode is None:
+        if self.poll() is None:
             self.send_signal(signal.SIGKILL)
-            self.communicate()
+            self.poll(wait=True)
 
 
 @contextmanager
@@ -80,8 +85,9 @@ def _fork(work: Callable[..., int], given: Sequence, environment: dict[str, str]
         os._exit(status)
 
 
-def _wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _wait(pid: int, options: int = 0) -> int | None:
+    ended, status = os.waitpid(pid, options)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def program(file: str | Path, *options: str) -> int:

@@ -133,7 +133,7 @@ def test_mixture_prior_is_sampled_with_its_weights():
     assert (x > 0).float().mean().item() == pytest.approx(0.75, abs=0.1)
 
 
-def posterior_task(batch=8, size=32, sigma=0.05):
+def posterior_task(batch=4, size=32, sigma=0.05):
     """Images of the coloured prior, their super-resolution measurements, and what sampling needs."""
     reverse, spectrum = sampler(timestep_respacing="100"), coloured_spectrum(size, strength=10, fall=2000)
     prior = AnalyticPrior(reverse.schedule, StationaryGaussian(spectrum))

@@ -57,7 +57,7 @@ def test_interrupting_keeps_what_is_finished(fork, prior, workplace):
     process = fork(in_the_background, *arguments(prior, *options))
     table = workplace / "results/super_resolution/dpps/metrics.csv"
     deadline = time.monotonic() + 600
-    while not table.exists() and time.monotonic() < deadline:
+    while not table.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()

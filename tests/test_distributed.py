@@ -78,7 +78,8 @@ def test_a_run_by_torchrun_survives_the_death_of_a_process(run, fork, prior, pho
                    *arguments(prior, *slow, "--save_dir", "two"))
     table = photos / "two" / FOLDER / "rows"
     deadline = time.monotonic() + 600
-    while len([f for f in table.glob("*.csv") if f.stat().st_size]) < 1 and time.monotonic() < deadline:
+    while not any(f.stat().st_size for f in table.glob("*.csv")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
     _, err = process.communicate()

@@ -17,6 +17,8 @@ from tests.helpers import fill_network
 from util.seeding import ImageRandomness
 
 CPU = torch.device("cpu")
+TWO_STEPS = ["--set", "diffusion.timestep_respacing=2"]
+ONE_STEP = ["--limit", "1", "--set", "diffusion.timestep_respacing=1"]
 
 
 @pytest.mark.parametrize("rates, most, best, tried", [
@@ -62,7 +64,7 @@ def test_search_when_memory_ends(run, monkeypatch):
         return original(task, network, shape, device)
 
     monkeypatch.setattr(plan, "_seconds_per_step", limited)
-    status, out, _ = run("--batch_size", "auto", "--limit", "2")
+    status, out, _ = run("--batch_size", "auto", *ONE_STEP, "--limit", "2")
     assert status == 0
     assert "--batch_size auto: 1 " in out
     assert "then memory ends" in out
@@ -195,7 +197,7 @@ def test_compile_option(run, monkeypatch):
     seen, compiled = [], sample_condition.compiled
     monkeypatch.setattr(sample_condition, "compiled",
                         lambda model, *given: seen.append(given) or compiled(model, *given))
-    assert run("--limit", "1", "--compile", "--batch_size", "8")[0] == 0
+    assert run(*ONE_STEP, "--compile", "--batch_size", "8")[0] == 0
     assert len(asked) == 1 and seen == [(1, 32, CPU)]       # for the batch that there is
     assert len(rows()) == 1
 
@@ -204,7 +206,7 @@ def test_compile_option(run, monkeypatch):
     ([], True), (["--precision", "tf32"], True), (["--precision", "fp32"], False), (["--precision", "bf16"], False)])
 def test_tf32_is_for_convolutions_and_only_where_it_is_asked_for(run, monkeypatch, options, allowed):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
-    assert run(*options, "--limit", "1", "--save_dir", "out")[0] == 0
+    assert run(*options, *ONE_STEP, "--save_dir", "out")[0] == 0
     assert torch.backends.cudnn.allow_tf32 == allowed
     assert not torch.backends.cuda.matmul.allow_tf32                    # operators multiply matrices in float32
     config = yaml.safe_load(Path("out/super_resolution/dpps/config.yaml").read_text())
@@ -216,7 +218,7 @@ def test_tf32_is_for_convolutions_and_only_where_it_is_asked_for(run, monkeypatc
 def test_use_fp16_of_the_model_config_gives_way_to_the_option(run, monkeypatch, options, dtype):
     made, load = [], sample_condition.load_prior
     monkeypatch.setattr(sample_condition, "load_prior", lambda *given: made.append(load(*given)) or made[0])
-    assert run(*options, "--limit", "1", "--set", "model.use_fp16=true")[0] == 0
+    assert run(*options, *ONE_STEP, "--set", "model.use_fp16=true")[0] == 0
     assert made[0].autocast_dtype == dtype
 
 
@@ -243,7 +245,7 @@ def test_sampling_noise_is_drawn_on_the_device_of_the_run(run, monkeypatch):
             super().__init__(seed, names, samples, purpose, device)
 
     monkeypatch.setattr(sample_condition, "ImageRandomness", Watched)
-    assert run("--limit", "1")[0] == 0
+    assert run(*ONE_STEP)[0] == 0
     assert made == [CPU]
     streams = ImageRandomness(0, ["a"], device=torch.device("meta"))
     assert streams.for_purpose("operator").device == streams.for_purpose("noise").device == CPU
@@ -262,17 +264,18 @@ def test_a_continued_run_keeps_the_batch_size_that_was_chosen(run, monkeypatch):
         return best
 
     monkeypatch.setattr(plan, "best_batch_size", partial(search, 2))
-    assert run("--batch_size", "2", "--save_dir", "whole")[0] == 0
+    assert run("--batch_size", "2", "--save_dir", "whole", *TWO_STEPS)[0] == 0
     assert "batch_size" not in config("whole")
-    assert run("--batch_size", "auto", "--save_dir", "parts", "--limit", "1")[0] == 0
+    assert run("--batch_size", "auto", "--save_dir", "parts", "--limit", "1", *TWO_STEPS)[0] == 0
     assert asked == [1] and config("parts")["batch_size"] == 2
     monkeypatch.setattr(plan, "best_batch_size", partial(search, 1))
-    status, out, _ = run("--batch_size", "auto", "--save_dir", "parts")
+    status, out, _ = run("--batch_size", "auto", "--save_dir", "parts", *TWO_STEPS)
     assert status == 0 and "--batch_size auto: 2, as chosen when this run began" in out
     assert asked == [1]
     for name in ("astronaut", "chelsea", "coffee"):
         whole, parts = (Path(f"{folder}/super_resolution/dpps/recon/{name}.png") for folder in ("whole", "parts"))
         assert whole.read_bytes() == parts.read_bytes()
-    assert run("--save_dir", "parts")[0] == 0 and config("parts")["batch_size"] == 2       # finished: nothing to lose
-    status, out, _ = run("--batch_size", "auto", "--save_dir", "parts", "--overwrite")
+    assert run("--save_dir", "parts", *TWO_STEPS)[0] == 0               # finished: nothing to lose
+    assert config("parts")["batch_size"] == 2
+    status, out, _ = run("--batch_size", "auto", "--save_dir", "parts", "--overwrite", *TWO_STEPS)
     assert status == 0 and asked == [1, 3] and config("parts")["batch_size"] == 1

@@ -174,7 +174,7 @@ def test_restorations_agree_with_their_measurements_without_any_tuning(operator,
 
 def test_samples_are_those_of_the_posterior():
     """White images, denoising: the posterior has mean s y / (s + v) and variance s v / (s + v), s = 1, v = sigma^2."""
-    sampler = create_sampler(sampler="ddim", eta=1.0, model_var_type="fixed_small", timestep_respacing="250",
+    sampler = create_sampler(sampler="ddim", eta=1.0, model_var_type="fixed_small", timestep_respacing="150",
                              clip_denoised=False)
     names = [str(i) for i in range(64)]
     randomness = ImageRandomness(0, names)

@@ -54,7 +54,7 @@ def test_golden_forward_and_true_adjoint(golden, case):
     assert compared >= 3
 
 
-@pytest.mark.parametrize(("name", "size"), [("motion_blur", 61), ("motion_blur", 7), ("gaussian_blur", 3)])
+@pytest.mark.parametrize(("name", "size"), [("motion_blur", 33), ("motion_blur", 7), ("gaussian_blur", 3)])
 def test_fft_equals_direct_convolution(name, size):
     x = normal(3, 3, 40, 33, dtype=torch.float32).clamp(-1, 1)
     direct, fft = (prepared(name, {"kernel_size": size, "intensity": 0.8, "convolution": method}, (40, 33))
@@ -64,7 +64,7 @@ def test_fft_equals_direct_convolution(name, size):
     torch.testing.assert_close(fft.transpose(x), direct.transpose(x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel_size", [3, 61])
+@pytest.mark.parametrize("kernel_size", [3, 33])
 def test_one_matrix_per_axis_equals_direct_convolution(kernel_size):
     x = normal(3, 3, 40, 33)
     direct, separable, tall = (

@@ -176,7 +176,7 @@ def hold_for_ever(folder: Path) -> int:
 
 def test_a_lock_of_a_killed_process_holds_nobody_up(fork, tmp_path):
     other = fork(hold_for_ever, tmp_path)
-    while not other.files[0].read_text():
+    while not other.files[0].read_text() and other.poll() is None:
         time.sleep(0.01)
     with pytest.raises(UserError, match=rf"process {other.pid} on .*--out"):
         locked(tmp_path, "--out").__enter__()

@@ -13,6 +13,7 @@ from guided_diffusion.measurements import OPERATORS, get_noise, get_operator
 from guided_diffusion.method import CONDITIONING_METHODS as METHODS
 from guided_diffusion.priors.load import check_model
 from util.config.config import REPOSITORY, Config, load_config, read_yaml
+from util.config.registry import defaults
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -48,7 +49,8 @@ def needs_absent_weights(config: Config) -> bool:
 def smaller(config: Config) -> list[str]:
     """Overrides for what does not fit into 32 pixels, or takes long."""
     options = config.operator.params.get("mask_opt", {})
-    fewer = ["--set", "conditioning.params.iterations=5"] * ("iterations" in config.conditioning.params)
+    iterates = "iterations" in defaults(METHODS[config.conditioning.name])
+    fewer = ["--set", "conditioning.params.iterations=5"] * iterates
     if "mask_len_range" not in options:
         return fewer
     return ["--set", "measurement.mask_opt.mask_len_range=[8, 12]", "--set", "measurement.mask_opt.margin=[2, 2]",
