@@ -106,7 +106,7 @@ def test_variance_of_ten_ancestral_steps(kind, ratio):
 @pytest.mark.parametrize("name, eta, share", [("ddpm", 0.0, 1), ("ddim", 0.0, 1), ("ddim", 0.5, 1),
                                               ("renoise", 0.0, 0.5)])
 def test_coloured_prior_is_sampled_with_its_spectrum(name, eta, share):
-    reverse = sampler(sampler=name, eta=eta, timestep_respacing="150")
+    reverse = sampler(sampler=name, eta=eta, timestep_respacing="200")
     prior, spectrum = AnalyticPrior(reverse.schedule, StationaryGaussian(coloured_spectrum(), 0.1)), coloured_spectrum()
     x = unconditional(reverse, prior, batch=300, shape=(1, SIZE, SIZE))
     power = torch.fft.fft2(x - 0.1, norm="ortho").abs().square().mean(dim=(0, 1))

@@ -13,6 +13,7 @@ from PIL import Image
 from guided_diffusion.measurements import LinearOperator, Measurement, get_noise, get_operator
 from tests.helpers import OPERATOR_EXAMPLES, picture
 from tests.png_files import chunk, png_16_bit
+from util import img_utils
 from util.config.config import load_config
 from util.errors import UserError
 from util.img_utils import load_alpha, load_image
@@ -67,7 +68,8 @@ def test_photographs_of_any_size_keep_it_and_are_not_scored(run):
 def test_the_grid_shows_measurement_and_restoration(run):
     picture(Path("photos/a.png"), 1, (32, 32))
     assert run(*observed("{name: noise}"))[0] == 0
-    assert size("results/noise/dpps/grid.png") == (2 * 256 + 3 * 12, 2 * 12 + 30 + 256 + 30)
+    cell = img_utils.GRID_CELL
+    assert size("results/noise/dpps/grid.png") == (2 * cell + 3 * 12, 2 * 12 + 30 + cell + 30)
 
 
 @pytest.mark.parametrize("operator, factor", [("{name: super_resolution, scale_factor: 4}", 4),

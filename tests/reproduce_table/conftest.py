@@ -47,8 +47,11 @@ def tree(prior, workplace) -> dict:
 
 
 @pytest.fixture
-def run(tree, capsys):
-    """run(*arguments) -> (exit status, standard output, standard error) of the command on the small table."""
+def run(tree, capsys, monkeypatch):
+    """run(*arguments) -> (exit status, standard output, standard error) of the command on the small table, which nobody
+    draws."""
+    monkeypatch.setattr(reproduce_table, "draw", lambda table, entries: b"a picture")
+
     def run(*more: str) -> tuple[int, str, str]:
         Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         status = reproduce_table.main(["tiny.yaml", *more])
