@@ -190,7 +190,7 @@ FAULTS = [
           "nearest(prediction)", "test_gaussian_solvers.py"),
     Fault("daps: noise of the level before", GD + "solvers/daps.py", "u = x + sigma * ", "u = x + 1.2 * sigma * ",
           "test_gaussian_solvers.py"),
-    Fault("pnp_dm: rho for rho^2", GD + "solvers/pnp_dm.py", "rho2 = sigma[level] ** 2", "rho2 = sigma[level]",
+    Fault("pnp_dm: rho for rho^2", GD + "solvers/pnp_dm.py", "x, sigma[level] ** 2,", "x, sigma[level],",
           "test_gaussian_solvers.py"),
     Fault("red_diff: weight of the posterior without s", GD + "solvers/red_diff.py", "(weakest / s)",
           "(weakest + 0 * s)", "test_gaussian_solvers.py"),

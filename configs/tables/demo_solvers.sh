@@ -11,6 +11,7 @@ table() {                           # name, folder of the results, options ...
     shift 2
     python -m util.reproduce_table "configs/tables/$name.yaml" --data "$crops" --save_dir "results/tables/$folder" "$@" \
         || status=$?
+    [ $status -ne 130 ] || exit 130                                     # interrupted
 }
 
 table demo_solvers demo_solvers --limit 20 "$@"
