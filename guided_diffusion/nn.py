@@ -104,9 +104,12 @@ class Conv2d(nn.Conv2d):
         return FrozenConvolution.apply(x, self.weight, self.bias, self.stride, self.padding)
 
 
-def normalization(channels: int) -> GroupNorm:
-    """Group normalisation with the 32 groups of every ADM checkpoint."""
-    return GroupNorm(32, channels)
+def normalization(channels: int, min_group: int = 1) -> GroupNorm:
+    """Group normalisation with the 32 groups of every ADM checkpoint, or fewer, of `min_group` channels at least.
+
+    A group of one channel forgets the mean of its channel.
+    """
+    return GroupNorm(min(32, channels // min_group), channels)
 
 
 def zero_module(module: nn.Module) -> nn.Module:

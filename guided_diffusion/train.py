@@ -78,7 +78,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         schedule = Schedule.create(config.noise_schedule, config.diffusion_steps)
-        self.loss = HybridLoss(schedule, config.vlb_weight, config.loss_weight).to(device)
+        self.loss = HybridLoss(schedule, config.vlb_weight, config.loss_weight, config.coarse_weight).to(device)
 
     @property
     def total_steps(self) -> int:

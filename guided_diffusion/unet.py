@@ -4,6 +4,7 @@ the published checkpoints, and `create_model`, which builds it from a model conf
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class UNetModel(Network):
                  num_heads: int = 1, num_head_channels: int = -1, num_heads_upsample: int = -1,
                  use_scale_shift_norm: bool = False, resblock_updown: bool = False,
                  use_new_attention_order: bool = False, patch_size: int = 1,
-                 autocast_dtype: torch.dtype | None = None):
+                 min_channels_per_group: int = 1, autocast_dtype: torch.dtype | None = None):
         super().__init__()
         self.patch_size = patch_size
         self.image_size, self.model_channels, self.out_channels = image_size, model_channels, out_channels
@@ -59,9 +60,10 @@ class UNetModel(Network):
         emb_channels = 4 * model_channels
         widths = [int(mult * model_channels) for mult in channel_mult]
         block = partial(ResBlock, emb_channels=emb_channels, dropout=dropout, scale_shift=use_scale_shift_norm,
-                        use_checkpoint=use_checkpoint)
+                        use_checkpoint=use_checkpoint, min_group=min_channels_per_group)
         attend = partial(AttentionBlock, num_heads=num_heads, num_head_channels=num_head_channels,
-                         new_order=use_new_attention_order, use_checkpoint=use_checkpoint)
+                         new_order=use_new_attention_order, use_checkpoint=use_checkpoint,
+                         min_group=min_channels_per_group)
         attend_up = attend if num_heads_upsample == -1 else partial(attend, num_heads=num_heads_upsample)
 
         def resample(channels: int, direction: str) -> nn.Module:
@@ -103,7 +105,7 @@ class UNetModel(Network):
                 self.output_blocks.append(TimestepSequential(*layers))
 
         self.out = nn.Sequential(
-            normalization(channels), nn.SiLU(), zero_module(
+            normalization(channels, min_channels_per_group), nn.SiLU(), zero_module(
                 Conv2d(channels, out_channels * patch_size ** 2, 3, padding=1)))
 
     @property
@@ -142,7 +144,8 @@ def create_model(
         attention_resolutions: str | int | Sequence[int] = "16", num_heads: int = 1, num_head_channels: int = -1,
         num_heads_upsample: int = -1, use_scale_shift_norm: bool = False, dropout: float = 0.0,
         resblock_updown: bool = False, use_fp16: bool = False, use_new_attention_order: bool = False,
-        patch_size: int = 1, model_path: str | None = "", class_label: int | None = None) -> UNetModel:
+        patch_size: int = 1, min_channels_per_group: Literal[1, 2, 4, 8, 16, 32] = 1, model_path: str | None = "",
+        class_label: int | None = None) -> UNetModel:
     """Build the network that a model config describes, in evaluation mode, and load its checkpoint.
 
     Its weights, and so what flows through it, are in channels_last, in which convolutions take less time.
@@ -166,6 +169,9 @@ def create_model(
         use_new_attention_order: channel order of the qkv layer, see `AttentionBlock`.
         patch_size: side of the patches whose pixels are the channels of one place, see `UNetModel`; 1 for the
             published checkpoints.
+        min_channels_per_group: group normalisation has 32 groups as the published checkpoints, but no group of fewer
+            channels (EDM: 4). With 32 channels and one in each group a network cannot see the mean of an image, nor
+            that of its noise, and colours of whole images are off.
         model_path: checkpoint to load; empty for a new network (training, tests).
 
     Raises:
@@ -191,7 +197,7 @@ def create_model(
         use_checkpoint=use_checkpoint, num_heads=num_heads, num_head_channels=num_head_channels,
         num_heads_upsample=num_heads_upsample, use_scale_shift_norm=use_scale_shift_norm,
         resblock_updown=resblock_updown, use_new_attention_order=use_new_attention_order, patch_size=patch_size,
-        autocast_dtype=torch.float16 if use_fp16 else None)
+        min_channels_per_group=min_channels_per_group, autocast_dtype=torch.float16 if use_fp16 else None)
     if model_path:
         load_state_dict(model, Path(model_path))
     return model.eval().to(memory_format=torch.channels_last)

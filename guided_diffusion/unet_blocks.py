@@ -47,17 +47,17 @@ class ResBlock(nn.Module):
     """
 
     def __init__(self, channels: int, out_channels: int, emb_channels: int, dropout: float, scale_shift: bool,
-                 use_checkpoint: bool = False, resample: str | None = None):
+                 use_checkpoint: bool = False, resample: str | None = None, min_group: int = 1):
         super().__init__()
         self.scale_shift, self.use_checkpoint = scale_shift, use_checkpoint
         self.in_layers = nn.Sequential(
-            normalization(channels), nn.SiLU(), Conv2d(channels, out_channels, 3, padding=1))
+            normalization(channels, min_group), nn.SiLU(), Conv2d(channels, out_channels, 3, padding=1))
         self.resample = {None: nn.Identity, "up": partial(Upsample, channels, False),
                          "down": partial(Downsample, channels, False)}[resample]()
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels))
         self.out_layers = nn.Sequential(
-            normalization(out_channels), nn.SiLU(), nn.Dropout(dropout),
+            normalization(out_channels, min_group), nn.SiLU(), nn.Dropout(dropout),
             zero_module(Conv2d(out_channels, out_channels, 3, padding=1)))
         same = out_channels == channels
         self.skip_connection = nn.Identity() if same else Conv2d(channels, out_channels, 1)
@@ -85,7 +85,7 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(self, channels: int, num_heads: int, num_head_channels: int, new_order: bool,
-                 use_checkpoint: bool = False):
+                 use_checkpoint: bool = False, min_group: int = 1):
         super().__init__()
         self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
         if self.num_heads < 1 or channels % self.num_heads or (
@@ -93,7 +93,7 @@ class AttentionBlock(nn.Module):
             raise UserError(f"model config: {channels} channels cannot be split into attention heads (num_heads "
                             f"{num_heads}, num_head_channels {num_head_channels}); choose a divisor of {channels}")
         self.new_order, self.use_checkpoint = new_order, use_checkpoint
-        self.norm = normalization(channels)
+        self.norm = normalization(channels, min_group)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 

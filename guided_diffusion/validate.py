@@ -122,7 +122,7 @@ def validation_loss(model: nn.Module, schedule: Schedule, crops: Crops, draws: i
             index = torch.from_numpy(first + ((draw + u) / draws * (stop - first)).astype(np.int64))
             noise = randomness.randn_like(crops.images)
             batches = zip(*(x.split(batch_size) for x in (crops.images, index, noise)), strict=True)
-            scores += [torch.stack(loss.terms(model, *(x.to(device) for x in batch))).cpu() for batch in batches]
+            scores += [torch.stack(loss.terms(model, *(x.to(device) for x in batch))[:2]).cpu() for batch in batches]
         mse, bits = torch.cat(scores, dim=1).double()
         names = crops.names * draws
         levels.append(Level(first, stop - 1, describe(mse.tolist(), names),

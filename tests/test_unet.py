@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from guided_diffusion.nn import timestep_embedding
+from guided_diffusion.nn import GroupNorm, timestep_embedding
 from guided_diffusion.unet import create_model
 from guided_diffusion.unet_blocks import AttentionBlock
 from tests.conftest import golden_path
@@ -143,6 +143,18 @@ def test_fractional_channel_mult(mult):
     assert model(torch.zeros(1, 3, 32, 32), torch.tensor([0])).shape == (1, 6, 32, 32)
 
 
+@pytest.mark.parametrize("least, groups", [(1, (32, 32, 32)), (4, (8, 16, 32)), (32, (1, 2, 4))])
+def test_groups_of_several_channels_keep_their_means(least, groups):
+    """One constant more or less in a channel is lost in a group of one channel, and seen in a larger one."""
+    model = create_model(**{**TINY, "channel_mult": "1,2,4", "min_channels_per_group": least})
+    found = {module.num_channels: module.num_groups for module in model.modules() if isinstance(module, GroupNorm)}
+    assert tuple(found[channels] for channels in (32, 64, 128)) == groups
+    norm = model.out[0]
+    x, means = torch.randn(1, 32, 8, 8), torch.linspace(-2, 2, 32).view(1, 32, 1, 1)
+    change = norm(x + means).mean((2, 3)) - norm(x).mean((2, 3))
+    assert (change.abs().max() > 0.5) == (least > 1)
+
+
 @pytest.mark.parametrize("resolutions, attention_blocks", [
     (16, 4), ("16", 4), ([16], 4), ("32,16", 7), ("", 1), ("8", 1)])
 def test_attention_resolutions(resolutions, attention_blocks):
@@ -153,6 +165,7 @@ def test_attention_resolutions(resolutions, attention_blocks):
 @pytest.mark.parametrize("options, message", [
     (dict(num_channels="wide"), "num_channels is 'wide'"),
     (dict(num_channels=40), "multiple of 32"),
+    (dict(min_channels_per_group=3), "min_channels_per_group is 3"),
     (dict(channel_mult="1,x"), "channel_mult"),
     (dict(channel_mult="", image_size=100), "no default channel_mult"),
     (dict(channel_mult="-1,2"), "positive"),

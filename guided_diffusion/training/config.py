@@ -43,6 +43,7 @@ class TrainConfig:
         ema_decay: decay of the averaged weights, which are the ones to use.
         vlb_weight: share of the variational bound (bits per dimension, summed over timesteps) in the loss.
         loss_weight: weight of the timesteps in the squared error of eps: "none", "min_snr" or "p2".
+        coarse_weight: of the error of eps in colours and coarse shapes, see `losses.coarse_errors`.
         gradient_clip: largest norm of the gradient.
         micro_batch: crops that go through the network at once, in each process; the gradients of a batch are summed
             over its parts, which is the step of the whole batch in less memory. 0 = the whole batch.
@@ -67,6 +68,7 @@ class TrainConfig:
     ema_decay: Share = 0.999
     vlb_weight: Weight = 1e-3
     loss_weight: LossWeight = "none"
+    coarse_weight: Weight = 0.0
     gradient_clip: Rate = 1.0
     micro_batch: Natural = 0
     precision: Literal["fp32", "bf16"] = "bf16"

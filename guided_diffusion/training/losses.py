@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from guided_diffusion.posterior_mean_variance import EpsilonXMeanProcessor, LearnedRangeVarianceProcessor
 from guided_diffusion.schedule import Schedule
@@ -13,6 +14,8 @@ from util.img_utils import PIXEL_STEP
 
 LossWeight = Literal["none", "min_snr", "p2"]
 SNR_LIMIT = 5.0                                     # gamma of min-SNR
+SQUARES = (4, 16, 64)                               # sides, in pixels, of the means in `coarse_errors`
+MEAN_VARIANCE = 0.25                                # of such means over photographs on [-1, 1]
 
 
 def loss_weights(schedule: Schedule, kind: LossWeight) -> Tensor:
@@ -27,6 +30,21 @@ def loss_weights(schedule: Schedule, kind: LossWeight) -> Tensor:
     return (weights / weights.mean()).float()
 
 
+def coarse_errors(error: Tensor, snr: Tensor) -> Tensor:
+    """What an error of eps, (B, 3, H, W), does to colours and coarse shapes, at SNRs (B,) -> (B,), in float32.
+
+    Pooled as in the multiscale loss of Hoogeboom et al. (2023), "simple diffusion": the squared error of the means over
+    squares of s x s pixels, s = 4, 16 and 64, times s^2, so that such a mean of N(0, I) counts as a pixel does. Each is
+    weighted as P2 would at its own SNR, 1 / (1 + s^2 SNR / 4), because of noise little can be said below the signal.
+    """
+    total = torch.zeros_like(snr)
+    for side in SQUARES:
+        if side <= min(error.shape[-2:]):
+            squares = (F.avg_pool2d(error, side) * side).square().flatten(1).mean(1)
+            total = total + squares / (1 + MEAN_VARIANCE * side ** 2 * snr)
+    return total
+
+
 class HybridLoss(nn.Module):
     """L_simple + weight L_vlb (Nichol & Dhariwal, 2021, eq. 16) for a network that predicts eps and learned_range.
 
@@ -34,12 +52,15 @@ class HybridLoss(nn.Module):
         schedule: the forward process, with all its timesteps.
         vlb_weight: of the bound, which is summed over the timesteps in bits per dimension; 0.001 in the paper.
         loss_weight: of the timesteps in L_simple, see `loss_weights`.
+        coarse_weight: of `coarse_errors`, which L_simple hardly counts: an error of 1 in the mean colour of eps, which
+            makes strong noise a wrong colour of the whole image, is 3 of 3 H W squares.
     """
 
-    def __init__(self, schedule: Schedule, vlb_weight: float, loss_weight: LossWeight = "none"):
+    def __init__(self, schedule: Schedule, vlb_weight: float, loss_weight: LossWeight = "none",
+                 coarse_weight: float = 0.0):
         super().__init__()
         self.register_buffer("weights", loss_weights(schedule, loss_weight))
-        self.schedule, self.vlb_weight = schedule, vlb_weight
+        self.schedule, self.vlb_weight, self.coarse_weight = schedule, vlb_weight, coarse_weight
         self.mean = EpsilonXMeanProcessor(schedule, clip_denoised=False)
         self.variance = LearnedRangeVarianceProcessor(schedule)
 
@@ -48,15 +69,18 @@ class HybridLoss(nn.Module):
 
         The second is not weighted.
         """
-        squares, bits = self.terms(model, x0, index, noise)
-        loss = (self.weights[index] * squares).mean()
+        squares, bits, coarse = self.terms(model, x0, index, noise)
+        loss = (self.weights[index] * squares + self.coarse_weight * coarse).mean()
         return loss + self.vlb_weight * self.schedule.num_steps * bits.mean(), squares.detach().mean()
 
-    def terms(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The same -> each image's mean squared error of eps, (B,), and term of the bound, bits per dimension, (B,)."""
+    def terms(self, model: nn.Module, x0: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same -> of each image, (B,): mean squared error of eps, bound in bits per dimension, `coarse_errors`."""
         x_t = self.schedule.q_sample(x0, index, noise)
         eps, variance = model(x_t, self.schedule.model_timestep(index, x_t)).chunk(2, dim=1)
-        return (eps - noise).square().flatten(1).mean(1), self._bits(x0, x_t, index, eps.detach(), variance)
+        error = eps - noise
+        alpha_bar = self.schedule.at("alphas_cumprod", index, x0).flatten()
+        bits = self._bits(x0, x_t, index, eps.detach(), variance)
+        return error.square().flatten(1).mean(1), bits, coarse_errors(error, alpha_bar / (1 - alpha_bar))
 
     def _bits(self, x0: Tensor, x_t: Tensor, index: Tensor, eps: Tensor, variance: Tensor) -> Tensor:
         """One term of the variational bound for each image, in bits per dimension: (B,)."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.training.losses import HybridLoss, discretised_nll, loss_weights
+from guided_diffusion.training.losses import HybridLoss, coarse_errors, discretised_nll, loss_weights
 from util.img_utils import PIXEL_STEP
 
 
@@ -100,3 +100,25 @@ def test_weights_weigh_the_square_and_nothing_else():
     assert mse == same == 1                                                 # whatever the weights
     expected = loss_weights(schedule, "p2")[index].mean() - 1
     assert (weighted - plain).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_coarse_errors_of_a_colour_and_of_noise():
+    """An error that is the same everywhere counts s^2 times in squares of s x s, less where their SNR is high."""
+    error, snr = torch.full((3, 3, 64, 64), 0.01), torch.tensor([0.0, 0.01, 4.0])
+    expected = [sum((s * 0.01) ** 2 / (1 + s ** 2 * x / 4) for s in (4, 16, 64)) for x in snr.tolist()]
+    assert coarse_errors(error, snr).tolist() == pytest.approx(expected, rel=1e-4)
+    assert coarse_errors(error[:, :, :32, :16], snr)[0].item() == pytest.approx(0.04 ** 2 + 0.16 ** 2, rel=1e-4)
+    noise = torch.randn(200, 3, 64, 64, generator=torch.manual_seed(0))
+    assert coarse_errors(noise, torch.zeros(200)).mean().item() == pytest.approx(3, abs=0.15)     # 600 of the largest
+    checked = torch.arange(64)[:, None] + torch.arange(64) & 1                                  # what no mean shows
+    assert coarse_errors((2.0 * checked - 1).expand(1, 3, -1, -1), torch.zeros(1)).item() == 0
+
+
+def test_coarse_errors_are_added_by_their_weight():
+    schedule = Schedule.create("linear", 1000)
+    x0, index = torch.zeros(1, 3, 4, 4), torch.tensor([900])
+    output = torch.zeros(1, 6, 4, 4)
+    plain, coarse = (HybridLoss(schedule, 0.0, coarse_weight=w)(lambda *_: output, x0, index, torch.ones_like(x0))[0]
+                     for w in (0.0, 0.5))
+    snr = schedule.alphas_cumprod[900] / (1 - schedule.alphas_cumprod[900])
+    assert (coarse - plain).item() == pytest.approx(0.5 * 16 / (1 + 4 * snr), rel=1e-5)
