@@ -152,7 +152,7 @@ def test_groups_of_several_channels_keep_their_means(least, groups):
     norm = model.out[0]
     x, means = torch.randn(1, 32, 8, 8), torch.linspace(-2, 2, 32).view(1, 32, 1, 1)
     change = norm(x + means).mean((2, 3)) - norm(x).mean((2, 3))
-    assert (change.abs().max() > 0.5) == (least > 1)
+    assert (change.abs().max() > 0.1) == (least > 1)
 
 
 @pytest.mark.parametrize("resolutions, attention_blocks", [
