@@ -108,7 +108,7 @@ class ImageFolder(ImageDataset):
     named. A link that leads nowhere counts as a file that cannot be read.
 
     Args:
-        root: the folder, relative to the working directory.
+        root: the folder, from the working directory or else from the repository's root.
         image_size: side of the images; the network's when omitted.
         observed: the files are measurements, .npy files among them; `measurement.observed` sets it.
         list: restore these images alone, in this order: the name of a file in data/lists, such as ffhq_val_1000, or a
@@ -116,11 +116,13 @@ class ImageFolder(ImageDataset):
     """
 
     def __init__(self, root: str, image_size: Side | None = None, observed: bool = False, list: str | None = None):
-        folder = user_path(root)
+        wanted = user_path(root)
+        folder = next((place for place in (wanted, REPOSITORY / wanted) if place.exists()), wanted)
+        alone = folder.is_file()
         suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX) if observed else IMAGE_SUFFIXES
         advice = (f"expected a folder with images ({', '.join(suffix[1:] for suffix in suffixes)}); give one with "
                   "--data FOLDER, or take scikit-image's photographs with --data skimage")
-        if root and folder.is_file():
+        if root and alone:
             folder, files = folder.parent, [Path(folder.name)]
         elif root and folder.is_dir():
             files = _files_below(folder, root, advice)
@@ -128,7 +130,7 @@ class ImageFolder(ImageDataset):
             raise UserError(f"image folder '{root}' not found; {advice}")
         images = [file for file in files if file.suffix.lower() in suffixes]
         if not images:
-            what = f"image folder {root} holds no images" if folder == user_path(root) else f"{root} is no image file"
+            what = f"{root} is no image file" if alone else f"image folder {root} holds no images"
             raise UserError(f"{what}; {advice}")
         if others := [file for file in files if file.suffix.lower() in OTHER_PICTURES]:
             get_logger().warning(f"passed over in {root}: {len(others)} pictures in formats that are not read "

@@ -256,3 +256,11 @@ def test_a_run_on_a_list_goes_on_as_the_list_grows(run, workplace):
     Path("other.txt").write_text("a\n")
     status, _, err = run("--data", "photos", "--set", "data.list=other.txt")
     assert status == 2 and "data.list" in err
+
+
+def test_a_folder_is_looked_for_here_and_then_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "lon_009_08" in get_dataset("folder", root="data/faces").names
+    (tmp_path / "data" / "faces").mkdir(parents=True)
+    with pytest.raises(UserError, match="image folder data/faces holds no images"):
+        get_dataset("folder", root="data/faces")
