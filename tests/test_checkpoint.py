@@ -112,9 +112,10 @@ def test_a_changed_byte_in_a_published_file_is_refused(saved):
         create_model(**TINY, model_path=str(saved))
 
 
-def test_the_shipped_prior_is_the_published_one():
-    path = REPOSITORY / "models" / "demo_prior.pt"
-    digest, name = (REPOSITORY / "models" / "demo_prior.pt.sha256").read_text().split()
+@pytest.mark.parametrize("prior", ["demo_prior", "demo_faces"])
+def test_a_shipped_prior_is_the_published_one(prior):
+    path = REPOSITORY / "models" / f"{prior}.pt"
+    digest, name = (REPOSITORY / "models" / f"{prior}.pt.sha256").read_text().split()
     assert (digest, name) == (hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
 
 

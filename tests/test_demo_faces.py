@@ -1,0 +1,37 @@
+"""The shipped prior of faces does what models/README.md says of it."""
+
+import pytest
+import torch
+
+from guided_diffusion import degrade, load_prior, restore
+from util.config.config import REPOSITORY, load_config
+
+MODEL, DIFFUSION = "configs/demo_faces_model_config.yaml", "configs/demo_diffusion_config.yaml"
+FACE = REPOSITORY / "data" / "faces" / "lon_009_08.jpg"
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return load_prior(MODEL)
+
+
+@torch.no_grad()
+def test_it_sees_the_mean_colour_of_noise(faces):
+    """Where there is nothing but noise eps is the noise, and so is its mean, whose variance is 1 / 64^2."""
+    noise = torch.randn(8, 3, 64, 64, generator=torch.manual_seed(0))
+    error = faces(noise, torch.full((8,), 999))[:, :3] - noise
+    assert error.square().mean() < 1e-3
+    assert (64 * error.mean((2, 3))).square().mean() < 0.1
+
+
+@pytest.mark.parametrize("task, classical", [("box_inpainting", "biharmonic"), ("super_resolution", "pinv")])
+def test_it_knows_eyes_nose_and_mouth_of_a_face_that_it_has_not_seen(faces, task, classical):
+    config = load_config(MODEL, DIFFUSION, f"configs/demo_faces_{task}_config.yaml")
+    operator = {"name": config.operator.name, **config.operator.params}
+    degraded = degrade(FACE, operator, config.noise.params["sigma"], size=64)
+
+    def error(method: dict) -> torch.Tensor:
+        sample = restore(degraded, faces, method, 1).samples[0]
+        return (sample - degraded.truth)[..., 20:44, 20:44].square().mean()
+
+    assert error({"name": "dpps", **config.conditioning.params}) < 0.6 * error({"name": classical})
