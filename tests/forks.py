@@ -26,6 +26,8 @@ class Forked:
 
     def __init__(self, nursery: ProcessPoolExecutor, told: Path, work: Callable[..., int], *given: object):
         self.nursery, self.files = nursery, [told / "out", told / "err"]
+        for file in self.files:
+            file.touch()
         self.pid = nursery.submit(_fork, work, given, dict(os.environ), Path.cwd(), self.files).result()
         self.returncode: int | None = None
 
@@ -68,7 +70,7 @@ def _fork(work: Callable[..., int], given: Sequence, environment: dict[str, str]
     status = 1
     try:
         for number, file in enumerate(files, 1):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.dup2(os.open(file, os.O_WRONLY), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
         os.environ.clear()
         os.environ.update(environment)
