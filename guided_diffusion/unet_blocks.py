@@ -43,7 +43,7 @@ class ResBlock(nn.Module):
     """Two convolutions around the timestep embedding, with an optional change of resolution before the first.
 
     `resample` is None, "up" or "down". With `scale_shift` the embedding scales and shifts the second normalisation,
-    otherwise it is added before it.
+    otherwise it is added before it. `min_group`: see `normalization`.
     """
 
     def __init__(self, channels: int, out_channels: int, emb_channels: int, dropout: float, scale_shift: bool,

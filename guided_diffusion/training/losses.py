@@ -35,7 +35,7 @@ def coarse_errors(error: Tensor, snr: Tensor) -> Tensor:
 
     Pooled as in the multiscale loss of Hoogeboom et al. (2023), "simple diffusion": the squared error of the means over
     squares of s x s pixels, s = 4, 16 and 64, times s^2, so that such a mean of N(0, I) counts as a pixel does. Each is
-    weighted as P2 would at its own SNR, 1 / (1 + s^2 SNR / 4), because of noise little can be said below the signal.
+    weighted as P2 would at its own SNR, 1 / (1 + s^2 SNR / 4): a mean of noise far below the image's is lost in it.
     """
     total = torch.zeros_like(snr)
     for side in SQUARES:
