@@ -14,31 +14,39 @@ import base64
 import html
 import io
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from data.dataloader import ARRAY_SUFFIX, Side, load_array, unique_names
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
 from guided_diffusion.method import Method
 from guided_diffusion.nn import Network
+from guided_diffusion.priors.analytic import AnalyticPrior
 from guided_diffusion.priors.load import complete_process
 from guided_diffusion.priors.load import load_prior as load_network
 from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.restoration.catalogue import METHODS
-from util.command import DEFAULT_PRECISION, choose_device, user_path
+from util.command import DEFAULT_PRECISION, MOST_SAMPLES, PRECISIONS, choose_device, user_path
 from util.config.config import read_yaml
-from util.config.registry import Registry, check_arguments
+from util.config.registry import Bounds, Count, check_arguments
 from util.errors import UserError
-from util.img_utils import load_image, resize, to_uint8
+from util.img_utils import central_square, from_pillow, load_image, to_uint8
 from util.metrics.scores import Metrics, Scores
 from util.seeding import ImageRandomness
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")                 # without ipywidgets the bar is text
+    from tqdm.auto import tqdm
 
 __all__ = ["Degraded", "Restoration", "UserError", "degrade", "load_prior", "observe", "restore"]
 
@@ -134,8 +142,12 @@ class Restoration:
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def save(self, path: str | Path, sample: int = 0) -> None:
-        """Write a sample as a picture, by the fixed map of [-1, 1] to 8 bits."""
-        Image.fromarray(to_uint8(self.samples[sample])).save(user_path(path))
+        """Write a sample as a picture, by the fixed map of [-1, 1] to 8 bits; UserError where that cannot be."""
+        try:
+            Image.fromarray(to_uint8(self.samples[sample])).save(user_path(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}; give a file name "
+                            "such as restored.png, in a folder that is there") from None
 
     def _repr_html_(self) -> str:
         shown: dict[str, Tensor | None] = {"truth": self.degraded.truth, "measurement": self.degraded.picture}
@@ -148,25 +160,26 @@ class Restoration:
 
 
 def load_prior(model_config: str | Path | Mapping[str, object] = DEMO_MODEL, gpu: int | None = None,
-               precision: str = DEFAULT_PRECISION, tile: int | None = None) -> nn.Module:
+               precision: Literal[PRECISIONS] = DEFAULT_PRECISION, tile: Count | None = None) -> nn.Module:
     """A network with its checkpoint, frozen, for images of any size: model(x_t, t).
 
     Args:
         model_config: the YAML file, or its content.
-        gpu: index; GPU 0 where there is one, else the CPU.
+        gpu: index; None for GPU 0 where there is one, else the CPU.
         precision: of the network, see `util.command.PRECISIONS`.
         tile: show the network windows of this side.
 
     Raises:
         UserError: as the command line.
     """
+    _check(load_prior, locals())
     given = isinstance(model_config, Mapping)
     options = model_config if given else read_yaml(model_config, "model configuration")
     return load_network(options, None, tile, precision, choose_device(gpu))
 
 
-def degrade(image: Picture, operator: Named | Operator, noise: float | Named | Noise = "clean", size: int | None = None,
-            seed: int = 0, name: str | None = None) -> Degraded:
+def degrade(image: Picture, operator: Named | Operator, noise: float | Named | Noise = "clean",
+            size: Side | None = None, seed: int = 0, name: str | None = None) -> Degraded:
     """A photograph to be measured: y = A(x) + n.
 
     Args:
@@ -181,18 +194,26 @@ def degrade(image: Picture, operator: Named | Operator, noise: float | Named | N
     Raises:
         UserError: the image cannot be read, or an unknown name or a wrong parameter.
     """
+    _check(degrade, locals())
     x = _image(image, size)
     return Degraded(x, x, _operator(operator), _noise(noise), seed, _name(image, name))
 
 
 def observe(y: Picture, operator: Named | Operator, noise: float | Named | Noise = "clean", seed: int = 0,
             name: str | None = None) -> Degraded:
-    """A photograph that is already degraded, or other measurements; nobody knows the truth. Arguments as `degrade`."""
-    values = y if isinstance(y, Tensor) else _image(y, None)
-    return Degraded(values.float(), None, _operator(operator), _noise(noise), seed, _name(y, name))
+    """A photograph that is already degraded, or other measurements; nobody knows the truth. Arguments as `degrade`.
+
+    Args:
+        y: a photograph, or, without a batch axis, a tensor on the operator's own scale (that of pictures is [-1, 1]);
+            where measurements are no pictures, such as Fourier coefficients, also an array or a .npy file of them.
+    """
+    _check(observe, locals())
+    operator = _operator(operator)
+    return Degraded(_measured(y, operator), None, operator, _noise(noise), seed, _name(y, name))
 
 
-def restore(degraded: Degraded, prior: Callable | None, method: Named | Method = "dpps", num_samples: int = 1,
+def restore(degraded: Degraded, prior: Callable | None, method: Named | Method = "dpps",
+            num_samples: Annotated[int, Bounds(least=1, most=MOST_SAMPLES)] = 1,
             diffusion: str | Path | Mapping[str, object] | Sampler = DEMO_PROCESS,
             progress: bool = True) -> Restoration:
     """Restore a degraded photograph, with `num_samples` posterior samples in one batch.
@@ -206,14 +227,16 @@ def restore(degraded: Degraded, prior: Callable | None, method: Named | Method =
     Raises:
         UserError: an unknown name, a wrong parameter, or a method that cannot serve the operator or the noise.
     """
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}, expected 1 or more")
-    method = method if isinstance(method, Method) else _build(METHODS, method)
+    _check(restore, locals())
+    method = method if isinstance(method, Method) else METHODS.make(method)
     method.check(degraded.operator, degraded.noiser)
     if method.needs_prior and prior is None:
         raise UserError(f"method '{method.name}' needs a prior, found None; give one, such as load_prior()")
     sampler = diffusion if isinstance(diffusion, Sampler) else _sampler(diffusion, prior)
-    device = next((p.device for p in prior.parameters()), "cpu") if isinstance(prior, nn.Module) else "cpu"
+    if isinstance(prior, AnalyticPrior):            # whose variances are those of the process
+        prior = AnalyticPrior(sampler.schedule, prior.distribution, sampler.learned_variance, prior.image_size)
+    tensors = (*prior.parameters(), *prior.buffers()) if isinstance(prior, nn.Module) else ()
+    device = tensors[0].device if tensors else torch.device("cpu")
     measurement, randomness = degraded.measure(num_samples, device)
     with tqdm(total=method.num_steps(sampler), desc="Restoring", unit=" steps", disable=not progress) as bar:
         samples = method.restore(prior if method.needs_prior else None, sampler, measurement, randomness,
@@ -230,52 +253,70 @@ def restore(degraded: Degraded, prior: Callable | None, method: Named | Method =
 
 
 def _image(image: Picture, size: int | None) -> Tensor:
-    """(3, H, W) float32 in [-1, 1]."""
+    """(3, H, W) float32 in [-1, 1], a copy."""
     if isinstance(image, (str, Path)):
         return load_image(user_path(image), size)
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        top = 255 if image.dtype == np.uint8 else 1
-        values = image[..., None].repeat(3, -1) if image.ndim == 2 else image
-        if values.ndim != 3 or values.shape[-1] != 3 or not np.isfinite(values).all() or values.min() < 0 or (
-                values.max() > top):
-            raise UserError(f"the image is an array of shape {list(image.shape)}, {image.dtype}, {image.min():g} to "
-                            f"{image.max():g}; expected (H, W, 3) or (H, W) of uint8, or of numbers from 0 to 1")
-        image = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1) / (top / 2) - 1
-    if image.dim() != 3 or len(image) != 3 or not image.isfinite().all() or image.abs().max() > 1:
-        raise UserError(f"the image is a tensor of shape {list(image.shape)}, {float(image.min()):g} to "
-                        f"{float(image.max()):g}; expected (3, H, W) in [-1, 1]")
-    image = image.float()
-    if size is None:
-        return image
-    side = min(image.shape[1:])
-    top, left = ((length - side) // 2 for length in image.shape[1:])
-    return resize(image[:, top:top + side, left:left + side], size)
+        x = from_pillow(image)
+    else:
+        x = _from_array(image) if isinstance(image, np.ndarray) else _from_tensor(image)
+    return x if size is None else central_square(x, size)
+
+
+def _from_array(image: np.ndarray) -> Tensor:
+    top = 255 if image.dtype == np.uint8 else 1
+    values = np.stack([image] * 3, axis=-1) if image.ndim == 2 else image
+    real = image.size and image.dtype.kind in "buif"
+    if not real or values.ndim != 3 or values.shape[-1] != 3 or not 0 <= values.min() <= values.max() <= top:
+        limits = f", {image.min():g} to {image.max():g}" if real else ""
+        raise UserError(f"the image is an array of shape {list(image.shape)}, {image.dtype}{limits}; expected "
+                        "(H, W, 3) or (H, W) of uint8, or of numbers from 0 to 1")
+    return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous() / (top / 2) - 1
+
+
+def _from_tensor(image: Tensor) -> Tensor:
+    real = image.numel() and not image.is_complex()
+    if not real or image.dim() != 3 or len(image) != 3 or not -1 <= image.min() <= image.max() <= 1:
+        limits = f", {float(image.min()):g} to {float(image.max()):g}" if real else ""
+        raise UserError(f"the image is a tensor of shape {list(image.shape)}, {image.dtype}{limits}; expected "
+                        "(3, H, W) in [-1, 1]")
+    return image.detach().to(torch.float32, copy=True)
+
+
+def _measured(y: Picture, operator: Operator) -> Tensor:
+    """Measurements (...) float32, a copy: pictures on [-1, 1], other numbers as they are."""
+    if isinstance(y, (str, Path)) and Path(y).suffix.lower() == ARRAY_SUFFIX:
+        return load_array(user_path(y))
+    if isinstance(y, np.ndarray) and not operator.pictures:
+        y = torch.as_tensor(y.astype(np.float32) if y.dtype.kind in "buif" else y.astype(np.complex64))
+    if not isinstance(y, Tensor):
+        return _image(y, None)
+    if not y.is_floating_point() or not y.numel() or not y.isfinite().all():
+        raise UserError(f"the measurement is of shape {list(y.shape)}, {y.dtype}; expected finite floating-point "
+                        "numbers, complex ones as pairs (torch.view_as_real)")
+    return y.detach().to(torch.float32, copy=True)
 
 
 def _name(image: Picture, name: str | None) -> str:
+    """That of the command line for a file in the folder that it is given."""
     if name is not None:
         return name
-    return Path(image).stem if isinstance(image, (str, Path)) else "image"
+    return unique_names([Path(Path(image).name)])[0] if isinstance(image, (str, Path)) else "image"
 
 
 def _operator(operator: Named | Operator) -> Operator:
-    return operator if isinstance(operator, Operator) else _build(OPERATORS, operator)
+    return operator if isinstance(operator, Operator) else OPERATORS.make(operator)
 
 
 def _noise(noise: float | Named | Noise) -> Noise:
-    if isinstance(noise, (int, float)):
+    if isinstance(noise, Real):
         return NOISES.build("gaussian", sigma=noise)
-    return noise if isinstance(noise, Noise) else _build(NOISES, noise)
+    return noise if isinstance(noise, Noise) else NOISES.make(noise)
 
 
-def _build(registry: Registry, named: Named) -> object:
-    params = {"name": named} if isinstance(named, str) else dict(named)
-    if "name" not in params:
-        found = ", ".join(map(str, params)) or "an empty mapping"
-        raise UserError(f"{registry.kind}: 'name' is missing; found {found}")
-    return registry.build(params.pop("name"), **params)
+def _check(function: Callable, given: dict[str, object]) -> None:
+    """UserError unless the arguments are of the types and in the ranges of the annotations; anything is a seed."""
+    check_arguments(function, {name: value for name, value in given.items() if name != "seed"}, function.__name__)
 
 
 def _sampler(diffusion: str | Path | Mapping[str, object], prior: Callable | None) -> Sampler:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 
 from util.config.registry import Bounds, Count, Registry, check_arguments, describe, fits
@@ -35,6 +36,26 @@ def test_build_makes_an_instance_that_knows_its_name():
 def test_a_name_is_taken_once():
     with pytest.raises(ValueError, match="twice"):
         THINGS.register("lens")(Plain)
+
+
+def test_a_class_that_is_defined_again_takes_its_own_place():
+    """As a cell of a notebook does that runs again."""
+    def cell(default: int) -> type:
+        class Cell:
+            def __init__(self, width: int = default):
+                self.width = width
+        return things.register("cell")(Cell)
+
+    things = Registry("thing")
+    cell(1)
+    cell(2)
+    assert things.build("cell").width == 2
+
+
+@pytest.mark.parametrize("number", [np.float32(3), np.int64(3), np.float64(3)])
+def test_numbers_of_numpy_are_numbers(number):
+    width = THINGS.build("lens", width=number).width
+    assert type(width) is float and width == 3
 
 
 @pytest.mark.parametrize("name", ["lense", 3, None, ["lens"]])

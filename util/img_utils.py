@@ -7,7 +7,8 @@ the tensor that was scored.
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -115,11 +116,7 @@ def load_image(path: Path, size: int | None = None) -> Tensor:
             known range, or it is a TIFF with 16-bit colours.
     """
     x = _read(path, _decode)
-    if size is None:
-        return x
-    side = min(x.shape[1:])
-    top, left = ((extent - side) // 2 for extent in x.shape[1:])
-    return resize(x[:, top:top + side, left:left + side], size)
+    return x if size is None else central_square(x, size)
 
 
 def load_alpha(path: Path) -> Tensor | None:
@@ -139,18 +136,24 @@ def _tell_of_frames(path: str, frames: int) -> None:
 
 def _read(path: Path, decode: Callable[[Image.Image, Path], Tensor | None]) -> Tensor | None:
     """decode(the picture in a file, the file), with one UserError for whatever goes wrong."""
+    with _readable(printable(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as image:
+            if image.format != "MPO":               # of many phones: a JPEG with a preview or a gain map
+                _tell_of_frames(printable(path), getattr(image, "n_frames", 1))
+            return decode(image, path)
+
+
+@contextmanager
+def _readable(image: str) -> Iterator[None]:
+    """UserError, which names the image, for whatever goes wrong in the block."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.format != "MPO":           # of many phones: a JPEG with a preview or a gain map
-                    _tell_of_frames(printable(path), getattr(image, "n_frames", 1))
-                return decode(image, path)
+        yield
     except Exception as error:      # decoders raise a dozen types for damaged files; none of them means success
-        reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
+        reason = (str(getattr(error, "strerror", None) or error) or type(error).__name__).splitlines()[0]
         reason = "no image of 8 or 16 bits, or a damaged one" if reason.startswith("cannot identify") else reason
-        raise UserError(f"cannot read image {printable(path)}: {reason[:120]}") from None
+        raise UserError(f"cannot read image {image}: {reason[:120]}") from None
 
 
 def _decode(image: Image.Image, path: Path) -> Tensor:
@@ -164,6 +167,23 @@ def _decode(image: Image.Image, path: Path) -> Tensor:
         content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
         levels = decode_png(content, ImageReadMode.RGB, apply_exif_orientation=True)
         return _to_tensor(levels.permute(1, 2, 0).numpy(), 65535)
+    return _from_pillow(image)
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    """A picture of Pillow as (3, H, W) float32 in [-1, 1], as `load_image` reads it from a file; of colours with more
+    than 8 bits Pillow keeps 8.
+
+    Raises:
+        UserError: as `load_image`.
+    """
+    with _readable(f"of mode {image.mode}"):
+        if not all(image.size):
+            raise ValueError("it has no pixels")
+        return _from_pillow(image)
+
+
+def _from_pillow(image: Image.Image) -> Tensor:
     tags = image.tag_v2 if image.format == "TIFF" else {}
     if len(depths := tags.get(TIFF_DEPTH_TAG, ())) >= 3 and max(depths) > 8:
         raise ValueError("16-bit colours are read from PNG files, not from TIFF; save it as PNG")
@@ -188,9 +208,12 @@ def _decode_alpha(image: Image.Image, _path: Path) -> Tensor | None:
     return torch.from_numpy(alpha.astype(np.float32)) / 255
 
 
-def resize(x: Tensor, size: int) -> Tensor:
-    """A square image (3, S, S) in [-1, 1] -> (3, size, size), antialiased bicubic; untouched when S is `size`."""
-    return x if x.shape[1:] == (size, size) else _resized(x, (size, size)).clamp(-1, 1)
+def central_square(x: Tensor, size: int) -> Tensor:
+    """The centre of an image (3, H, W) in [-1, 1] -> (3, size, size), antialiased bicubic where it has another size."""
+    side = min(x.shape[1:])
+    top, left = ((extent - side) // 2 for extent in x.shape[1:])
+    square = x[:, top:top + side, left:left + side]
+    return square if side == size else _resized(square, (size, size)).clamp(-1, 1)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,12 +5,13 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from operator import ge, gt, le, lt
 from typing import Annotated
 
-from util.errors import UserError, did_you_mean
+from util.errors import UserError, did_you_mean, printable
 
 LARGEST_INTEGER, LARGEST_NUMBER = 2 ** 31 - 1, 1e150     # of a parameter; a float holds the square of the second
 REQUIRED = inspect.Parameter.empty                  # stands for the default of a parameter that has none
@@ -60,11 +61,12 @@ class Registry:
         self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[type], type]:
-        """Class decorator: make the class available under `name`."""
-        if name in self._classes:
-            raise ValueError(f"{self.kind} '{name}' is registered twice")
-
+        """Class decorator: make the class available under `name`. A class of the same module and name replaces itself,
+        as when a cell of a notebook runs again."""
         def decorate(cls: type) -> type:
+            known = self._classes.get(name, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
             self._classes[name] = cls
             cls.name = name
             if "__init__" in vars(cls):             # an inherited one is checked already
@@ -176,7 +178,7 @@ def check_arguments(function: Callable, params: dict, where: str) -> None:
     hints = annotations(function)
     for key, value in params.items():
         if key in hints and not fits(value, hints[key]):
-            raise UserError(f"{where}: {key} is {value!r:.60}, expected {describe(hints[key])}"
+            raise UserError(f"{where}: {key} is {printable(f'{value!r:.60}')}, expected {describe(hints[key])}"
                             f"{_remedy(hints[key], value)}")
 
 
@@ -203,10 +205,12 @@ def place_within(function: Callable, key: str) -> str | None:
 
 
 def as_float(value: object, hint: object) -> object:
-    """A whole number as the float that `hint` asks for: the squares of large ones are no int64, which tensors want."""
+    """A number, numpy's too, as the float that `hint` asks for: the squares of large integers are no int64, which
+    tensors want."""
     kinds = {typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
              for kind in (hint, *typing.get_args(hint))}
-    return float(value) if type(value) is int and float in kinds and int not in kinds else value
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return float(value) if number and float in kinds and int not in kinds else value
 
 
 def fits(value: object, hint: object) -> bool:
@@ -223,10 +227,15 @@ def fits(value: object, hint: object) -> bool:
         items = arguments if fixed else arguments[:1] * len(value) if isinstance(value, (list, tuple)) else ()
         return isinstance(value, (list, tuple)) and len(value) == len(items) and all(map(fits, value, items))
     if hint in (int, float):
-        kinds, most = (int, LARGEST_INTEGER) if hint is int else ((int, float), LARGEST_NUMBER)
-        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= most
+        kind, most = (Integral, LARGEST_INTEGER) if hint is int else (Real, LARGEST_NUMBER)
+        return isinstance(value, kind) and not isinstance(value, bool) and abs(_plain(value)) <= most
     kind = origin or hint
     return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _plain(number: Real) -> int | float:
+    """A number of Python in place of one of numpy, whose small types overflow in comparisons."""
+    return number if isinstance(number, int) else float(number)
 
 
 def describe(hint: object) -> str:
@@ -243,5 +252,5 @@ def describe(hint: object) -> str:
         fixed = origin is tuple and Ellipsis not in arguments
         return f"a list{f' of {len(arguments)}, each' if fixed else ', each entry'} {describe(arguments[0])}"
     names = {type(None): "null", float: "a finite number", int: "an integer", bool: "true or false",
-             str: "a string", dict: "a mapping"}
+             str: "a string", dict: "a mapping", Mapping: "a mapping"}
     return names.get(origin or hint, getattr(hint, "__name__", str(hint)))
