@@ -4,7 +4,7 @@ the published checkpoints, and `create_model`, which builds it from a model conf
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from guided_diffusion.nn import Conv2d, Network, normalization, timestep_embedding, zero_module
 from guided_diffusion.unet_blocks import AttentionBlock, Downsample, ResBlock, TimestepSequential, Upsample
 from util.checkpoint import load_state_dict
-from util.config.registry import check_arguments
+from util.config.registry import Bounds, check_arguments
 from util.errors import UserError
 
 NUM_CLASSES = 1000
 LARGEST = 2 ** 13
-MOST = {"image_size": LARGEST, "num_channels": LARGEST, "num_res_blocks": 100, "num_heads": LARGEST, "patch_size": 64}
+Size = Annotated[int, Bounds(least=1, most=LARGEST)]
+Depth = Annotated[int, Bounds(least=1, most=100)]
+Heads = Size | Literal[-1]                          # -1: not set
 DEFAULT_CHANNEL_MULT = {                            # image size -> width of each level over num_channels
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -139,13 +141,15 @@ class UNetModel(Network):
 
 
 def create_model(
-        image_size: int, num_channels: int, num_res_blocks: int, channel_mult: str | Sequence[float] = "",
+        image_size: Size, num_channels: Size, num_res_blocks: Depth, channel_mult: str | Sequence[float] = "",
         learn_sigma: bool = False, class_cond: bool = False, use_checkpoint: bool = False,
-        attention_resolutions: str | int | Sequence[int] = "16", num_heads: int = 1, num_head_channels: int = -1,
-        num_heads_upsample: int = -1, use_scale_shift_norm: bool = False, dropout: float = 0.0,
-        resblock_updown: bool = False, use_fp16: bool = False, use_new_attention_order: bool = False,
-        patch_size: int = 1, min_channels_per_group: Literal[1, 2, 4, 8, 16, 32] = 1, model_path: str | None = "",
-        class_label: int | None = None) -> UNetModel:
+        attention_resolutions: str | int | Sequence[int] = "16", num_heads: Size = 1, num_head_channels: Heads = -1,
+        num_heads_upsample: Heads = -1, use_scale_shift_norm: bool = False,
+        dropout: Annotated[float, Bounds(least=0, below=1)] = 0.0, resblock_updown: bool = False,
+        use_fp16: bool = False, use_new_attention_order: bool = False,
+        patch_size: Annotated[int, Bounds(least=1, most=64)] = 1,
+        min_channels_per_group: Literal[1, 2, 4, 8, 16, 32] = 1, model_path: str | None = "",
+        class_label: Annotated[int, Bounds(least=0, below=NUM_CLASSES)] | None = None) -> UNetModel:
     """Build the network that a model config describes, in evaluation mode, and load its checkpoint.
 
     Its weights, and so what flows through it, are in channels_last, in which convolutions take less time.
@@ -216,21 +220,10 @@ def _numbers(key: str, value: str | float | Sequence[float], kind: type) -> tupl
 
 
 def _check_options(options: dict, channel_mult: tuple[float, ...]) -> None:
-    for key, most in MOST.items():
-        if not 1 <= options[key] <= most:
-            raise UserError(f"model config: {key} is {options[key]}, expected 1 or more, and {most} at most")
-    for key in ("num_head_channels", "num_heads_upsample"):
-        if options[key] != -1 and options[key] < 1:
-            raise UserError(f"model config: {key} is {options[key]}, expected 1 or more, or -1 for 'not set'")
-    if not 0 <= options["dropout"] < 1:
-        raise UserError(f"model config: dropout is {options['dropout']}, expected 0 <= dropout < 1")
     for mult in channel_mult:
         width = int(mult * options["num_channels"])
         if width % 32 or not width:
             raise UserError(f"model config: channel_mult {mult} x num_channels {options['num_channels']} = {width} "
                             "channels, expected a multiple of 32 (group normalisation has 32 groups)")
-    label = options["class_label"]
-    if label is not None and not options["class_cond"]:
+    if options["class_label"] is not None and not options["class_cond"]:
         raise UserError("model config: class_label is given but class_cond is false; remove one or set the other")
-    if label is not None and not 0 <= label < NUM_CLASSES:
-        raise UserError(f"model config: class_label is {label}, expected 0 to {NUM_CLASSES - 1}")

@@ -173,12 +173,12 @@ def test_attention_resolutions(resolutions, attention_blocks):
     *[(dict(channel_mult=mult), "channel_mult names no level") for mult in (",", " ")],
     (dict(num_head_channels=48), "attention heads"),
     (dict(num_head_channels=-1, num_heads=5), "attention heads"),
-    (dict(num_head_channels=0), "num_head_channels"),
-    (dict(num_heads=0), "num_heads"),
-    (dict(num_res_blocks=0), "num_res_blocks"),
-    (dict(dropout=1.5), "dropout"),
+    (dict(num_head_channels=0), "num_head_channels is 0, expected an integer, 1 to 8192 or one of -1"),
+    (dict(num_heads=0), "num_heads is 0, expected an integer, 1 to 8192"),
+    (dict(num_res_blocks=0), "num_res_blocks is 0, expected an integer, 1 to 100"),
+    (dict(dropout=1.5), "dropout is 1.5, expected a finite number, 0 or more and less than 1"),
     (dict(class_label=3), "class_cond"),
-    (dict(class_cond=True, class_label=1000), "0 to 999"),
+    (dict(class_cond=True, class_label=1000), "class_label is 1000, expected an integer, 0 or more and less than 1000"),
     (dict(learn_sigma="yes"), "true or false"),
 ])
 def test_options_that_cannot_be(options, message):

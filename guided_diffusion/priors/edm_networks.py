@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guided_diffusion.nn import Conv2d, GroupNorm, timestep_embedding
-from guided_diffusion.unet import create_model
+from guided_diffusion.unet import Depth, Size, create_model
 from util.config.registry import Bounds, OneOf, Registry
 from util.errors import UserError
 
 NETWORKS = Registry("network of format edm")
 NETWORKS.register("adm")(create_model)
 NetworkChoice = Annotated[str | dict, OneOf(NETWORKS)]
-Size = Annotated[int, Bounds(least=1, most=2 ** 13)]
 Extent = Annotated[int, Bounds(least=0, most=2 ** 13)]
-Depth = Annotated[int, Bounds(least=1, most=100)]
 CHANNELS_PER_HEAD = 64                              # of DhariwalUNet
 
 
