@@ -219,6 +219,9 @@ def test_a_missing_file_is_named_with_the_nearest_one(tmp_path, monkeypatch):
         find_file("configs/modl_config.yaml", "model configuration")
     with pytest.raises(UserError, match="imagenet_model.yaml not found; did you mean 'configs/imagenet_model_config.y"):
         find_file("imagenet_model.yaml", "model configuration")         # neither here nor in the repository's root
+    with pytest.raises(UserError) as caught:        # the nearest are named, not all fifty
+        find_file("configs/nothing_like_it.yaml", "model configuration")
+    assert 20 < len(str(caught.value)) < 250
     with pytest.raises(UserError, match="is a folder"):
         find_file("configs", "model configuration")
     with pytest.raises(UserError, match="not found"):

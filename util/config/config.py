@@ -6,12 +6,14 @@ sampler) are checked against its signature when it is built.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from util.command import user_path
 from util.config.yaml_text import LONGEST, parse_yaml
 from util.errors import UserError, did_you_mean
 
+NEAREST = 4                                         # files that are named in place of a missing one
 LARGEST_FILE = 4 * LONGEST                          # bytes of a YAML file
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECTIONS = {                                        # the fixed keys; any other section holds free parameters
@@ -103,7 +105,7 @@ def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
                 for file in place.parent.iterdir() if file.suffix in suffixes and file.is_file()}
     if not siblings and ".yaml" in suffixes:                                    # its folder was forgotten
         siblings = {f"configs/{file.name}" for file in (REPOSITORY / "configs").glob("*.yaml")}
-    hint = did_you_mean(wanted, siblings) if siblings else ""
+    hint = did_you_mean(wanted, get_close_matches(str(wanted), siblings, NEAREST, 0)) if siblings else ""
     raise UserError("; ".join(filter(None, (f"{what} {path} not found", hint, remedy))))
 
 
