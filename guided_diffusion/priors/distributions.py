@@ -53,11 +53,6 @@ class Distribution(nn.Module, ABC):
     def score(self, x_t: Tensor, alpha_bar: float | Tensor = 1.0) -> Tensor:
         """grad log p_t(x_t) = (sqrt(ab) E[x_0 | x_t] - x_t) / (1 - ab), (B, C, H, W)."""
 
-    def covariance_product(self, x_t: Tensor, alpha_bar: float | Tensor, v: Tensor) -> Tensor:
-        """Cov(x_0 | x_t) v = (1 - ab) / sqrt(ab) J v, (B, C, H, W), with the symmetric J = d E[x_0 | x_t] / d x_t."""
-        product, = torch.func.vjp(lambda x: self.x0_mean(x, alpha_bar), x_t)[1](v)
-        return (1 - alpha_bar) / alpha_bar ** 0.5 * product
-
 
 class Gaussian(Distribution):
     """N(mean, C) with C = Q diag(eigenvalues) Q^T; a subclass knows Q. `mean` broadcasts to (C, H, W)."""
