@@ -37,18 +37,20 @@ class FrameCounter(nn.Module):
 
     def forward(self, x, t):
         output = self.network(x, t)
-        output.register_hook(lambda gradient: self.count(sys._getframe(1)))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self.count(sys._getframe(1)))
         return output
 
     def count(self, frame) -> None:
-        frames = 0
+        frames = 1
         while frame.f_code is not sample_condition.main.__code__:
             frame, frames = frame.f_back, frames + 1
-        self.counted.append(frames)                 # `main` in place of the hook
+        self.counted.append(frames)                 # without the hook, with `main`
 
 
 @pytest.mark.parametrize("conditioning", [*(f"{{method: {name}}}" for name in FOLLOW_A_GRADIENT),
-                                          "{method: ps, params: {likelihood: gaussian}}"])
+                                          "{method: ps, params: {likelihood: gaussian}}", "{method: dcps}",
+                                          "{method: sitcom, params: {iterations: 2}}"])
 def test_few_frames_lie_between_main_and_the_gradient_of_the_network(run, monkeypatch, conditioning):
     counted, load = [], sample_condition.load_prior
     monkeypatch.setattr(sample_condition, "load_prior", lambda *given: FrameCounter(load(*given), counted))

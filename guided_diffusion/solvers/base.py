@@ -34,13 +34,13 @@ class Solver(Method):
         Runs without gradients; where it needs some, it enables them.
         """
 
-    @torch.no_grad()
     def restore(self, prior: Callable, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
                 callback: Callable | None = None) -> Tensor:
         """The last of `iterates`, (B, C, H, W)."""
-        for step, x in self.iterates(prior, sampler, measurement, randomness):
-            if callback is not None:
-                callback(step, x, measurement.distance(x))
+        with torch.no_grad():
+            for step, x in self.iterates(prior, sampler, measurement, randomness):
+                if callback is not None:
+                    callback(step, x, measurement.distance(x))
         return x
 
 
