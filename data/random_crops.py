@@ -1,10 +1,10 @@
 """Random crops of photographs, to train on: an endless sequence that a seed and a number determine."""
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from data.dataloader import get_dataset
 from util.errors import UserError
@@ -79,11 +79,5 @@ class RandomCrops(Dataset):
 def jitter_colours(x: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
     """An image (3, H, W) in [-1, 1] with its values times `brightness`, the differences to its mean grey times
     `contrast`, and those to each pixel's grey times `saturation`; clipped after each, all on [0, 1]."""
-    unit = (brightness * (x + 1) / 2).clamp(0, 1)
-    unit = torch.lerp(grey(unit).mean(), unit, contrast).clamp(0, 1)
-    return 2 * torch.lerp(grey(unit).expand_as(unit), unit, saturation).clamp(0, 1) - 1
-
-
-def grey(unit: Tensor) -> Tensor:
-    """The luma (1, H, W) of ITU-R BT.601 of an image (3, H, W)."""
-    return (unit * unit.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    unit = adjust_brightness((x + 1) / 2, brightness)
+    return 2 * adjust_saturation(adjust_contrast(unit, contrast), saturation) - 1

@@ -12,11 +12,11 @@ Whatever a YAML file names is given as there: a name, or a mapping of a name and
 
 import base64
 import html
-import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Literal
@@ -40,6 +40,7 @@ from util.command import DEFAULT_PRECISION, MOST_SAMPLES, PRECISIONS, choose_dev
 from util.config.config import read_yaml
 from util.config.registry import Bounds, Count, check_arguments
 from util.errors import UserError
+from util.files import content_of
 from util.img_utils import central_square, from_pillow, load_image, to_uint8
 from util.metrics.scores import Metrics, Scores
 from util.seeding import ImageRandomness
@@ -331,9 +332,8 @@ def _figures(pictures: Mapping[str, Tensor]) -> str:
     """Pictures (3, H, W) in [-1, 1] side by side, with their titles below."""
     cells = []
     for title, x in pictures.items():
-        buffer = io.BytesIO()
-        Image.fromarray(to_uint8(x)).save(buffer, format="png")
-        source = base64.b64encode(buffer.getvalue()).decode()
+        picture = content_of(partial(Image.fromarray(to_uint8(x)).save, format="png"))
+        source = base64.b64encode(picture).decode()
         cells.append(f'<figure style="margin:0"><img src="data:image/png;base64,{source}" alt="{html.escape(title)}" '
                      f'style="width:{max(CELL, x.shape[2])}px;image-rendering:pixelated"><figcaption>'
                      f"{html.escape(title)}</figcaption></figure>")

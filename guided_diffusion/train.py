@@ -7,12 +7,12 @@ Under `torchrun` the batch is shared among the processes, which train the networ
 """
 
 import argparse
-import io
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from guided_diffusion.training.arguments import parse_training as parse_arguments
@@ -36,7 +36,7 @@ from util.checkpoint import load_state_dict, read_checkpoint
 from util.config.config import find_file
 from util.config.registry import defaults
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import content_of, write_atomically
 from util.logger import get_logger
 from util.run.lock import locked
 from util.run.team import device_of
@@ -220,9 +220,7 @@ class Trainer:
 
 
 def _save_tensors(path: Path, content: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, content_of(partial(torch.save, content)))
 
 
 def plot_losses(history: list[tuple]) -> bytes:
@@ -242,9 +240,7 @@ def plot_losses(history: list[tuple]) -> bytes:
     axes.grid(alpha=0.3)
     if len(table):
         axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return content_of(partial(figure.savefig, format="png", dpi=150))
 
 
 def train(args: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ from guided_diffusion.unet import create_model
 from util.config.config import find_file, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.logger import get_logger
 from util.metrics.scores import psnr
 from util.metrics.statistics import Summary, describe

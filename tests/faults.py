@@ -116,7 +116,7 @@ FAULTS = [
           'self.samples if purpose == "sampling" else None', "self.samples", "test_seeding.py"),
     Fault("8 bits: cut in place of rounded", "util/img_utils.py", ".mul(255).round().to(torch.uint8)",
           ".mul(255).to(torch.uint8)", "test_img_utils.py"),
-    Fault("a file written in place", "util/img_utils.py", "            temporary.replace(path)\n",
+    Fault("a file written in place", "util/files.py", "            temporary.replace(path)\n",
           "            path.write_bytes(content)\n            temporary.unlink()\n",
           "test_img_utils.py test_trouble.py"),
     Fault("a checkpoint that runs code", "util/checkpoint.py", "weights_only=True)\n", "weights_only=False)\n",

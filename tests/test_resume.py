@@ -20,7 +20,7 @@ from tests.command_line import FOLDER, arguments, contents
 from tests.helpers import picture
 from util.checkpoint import fingerprint
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.run.directory import RunDirectory
 from util.run.layout import TEMPORARY_FILE
 from util.run.lock import locked

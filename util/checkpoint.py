@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from util.errors import StorageError, UserError, printable
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.logger import get_logger
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights

@@ -1,7 +1,5 @@
 """Score the images of two folders, or of a results folder: `python -m util.compute_metric A [B]`."""
 
-import csv
-import io
 import json
 import math
 from argparse import Namespace
@@ -17,7 +15,7 @@ if __name__ == "__main__":                          # before the imports that ta
     check_command_line(parse_arguments)
 
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import csv_text, write_atomically
 from util.logger import get_logger
 from util.metrics.comparison import Comparison, compare
 from util.metrics.names import METRICS, OF_SETS
@@ -102,12 +100,9 @@ def shown(name: str, value: float | None) -> str:
 
 
 def _save(folder: Path, comparison: Comparison, summary: dict) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "sample", *PER_IMAGE])
-    for image, sample, scores in comparison.rows:
-        writer.writerow([image, sample, *("" if math.isnan(v) else f"{v:.6g}" for v in astuple(scores))])
-    write_atomically(folder / "scores.csv", text.getvalue().encode())
+    lines = [[image, sample, *("" if math.isnan(v) else f"{v:.6g}" for v in astuple(scores))]
+             for image, sample, scores in comparison.rows]
+    write_atomically(folder / "scores.csv", csv_text([["image", "sample", *PER_IMAGE], *lines]).encode())
     write_atomically(folder / "scores.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     get_logger().info(f"written to {folder / 'scores.json'} and scores.csv")
 

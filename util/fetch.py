@@ -32,7 +32,7 @@ from util.checkpoint import WHERE_TO_GET, record_of, sha256_of
 from util.command import Parser, run_command, run_program
 from util.config.config import REPOSITORY, find_file, read_yaml
 from util.errors import UserError, did_you_mean
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.logger import get_logger
 
 TABLE, PINNED = "models/files.yaml", "models/files.lock"

@@ -1,9 +1,9 @@
 """The DnCNN weights in scico's wheel, as flax saved them, for PyTorch: `python -m util.flax_weights WHEEL`."""
 
 import argparse
-import io
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgpack
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from util.command import Parser, output_file, run_command, run_program, user_path
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import content_of, write_atomically
 from util.logger import get_logger
 
 VARIANTS = ("6L", "6M", "6H", "6N", "17L", "17M", "17H", "17N")
@@ -80,9 +80,7 @@ def convert(args: argparse.Namespace) -> int:
     """Write the network's file, and return the exit status."""
     name = f"models/dncnn{args.variant}.pt"
     out = output_file(args.out or name, name)
-    content = io.BytesIO()
-    torch.save(dncnn_state_dict(user_path(args.source), args.variant), content)
-    write_atomically(out, content.getvalue())
+    write_atomically(out, content_of(partial(torch.save, dncnn_state_dict(user_path(args.source), args.variant))))
     get_logger().info(f"written to {out}")
     return 0
 

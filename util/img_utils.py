@@ -4,12 +4,10 @@ The map between [-1, 1] and 8 bits is fixed, u = 255 (x + 1) / 2, so that a save
 the tensor that was scored.
 """
 
-import io
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from util.errors import StorageError, UserError, printable
+from util.errors import UserError, printable
+from util.files import content_of, write_atomically
 from util.logger import get_logger
 
 PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
@@ -52,29 +51,6 @@ def _to_tensor(levels: np.ndarray, top: int) -> Tensor:
     return torch.from_numpy(levels.astype(np.float32)).permute(2, 0, 1).contiguous() / (top / 2) - 1
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all: temporary name in the same folder, fsync, rename.
-
-    Raises:
-        StorageError: the folder cannot be written to, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise StorageError(f"cannot write {path}: {reason}; choose another place") from None
-
-
 def save_image(path: Path, x: Tensor, alpha: Tensor | None = None) -> None:
     """Save an image (3, H, W) in [-1, 1] as PNG, atomically.
 
@@ -89,9 +65,7 @@ def save_image(path: Path, x: Tensor, alpha: Tensor | None = None) -> None:
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, format="png", compress_level=COMPRESSION)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, content_of(partial(image.save, format="png", compress_level=COMPRESSION)))
 
 
 def is_whole_png(path: Path) -> bool:
@@ -271,6 +245,4 @@ def save_map(path: Path, values: Tensor, title: str) -> None:
     figure.colorbar(axes.imshow(values, cmap="magma", vmin=0, vmax=float(values.max()) or 1.0), shrink=0.8)
     axes.set_axis_off()
     axes.set_title(title, fontsize="medium")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, content_of(partial(figure.savefig, format="png", dpi=150, metadata={"Software": None})))

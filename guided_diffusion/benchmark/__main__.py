@@ -30,7 +30,8 @@ from guided_diffusion.unet import UNetModel, create_model
 from util.config.config import find_file, load_config, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
-from util.img_utils import save_image, write_atomically
+from util.files import write_atomically
+from util.img_utils import save_image
 from util.logger import get_logger
 from util.reproduce_table.job import PROGRAM, Options, launch, reason
 from util.reproduce_table.spec import Run

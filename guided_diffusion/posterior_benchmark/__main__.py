@@ -33,7 +33,7 @@ from guided_diffusion.posterior_benchmark.report import (
 )
 from guided_diffusion.posterior_benchmark.scores import average, score
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.logger import duration, get_logger
 
 PRIORS = ("gaussian", "gaussian_lowrank", "gaussian_mixture", PLANE)

@@ -1,16 +1,15 @@
 """What was found, as a table, CSV, JSON and plots."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from guided_diffusion.posterior_benchmark.scores import LEVELS, Scores
-from util.img_utils import write_atomically
+from util.files import content_of, csv_text, write_atomically
 
 COLUMNS = ("bias", "variance", "sliced W2", "MMD^2", "cover 50", "cover 90", "cover 95", "chi-square", "modes", "evals")
 PANEL = 2.6                                         # inches
@@ -66,16 +65,14 @@ def table(rows: Sequence[Row]) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """A line per row, with every number; empty cells where the samples diverged."""
-    text = io.StringIO()
     names = [field.name for field in fields(Scores) if field.name not in ("coverage", "modes", "exact_modes")]
-    writer = csv.writer(text, lineterminator="\n")
     names_of_coverage = [f"coverage_{100 * level:g}" for level in LEVELS]
-    writer.writerow(["problem", "method", "steps", "evaluations", "seconds", *names, *names_of_coverage])
+    lines = [["problem", "method", "steps", "evaluations", "seconds", *names, *names_of_coverage]]
     for row in rows:
         found = [*(vars(row.scores)[name] for name in names), *row.scores.coverage.values()] if row.scores else (
             [""] * len(names + names_of_coverage))
-        writer.writerow([row.problem, row.method, row.steps, row.evaluations, f"{row.seconds:.2f}", *found])
-    write_atomically(path, text.getvalue().encode())
+        lines.append([row.problem, row.method, row.steps, row.evaluations, f"{row.seconds:.2f}", *found])
+    write_atomically(path, csv_text(lines).encode())
 
 
 def write_json(settings: dict[str, object], rows: Sequence[Row], path: Path) -> None:
@@ -168,6 +165,4 @@ def _panels(rows: Sequence[Row], panel, path: Path) -> None:
 
 
 def _save(figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, content_of(partial(figure.savefig, format="png", dpi=130)))

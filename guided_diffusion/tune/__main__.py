@@ -32,7 +32,7 @@ from guided_diffusion.tune.grid import (
 from util.config.config import find_file, read_yaml
 from util.config.yaml_text import parse_yaml, set_values
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.logger import count, duration, get_logger
 from util.metrics.weights import weights_folders
 from util.reproduce_table.job import Job, Options, execute

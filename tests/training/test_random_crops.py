@@ -64,7 +64,7 @@ def test_colours_vary_about_those_of_the_photograph(ramps):
 def test_jitter_against_its_definition(brightness, contrast, saturation):
     x = torch.rand(3, 5, 5, generator=torch.manual_seed(0)) - 0.5                   # nothing is clipped
     unit = (x + 1) / 2
-    grey = (unit * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    grey = (unit * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(0)
     changed = unit * brightness
     changed = changed + (contrast - 1) * (changed - grey.mean() * brightness)
     changed = changed + (saturation - 1) * (changed - grey)

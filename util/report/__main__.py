@@ -16,7 +16,7 @@ if __name__ == "__main__":                          # before the imports that ta
     check_command_line(parse_arguments)
 
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.logger import count, get_logger
 from util.report.page import page
 from util.report.pictures import Pictures

@@ -1,8 +1,8 @@
 """The pictures of a report: embedded images, the crop that tells most, maps of spread and error, trajectories."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from util.errors import UserError
+from util.files import content_of
 from util.img_utils import load_image, to_uint8, to_unit
 from util.logger import get_logger
 
@@ -43,10 +44,9 @@ class Pictures:
 
     def source(self, x: Tensor) -> str:
         """What an <img> has as its `src` to show the image `x` (3, H, W) in [-1, 1]."""
-        image, buffer = Image.fromarray(to_uint8(x)), io.BytesIO()
+        image = Image.fromarray(to_uint8(x))
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
-        image.save(buffer, format="png", optimize=True)
-        return data_uri(buffer.getvalue(), "png")
+        return data_uri(content_of(partial(image.save, format="png", optimize=True)), "png")
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -111,7 +111,5 @@ def plot(curves: Mapping[int, np.ndarray]) -> str:
         axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(),
                        major_formatter=FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(axis="y")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True,
-                       metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return data_uri(buffer.getvalue(), "svg+xml")
+        return data_uri(content_of(partial(figure.savefig, format="svg", transparent=True, metadata=dict.fromkeys(
+            ("Date", "Creator", "Format", "Type")))), "svg+xml")

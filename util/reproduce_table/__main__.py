@@ -18,7 +18,7 @@ if __name__ == "__main__":                          # before the imports that ta
 
 from data.dataloader import DATASETS
 from util.errors import UserError, did_you_mean
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.logger import count, duration, get_logger
 from util.metrics.weights import weights_folders
 from util.reproduce_table.job import (

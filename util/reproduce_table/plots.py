@@ -1,9 +1,10 @@
 """A reproduced table as a picture: a panel per task and metric, or lines over the tasks' x, a panel per metric."""
 
-import io
 import math
 from collections.abc import Sequence
+from functools import partial
 
+from util.files import content_of
 from util.metrics.names import metric_of
 from util.reproduce_table.scores import Entry
 from util.reproduce_table.spec import PaperTable
@@ -33,9 +34,7 @@ def draw(table: PaperTable, entries: Sequence[Entry]) -> bytes:
                     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         if labelled:
             figure.legend(labelled.values(), labelled.keys(), loc="outside lower left", ncols=4, frameon=False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200)
-    return buffer.getvalue()
+        return content_of(partial(figure.savefig, format="png", dpi=200))
 
 
 def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> bytes:
@@ -82,9 +81,7 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
                       xycoords="axes fraction", textcoords="offset points", arrowprops={"arrowstyle": "->"}, fontsize=9)
         axes.legend(loc="lower left", frameon=False, fontsize=7)
         axes.grid()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+        return content_of(partial(figure.savefig, format="png", dpi=110))
 
 
 def _points(figure, table: PaperTable, entries: Sequence[Entry], metrics: Sequence[str]) -> None:

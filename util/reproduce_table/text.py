@@ -1,12 +1,11 @@
 """A reproduced table as text, with its circumstances: paper | ours +- interval | difference, Markdown, LaTeX, CSV."""
 
-import csv
-import io
 import json
 import math
 import re
 from collections.abc import Sequence
 
+from util.files import csv_text
 from util.logger import count
 from util.metrics.names import metric_of
 from util.reproduce_table.job import Job
@@ -182,21 +181,19 @@ def _tex_score(entry: Entry, entries: Sequence[Entry]) -> str:
 
 def to_csv(entries: Sequence[Entry]) -> str:
     """A line per cell: the paper's figure and its source, ours, and what was run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines: list[list[object]] = [list(COLUMNS)]
     for entry in entries:
         cell, paper, job, found = entry.cell, entry.cell.paper, entry.job, entry.score
         run = [""] * 7 if job is None else [
             job.options.seed, job.run.model_config, job.run.task_config, _choice(job.config.conditioning),
             _choice(job.config.noise), job.steps, job.path]
         figures = [paper.value, _number(paper.std), paper.source] if paper else [""] * 3
-        writer.writerow([cell.metric, cell.task, cell.method, *figures, _number(found.value), _number(found.low),
+        lines.append([cell.metric, cell.task, cell.method, *figures, _number(found.value), _number(found.low),
                          _number(found.high), _number(entry.difference),
                          int(entry.excludes_paper) if paper and not math.isnan(found.low) else "",
                          *(_number(value) for value in (entry.against.value, entry.against.low, entry.against.high)),
                          found.images if job else "", *run, found.remark if job else "not run"])
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def _number(value: float | None) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from util.config.config import leaves, read_yaml
 from util.config.yaml_text import dump_yaml
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.run.layout import CONFIG
 
 BATCH_SIZE = "batch_size"                           # kept for the rest of the run; it may change last digits only

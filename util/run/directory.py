@@ -3,7 +3,6 @@
 What lies where: `util.run.layout`. A sample that diverged has a row, but no restoration.
 """
 
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from util.errors import StorageError, UserError
-from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, to_unit, write_atomically
+from util.files import content_of, write_atomically
+from util.img_utils import is_whole_png, load_image, save_grid, save_image, save_map, to_unit
 from util.metrics.pairs import MEAN
 from util.metrics.scores import Metrics
 from util.run.config_file import check_settings, write_settings
@@ -196,9 +196,7 @@ class RunDirectory:
 
 def _save_array(path: Path, x: Tensor) -> None:
     """(3, H, W) -> a .npy file of (H, W, 3) float32."""
-    buffer = io.BytesIO()
-    np.save(buffer, x.permute(1, 2, 0).contiguous().cpu().numpy())
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, content_of(lambda file: np.save(file, x.permute(1, 2, 0).contiguous().cpu().numpy())))
 
 
 def _caption(row: Row) -> str:

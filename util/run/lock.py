@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from util.errors import UserError
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.logger import get_logger
 from util.run.layout import LOCK
 from util.run.team import POLL_SECONDS, Team

@@ -8,10 +8,10 @@
     observed                whether y is a photograph that was already degraded, so that nobody knows the image
 """
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 from zlib import error as ZlibError
@@ -20,7 +20,7 @@ import numpy as np
 
 from util.command import user_path
 from util.errors import UserError, printable
-from util.img_utils import write_atomically
+from util.files import content_of, write_atomically
 
 SUFFIX = ".npz"
 LARGEST_CONTENT = 2 ** 31                           # bytes of a file, unpacked
@@ -49,11 +49,10 @@ class StoredMeasurement:
 
 def write_measurement(path: Path, stored: StoredMeasurement) -> None:
     """Write a file, atomically; numpy.load reads it without pickle."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, y=stored.y, operator=json.dumps(stored.operator), noise=json.dumps(stored.noise),
-                        image_shape=np.array(stored.image_shape), seed=np.array(stored.seed),
-                        observed=np.array(stored.observed), **stored.drawn)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, content_of(partial(
+        np.savez_compressed, y=stored.y, operator=json.dumps(stored.operator), noise=json.dumps(stored.noise),
+        image_shape=np.array(stored.image_shape), seed=np.array(stored.seed), observed=np.array(stored.observed),
+        **stored.drawn)))
 
 
 def read_measurement(path: Path) -> StoredMeasurement:

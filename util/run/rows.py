@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from util.errors import StorageError
-from util.img_utils import write_atomically
+from util.files import write_atomically
 from util.run.layout import ROWS, TABLE, file_of, remove_if_empty
 from util.run.table import Row, parse_rows, read_table, to_csv
 

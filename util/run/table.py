@@ -14,6 +14,7 @@ from torch import Tensor
 
 from util.command import user_path
 from util.errors import UserError
+from util.files import csv_text
 from util.img_utils import to_unit
 from util.metrics.pairs import MEAN
 from util.metrics.scores import Metrics, Scores, psnr, ssim
@@ -178,13 +179,9 @@ def _score(outcome: Outcome, label: Tensor | None, metrics: Metrics | None) -> t
 
 def to_csv(rows: Sequence[Row]) -> str:
     """The content of metrics.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow("" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
-                        for v in asdict(row).values())
-    return text.getvalue()
+    lines = [["" if isinstance(v, float) and math.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
+              for v in asdict(row).values()] for row in rows]
+    return csv_text([COLUMNS, *lines])
 
 
 def parse_rows(text: str) -> list[Row]:
