@@ -115,3 +115,13 @@ def test_nothing_prints_or_guesses_attributes(file: str):
     tree = parse(file)
     for name in ("print", "hasattr", "eval", "exec"):
         assert not calls(tree, name), f"{file} calls {name} in line {calls(tree, name)[0]}"
+
+
+@pytest.mark.parametrize("file", source_files())
+def test_no_name_is_newer_than_the_oldest_python(file: str):
+    """README promises 3.10, of whose `typing` these are no part."""
+    newer = {"LiteralString", "Never", "NotRequired", "Required", "Self", "TypeAliasType", "TypeVarTuple", "Unpack",
+             "assert_never", "dataclass_transform", "override", "reveal_type"}
+    imported = {alias.name for node in ast.walk(parse(file)) if isinstance(node, ast.ImportFrom)
+                and node.module == "typing" for alias in node.names}
+    assert not imported & newer

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from copy import copy
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +98,7 @@ class Operator(nn.Module, ABC):
         """
         return tuple(shape[1:]) if self.pictures and len(shape) == 3 else None
 
-    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> Self:
+    def prepare(self, shape: tuple[int, int, int, int], randomness: ImageRandomness) -> "Operator":
         """A copy for a batch of images of `shape` (B, C, H, W), with masks or kernels drawn from `randomness`.
 
         Buffers, weights and modules are shared with this operator until `draw` assigns others, so a copy costs no
