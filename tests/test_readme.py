@@ -4,6 +4,8 @@ import importlib
 import re
 import shlex
 import shutil
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ import sample_condition
 from guided_diffusion.condition_methods import CONDITIONING_METHODS, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import OPERATORS, Measurement, get_noise, get_operator
-from util.config.config import REPOSITORY
+from tests.helpers import picture
+from util.config.config import REPOSITORY, read_yaml
 from util.seeding import ImageRandomness
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -41,6 +44,20 @@ def test_an_operator_a_method_and_a_solver_are_added_as_shown(monkeypatch):
     assert restored.shape == images.shape and restored.isfinite().all()
     landweber = get_conditioning_method("landweber", iterations=3)
     torch.testing.assert_close(landweber.restore(None, sampler, measurement, randomness), images)   # A is orthogonal
+
+
+def test_a_notebook_restores_as_shown(workplace):
+    """But for the pixels, and the steps."""
+    picture(Path("photograph.jpg"))
+    block = re.search(r"^    from guided_diffusion import .*\n(?:    .*\n|\n)*", README, re.MULTILINE)[0]
+    lines = textwrap.dedent(block).splitlines()
+    names: dict[str, object] = {}
+    process = {**read_yaml("configs/demo_diffusion_config.yaml"), "timestep_respacing": 2}
+    for there, here in (("size=128", "size=16"), ("num_samples=4", f"num_samples=4, diffusion={process}")):
+        lines = [line.replace(there, here) for line in lines]
+    exec("\n".join(lines), names)
+    assert names["restoration"].samples.shape == (4, 3, 16, 16) and names["restoration"].metrics["psnr"] > 0
+    assert [file.name for file in Path().rglob("*") if file.is_file()] == ["photograph.jpg"]
 
 
 def test_the_readme_is_read_to_its_end():
