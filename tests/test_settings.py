@@ -137,7 +137,7 @@ def test_the_list_has_everything_with_parameters_defaults_and_words(program):
                 assert re.search(line, entry[2], re.MULTILINE), (name, key)
     for name in SAMPLERS:
         assert re.search(rf"^  {name}: \S", out, re.MULTILINE)
-    assert "      timestep_respacing: " in out and "      num_channels: an integer; required" in out
+    assert "      timestep_respacing: " in out and "      num_channels: an integer, 1 to 8192; required" in out
 
 
 def test_every_registered_thing_has_its_own_words():
