@@ -17,6 +17,7 @@ from util.command import user_path
 from util.config.config import REPOSITORY
 from util.config.registry import Bounds, Registry
 from util.errors import UserError, did_you_mean
+from util.files import files_below
 from util.img_utils import IMAGE_SUFFIXES, load_alpha, load_image
 from util.logger import get_logger
 
@@ -125,7 +126,10 @@ class ImageFolder(ImageDataset):
         if root and alone:
             folder, files = folder.parent, [Path(folder.name)]
         elif root and folder.is_dir():
-            files = _files_below(folder, root, advice)
+            try:
+                files = files_below(folder)
+            except OSError as error:
+                raise UserError(f"image folder {root} cannot be read: {error.strerror or error}; {advice}") from None
         else:
             raise UserError(f"image folder '{root}' not found; {advice}")
         images = [file for file in files if file.suffix.lower() in suffixes]
@@ -187,16 +191,6 @@ def _only(entry: Path, images: Sequence[Path]) -> Path | None:
 def _stem(path: Path) -> str:
     """The name of a file without the ending of a picture."""
     return path.stem if path.suffix.lower() in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) else path.name
-
-
-def _files_below(folder: Path, root: str, advice: str) -> list[Path]:
-    """Files, hidden ones aside, and links that lead nowhere, relative to the folder, in order."""
-    try:
-        found = [path.relative_to(folder) for path in folder.rglob("*")
-                 if path.is_file() or (path.is_symlink() and not path.exists())]
-    except OSError as error:
-        raise UserError(f"image folder {root} cannot be read: {error.strerror or error}; {advice}") from None
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
 
 
 @register_dataset("skimage")

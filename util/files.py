@@ -32,6 +32,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise StorageError(f"cannot write {path}: {reason}; choose another place") from None
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files below a folder, relative to it, in order, without hidden ones; links that lead nowhere count.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = [path.relative_to(folder) for path in folder.rglob("*")
+             if path.is_file() or (path.is_symlink() and not path.exists())]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
+
+
 def content_of(write: Callable[[io.BytesIO], object]) -> bytes:
     """What `write` puts into a file."""
     file = io.BytesIO()

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -67,6 +67,13 @@ def outlive_readers() -> None:
 def count(number: int, noun: str) -> str:
     """"1 run", "2 runs"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def aligned(table: Sequence[Sequence[str]], left: int = 1, gap: str = "  ") -> list[str]:
+    """The lines of a table with columns of equal width, the first `left` of them flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [gap.join(cell.ljust(width) if i < left else cell.rjust(width)
+                     for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in table]
 
 
 def duration(seconds: float) -> str:

@@ -32,7 +32,7 @@ from util.config.registry import check_arguments
 from util.errors import UserError
 from util.files import write_atomically
 from util.img_utils import save_image
-from util.logger import get_logger
+from util.logger import aligned, get_logger
 from util.reproduce_table.job import PROGRAM, Options, launch, reason
 from util.reproduce_table.spec import Run
 from util.run.console import environment
@@ -174,11 +174,7 @@ def show(lines: Sequence[dict[str, object]]) -> None:
                       f"{line['images_per_second_of_1000_steps']:.3g}",
                       "-" if peak is None else f"{peak / 2 ** 30:.2f}", f"{median(line['besides_seconds']):.1f}",
                       "-" if ratio is None else f"{ratio:.2f}"])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = zip(row, widths, strict=True)
-        logger.info("  ".join(f"{cell:<{width}}" if i < 2 else f"{cell:>{width}}" for i, (cell, width) in
-                              enumerate(cells)))
+    logger.info("\n".join(aligned(table, left=2)))
 
 
 def run(args: argparse.Namespace) -> int:

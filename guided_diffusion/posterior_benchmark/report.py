@@ -10,6 +10,7 @@ import numpy as np
 
 from guided_diffusion.posterior_benchmark.scores import LEVELS, Scores
 from util.files import content_of, csv_text, write_atomically
+from util.logger import aligned
 
 COLUMNS = ("bias", "variance", "sliced W2", "MMD^2", "cover 50", "cover 90", "cover 95", "chi-square", "modes", "evals")
 PANEL = 2.6                                         # inches
@@ -56,10 +57,7 @@ def table(rows: Sequence[Row]) -> str:
     parts = []
     for problem in dict.fromkeys(row.problem for row in rows):
         lines = [["method (steps)", *COLUMNS], *([row.title, *cells(row)] for row in rows if row.problem == problem)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        parts.append("\n".join([problem, *("  ".join(
-            text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(
-                line, widths, strict=True))) for line in lines)]))
+        parts.append("\n".join([problem, *aligned(lines)]))
     return "\n\n".join(parts)
 
 

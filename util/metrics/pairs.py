@@ -7,6 +7,7 @@ from pathlib import Path
 
 from util.command import user_path
 from util.errors import UserError
+from util.files import files_below
 from util.img_utils import IMAGE_SUFFIXES
 
 MEAN = "mean"                                       # the sample that is the mean of an image's posterior samples
@@ -52,9 +53,7 @@ def _images_below(folder: Path) -> list[str]:
         if not folder.is_dir():
             raise UserError(f"image folder '{folder}' {'is a file' if folder.exists() else 'not found'}; expected a "
                             "folder of images")
-        files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-        names = sorted(file.as_posix() for file in files if file.suffix.lower() in IMAGE_SUFFIXES
-                       and not any(part.startswith(".") for part in file.parts))
+        names = [file.as_posix() for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
     except OSError as error:
         raise UserError(f"image folder {folder} cannot be read: {error.strerror or error}") from None
     if not names:

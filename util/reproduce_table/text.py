@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 
 from util.files import csv_text
-from util.logger import count
+from util.logger import aligned, count
 from util.metrics.names import metric_of
 from util.reproduce_table.job import Job
 from util.reproduce_table.scores import Entry
 from util.reproduce_table.spec import PaperTable
 from util.run.table import read_summary
 
+LABELS = 2                                          # columns of words, task and method; numbers stand at the right
 EXCLUDED = " *"                                     # behind a difference whose interval excludes the paper's figure
 COLUMNS = ("metric", "task", "method", "paper", "paper_std", "source", "ours", "ci95_low", "ci95_high", "difference",
            "excludes_paper", "against", "against_low", "against_high", "images", "seed", "prior", "task_config",
@@ -95,12 +96,8 @@ def _with_interval(entry: Entry) -> str:
 
 
 def _align(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = 2                                        # task and method; numbers stand at the right
-    rows = [[cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-            for line in lines]
-    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
+    rule = ["---" if i < LABELS else "--:" for i in range(len(lines[0]))]
+    return "".join(f"| {line} |\n" for line in aligned([lines[0], rule, *lines[1:]], LABELS, " | "))
 
 
 def _circumstances(table: PaperTable, entries: Sequence[Entry]) -> str:
