@@ -9,8 +9,10 @@ from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.restoration.catalogue import METHODS
 from guided_diffusion.solvers import Solver
 from guided_diffusion.solvers.noise_levels import descent, flow, level_below, sigmas
+from tests.guided_steps import METHODS as GUIDED
 from tests.guided_steps import NAMES, SIZE, Wrapped, measure, photographs, restore
 from tests.helpers import NOISE_EXAMPLES, OPERATOR_EXAMPLES
+from util.config.registry import annotations, fits
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -50,6 +52,19 @@ def test_batch_equals_single_runs(solver, operator):
 def test_every_noise_model(solver, noise):
     x, distances = restore(solver, "super_resolution", NAMES[:1], noise=noise, network=Network, **SHORT.get(solver, {}))
     assert x.isfinite().all() and distances.isfinite().all()
+
+
+NUMBERS = [(method, key, value) for method in {*SOLVERS, *GUIDED} for key, hint in annotations(METHODS[method]).items()
+           for value in (1e-150, 1e150) if key != "return" and fits(value, hint)]
+
+
+@pytest.mark.parametrize(("method", "key", "value"), sorted(NUMBERS))
+def test_no_number_is_too_large_or_small_for_single_precision(method, key, value):
+    """It may diverge, which the command line reports, but raises nothing."""
+    measurement, randomness = measure("super_resolution", NAMES[:1])
+    measurement = Measurement(measurement.operator.float(), measurement.noiser, measurement.y.float())
+    params = {**SHORT.get(method, {}), key: value, **({"lr": 1e-4} if key == "tau" else {})}
+    METHODS.build(method, **params).restore(Network(), create_sampler(timestep_respacing="2"), measurement, randomness)
 
 
 EVALUATIONS = {                                                 # of 4 levels, by hand

@@ -141,11 +141,16 @@ class Counting(nn.Module):
         return self.network(x, t)
 
 
-def test_too_large_a_step_diverges_with_its_cause(run):
-    status, _, err = run("--limit", "1", "--set", "conditioning.params.scale=1e38")
-    assert status == 1 and rows()[0]["status"].startswith("diverged at step ")
-    assert "try a smaller conditioning.params.scale, check measurement.noise" in err
-    assert summary()["metrics"]["psnr"]["count"] == 0
+@pytest.mark.parametrize("method, scale, remedy", [
+    ("dpps", "scale: 1e38", "a smaller conditioning.params.scale, check measurement.noise"),
+    ("red_diff", "lr: 1e38", "other conditioning.params (lam, lr, posterior), check"),
+])
+def test_too_large_a_step_diverges_with_its_cause(run, method, scale, remedy):
+    status, _, err = run("--limit", "1", "--set", f"conditioning={{method: {method}, params: {{{scale}}}}}")
+    folder = FOLDER.parent / method
+    assert status == 1 and rows(folder)[0]["status"].startswith("diverged at step ")
+    assert f"try {remedy}" in err
+    assert summary(folder)["metrics"]["psnr"]["count"] == 0
 
 
 def test_without_memory_batches_are_halved_once_and_for_all(run, wrapped):

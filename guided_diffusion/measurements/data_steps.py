@@ -141,14 +141,14 @@ def conditional_langevin(measurement: Measurement, z: Tensor, r2: float, steps: 
     """`steps` of Langevin dynamics on exp(-J(x)) from x = z (B, C, H, W), any A: x <- x - h grad J(x) + sqrt(2 h) n.
 
     Args:
-        step: h = step / (L + 1 / r^2), L the largest eigenvalue of J_A^T V^-1 J_A at z or at a draw of N(z, r^2 I), as z
-            itself may be where A has no slope (mid-grey for phase retrieval). At 1 the stiffest direction overshoots by
-            as much as it was off; its variance is too large by 1 / (1 - step / 2).
+        step: h = step / (L + 1 / r^2), L the largest eigenvalue of J_A^T V^-1 J_A at z or at a draw of N(z, r^2 I), as
+            z itself may be where A has no slope (mid-grey for phase retrieval). At 1 the stiffest direction overshoots
+            by as much as it was off; its variance is too large by 1 / (1 - step / 2).
         tau: a standard deviation in place of V; None for V.
         lr: h itself in place of the rule; None for that.
     """
     operator, y = measurement.operator, measurement.y
-    v = variance(measurement) if tau is None else torch.full_like(y, tau ** 2)
+    v = variance(measurement) if tau is None else y.new_tensor(tau ** 2).expand_as(y)
     if lr is None:
         elsewhere = z + math.sqrt(r2) * randomness.randn_like(z)
         stiffest = torch.maximum(curvature(operator, z, v), curvature(operator, elsewhere, v))

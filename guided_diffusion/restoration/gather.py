@@ -12,10 +12,12 @@ from torch import Tensor
 from data.dataloader import Batch
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.measurements.sources import Source, to_store
+from guided_diffusion.method import Method
 from guided_diffusion.restoration.build import Task
 from guided_diffusion.restoration.monitor import Course
 from guided_diffusion.restoration.plan import Plan
 from util.config.config import Config
+from util.config.registry import defaults
 from util.errors import UserError
 from util.logger import get_logger
 from util.memory import free_memory, is_out_of_memory
@@ -24,9 +26,6 @@ from util.metrics.scores import Metrics
 from util.run.directory import RunDirectory
 from util.run.measurements import StoredMeasurement, write_measurement
 from util.run.table import MEAN, Outcome, finite_samples
-
-LIKELY_CAUSE = ("probably too large a step for this noise level: try a smaller conditioning.params.scale, check "
-                "measurement.noise and the data, and use --precision fp32 in place of half precision")
 
 logger = get_logger()
 
@@ -41,16 +40,17 @@ class Gatherer:
         source: knows the truth, and what else an image is saved with.
         metrics: scores images whose truth is known.
         num_samples: posterior samples per image.
+        remedy: what to try where images diverge, in words.
         finished: images that are left as they are.
         to_store: to_store(measurement, b) -> entry b as it is saved; None where measurements are not saved.
         background: score and save in a thread.
     """
 
     def __init__(self, run: RunDirectory, source: Source, metrics: Metrics | None, num_samples: int,
-                 finished: Collection[str] = (),
+                 remedy: str, finished: Collection[str] = (),
                  to_store: Callable[[Measurement, int], StoredMeasurement] | None = None, background: bool = False):
         self.run, self.source, self.metrics, self.num_samples = run, source, metrics, num_samples
-        self.finished, self.to_store = finished, to_store
+        self.remedy, self.finished, self.to_store = remedy, finished, to_store
         self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
         self.thread = ThreadPoolExecutor(1) if background else None
         self.pending: list[tuple[Callable[[], None], Future]] = []
@@ -105,7 +105,7 @@ class Gatherer:
             self.outcomes[batch.names[b]].append(outcome)
             if outcome.diverged is not None and batch.names[b] not in self.finished:
                 which = f", sample {outcome.sample}," if self.num_samples > 1 else ""
-                logger.warning(f"{batch.names[b]}{which} {outcome.status}; {LIKELY_CAUSE}")
+                logger.warning(f"{batch.names[b]}{which} {outcome.status}; {self.remedy}")
         if self.num_samples > 1:
             # the mean of the samples so far, per entry: complete at the last sample of its image
             means = torch.stack([mean_image(self.outcomes[name]) for name in batch.names])
@@ -138,7 +138,17 @@ def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory,
     settings = config.as_dict()["measurement"]
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
-    return Gatherer(run, task.source, metrics, args.num_samples, plan.finished, store, device.type == "cuda")
+    return Gatherer(run, task.source, metrics, args.num_samples, remedy_for(task.method), plan.finished, store,
+                    device.type == "cuda")
+
+
+def remedy_for(method: Method) -> str:
+    """What to try where images diverge under `method`."""
+    accepted = defaults(type(method))
+    milder = "a smaller conditioning.params.scale" if "scale" in accepted else (
+        f"other conditioning.params ({', '.join(accepted)})" if accepted else "another conditioning.method")
+    return (f"probably too large a step for this noise level: try {milder}, check measurement.noise and the data, and "
+            "use --precision fp32 in place of half precision")
 
 
 def load_metrics(task: Task, plan: Plan, weights_dir: str | None, device: torch.device) -> Metrics | None:

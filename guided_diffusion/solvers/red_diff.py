@@ -18,7 +18,8 @@ from util.seeding import ImageRandomness
 
 @register_conditioning_method("red_diff")
 class RegularisedByDenoising(Solver):
-    """RED-diff (Mardani et al., 2024, Algorithm 1): an image mu that Adam moves at every noise level, high to low.
+    """RED-diff (Mardani et al., 2024, Algorithm 1): an image mu that Adam moves at every noise level, high to low, from
+    the lifted measurement.
 
         x_t   = sqrt(ab) mu + sqrt(1 - ab) z
         loss  = mean((y - A mu)^2) / 2 + w mean((eps(x_t) - z) mu),     eps - z held constant
@@ -48,7 +49,7 @@ class RegularisedByDenoising(Solver):
         for index, s in reversed(list(enumerate(sigmas(sampler.schedule)))):
             z = randomness.randn_like(mu)
             step = sampler.step(prior, sampler.q_sample(mu, index, z), index, randomness)
-            weight = (weakest / s).clamp_min(self.lam * s)
+            weight = torch.maximum(weakest / s, weakest.new_tensor(self.lam * s))
             pull = share * likelihood_gradient(measurement.operator, mu, y, ones)
             mu = mu + adam.move(weight * (step.eps - z) - pull)
             yield step, mu
