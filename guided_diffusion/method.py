@@ -42,6 +42,17 @@ class Method(ABC):
             raise UserError(f"conditioning method '{self.name}' needs {self.needs}, found {task}; methods that serve "
                             f"{task}: {', '.join(serving)}")
 
+    def guides(self, sampler: Sampler) -> bool:
+        """Whether the measurement plays a part in any step of `sampler`."""
+        return True
+
+    def check_process(self, sampler: Sampler) -> None:
+        """Raise UserError, before anything is restored, if this method would ignore the measurement."""
+        if not self.guides(sampler):
+            raise UserError(f"conditioning method '{self.name}' guides steps by their noise, but none of those that it "
+                            f"would guide has any, of {sampler.num_steps} of sampler '{sampler.name}'; set sampler: "
+                            "ddpm, or ddim with eta: 1, and guide more steps")
+
     def num_steps(self, sampler: Sampler) -> int:
         """How often `restore` calls back for each image."""
         return sampler.num_steps

@@ -234,6 +234,7 @@ def restore(degraded: Degraded, prior: Callable | None, method: Named | Method =
     if method.needs_prior and prior is None:
         raise UserError(f"method '{method.name}' needs a prior, found None; give one, such as load_prior()")
     sampler = diffusion if isinstance(diffusion, Sampler) else _sampler(diffusion, prior)
+    method.check_process(sampler)
     if isinstance(prior, AnalyticPrior):            # whose variances are those of the process
         prior = AnalyticPrior(sampler.schedule, prior.distribution, sampler.learned_variance, prior.image_size)
     tensors = (*prior.parameters(), *prior.buffers()) if isinstance(prior, nn.Module) else ()

@@ -70,6 +70,8 @@ def test_unreadable_images_are_passed_over_and_counted(run):
      ["'max_candidates'", "replace them by --set 'conditioning.params={}'"]),
     (["--task_config", "configs/demo_task_config.yaml", "--set", "conditioning.method=ps",
       "--set", "conditioning.params.scale=-1"], ["scale is -1", "replace them by --set 'conditioning.params={}'"]),
+    (["--set", "conditioning={method: dsg}", "--set", "diffusion.sampler=ddim"],
+     ["guides steps by their noise", "ddim with eta: 1"]),
     (["--set", "measurement.operator.name=inpainting"], ["'scale_factor'", "measurement.operator={name: inpainting}"]),
     (["--task_config", "configs/inpainting_config.yaml", "--set", "measurement.operator.name=noise"],
      ["'mask_opt'", "--set measurement.mask_opt=null"]),

@@ -1,5 +1,7 @@
 """Every method with a loop of its own and a prior: batches, noise models, what is reported, what is refused."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,7 @@ def test_what_dcps_cannot_serve_is_refused():
     ("daps", {"ode_steps": 0}, "ode_steps is 0, expected an integer, 1 or more"),
     ("daps", {"step": 2.5}, "step is 2.5, expected a finite number, more than 0 and less than 2"),
     ("daps", {"tau": 0}, "tau is 0"),
+    ("daps", {"tau": 0.01}, "tau is 0.01 without lr, whose steps it is for; give lr as well"),
     ("dcps", {"blocks": 0}, "blocks is 0"),
     ("pnp_dm", {"iterations": 0}, "iterations is 0"),
     ("pnp_dm", {"decay": 1.5}, "decay is 1.5"),
@@ -117,6 +120,17 @@ def test_what_dcps_cannot_serve_is_refused():
 def test_mistakes_in_parameters(solver, params, message):
     with pytest.raises(UserError, match=message):
         METHODS.build(solver, **params)
+
+
+@pytest.mark.parametrize("params, process, guides", [
+    ({}, {"sampler": "ddim"}, False), ({}, {"sampler": "ddim", "eta": 0.5}, True), ({}, {}, True),
+    ({"interval": 4}, {}, False), ({"interval": 3}, {}, True), ({}, {"timestep_respacing": "1"}, False),
+])
+def test_dsg_refuses_a_process_that_it_could_not_guide(params, process, guides):
+    """On the sphere of radius 0 of a step without noise; the last one has none."""
+    method, sampler = METHODS.build("dsg", **params), create_sampler(**{"timestep_respacing": "4", **process})
+    with nullcontext() if guides else pytest.raises(UserError, match="'dsg' guides steps by their noise.*ddpm"):
+        method.check_process(sampler)
 
 
 # ---- noise levels ----------------------------------------------------------------------------------------------------

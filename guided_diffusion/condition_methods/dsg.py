@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, grad_and_value, register_conditioning_method
-from guided_diffusion.gaussian_diffusion import Step
+from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.conjugate_gradients import column, norm
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import Count, Fraction
@@ -31,6 +31,9 @@ class SphericalGaussianGuidance(ConditioningMethod):
 
     def __init__(self, weight: Fraction = 0.2, interval: Count = 1):
         self.weight, self.interval = weight, interval
+
+    def guides(self, sampler: Sampler) -> bool:
+        return not all(sampler.deterministic(index) for index in range(0, sampler.num_steps, self.interval))
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         if step.index % self.interval:

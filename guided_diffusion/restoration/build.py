@@ -100,7 +100,9 @@ def build_parts(config: Config) -> tuple[Sampler, Noise, Method]:
     if "prior" not in config.model:                 # exact ones have the channels that the sampler asks for
         sampler.check_model_channels(6 if learned_variance(config.model) else 3)
     noiser = build_named(config, NOISES, config.noise, "measurement.noise.name")
-    return sampler, noiser, build_named(config, METHODS, config.conditioning, "conditioning.method")
+    method = build_named(config, METHODS, config.conditioning, "conditioning.method")
+    method.check_process(sampler)
+    return sampler, noiser, method
 
 
 def build_named(config: Config, registry: Registry, choice: Choice, path: str):

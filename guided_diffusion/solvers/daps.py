@@ -12,6 +12,7 @@ from guided_diffusion.method import register_conditioning_method
 from guided_diffusion.solvers.base import Iteration, Solver
 from guided_diffusion.solvers.noise_levels import descent, flow, sigmas
 from util.config.registry import Bounds, Count, Fraction, Positive
+from util.errors import UserError
 from util.seeding import ImageRandomness
 
 
@@ -44,6 +45,9 @@ class DecoupledAnnealing(Solver):
     def __init__(self, ode_steps: Count = 5, spread: Positive = 0.4, langevin_steps: Count = 100,
                  step: Annotated[float, Bounds(above=0, below=2)] = 0.5, last: Fraction = 0.01,
                  lr: Positive | None = None, tau: Positive | None = None):
+        if tau is not None and lr is None:
+            raise UserError(f"conditioning method '{self.name}': tau is {tau:g} without lr, whose steps it is for; "
+                            "give lr as well, or leave tau out")
         self.ode_steps, self.spread, self.langevin_steps = ode_steps, spread, langevin_steps
         self.step, self.last, self.lr, self.tau = step, last, lr, tau
 
