@@ -29,11 +29,12 @@ class FilteringPosteriorSampling(Solver):
         p(y_t | x_t)  = N(A x_t, ab sigma^2)
         x_t' ~ p(x_t' | x_t) p(y_t' | x_t') / Z,   Z = N(y_t'; A d(x0_hat, x_t), v A A^T + ab' sigma^2)
 
-    Weights are Z / p(y_t | x_t), so that at the end only p(y | x_0) has been counted, and particles approach the
-    posterior as their number and the steps grow. The paper and its code differ twice: they weigh by Z alone, which
-    counts y at every step, as the y_t share its noise (for a N(0, 1) and sigma 0.5, 100 steps, the variance is 0.04 in
-    place of 0.2, and 0.016 with 1000 steps); and their c is 0.95 throughout, with which not even the prior is sampled
-    (see the sampler `renoise`). Systematic resampling after every step; one particle of the last is returned.
+    Weights are Z / p(y_t | x_t), at first Z, so that at the end only p(y | x_0) has been counted, and particles
+    approach the posterior as their number and the steps grow: the variance of a weight is finite where v < ab' sigma^2,
+    which takes small steps. The paper and its code differ twice: they weigh by Z alone, which counts y at every step,
+    as the y_t share its noise (for a N(0, 1) and sigma 0.5, 100 steps, the variance is 0.04 in place of 0.2, and 0.016
+    with 1000 steps); and their c is 0.95 throughout, with which not even the prior is sampled (see the sampler
+    `renoise`). Systematic resampling after every step; one particle of the last is returned.
 
     Args:
         particles: of each image; evaluations of the network are as many per step.
@@ -61,13 +62,13 @@ class FilteringPosteriorSampling(Solver):
         s, y = svd.singular.to(measurement.y), svd.ut(measurement.y)
         seen, shape = (s > 0).to(s), measurement.image_shape
         x_t = white(self.particles, shape, y, randomness)
-        y_t = s * svd.vt(randomness.randn_like(y))
+        y_t, counted = s * svd.vt(randomness.randn_like(y)), False          # whether x_t has the weight p(y_t | x_t)
         for index in reversed(range(sampler.num_steps)):
             step, x0_hat = predict(prior, sampler, x_t, index, randomness)
             ab, ab_next = step.alpha_bar, step.alpha_bar_prev
             c = (1 - ab / ab_next) / (1 - ab) if self.c is None else self.c
             keep = math.sqrt((1 - c) * (1 - ab_next) / (1 - ab))
-            before = log_normal(y_t, s * svd.vt(x_t), ab * variance, seen)
+            before = log_normal(y_t, s * svd.vt(x_t), ab * variance, seen) if counted else 0.0
 
             def diffused(x0: Tensor, x: Tensor, ab=ab, ab_next=ab_next, keep=keep) -> Tensor:
                 return math.sqrt(ab_next) * x0 + keep * (x - math.sqrt(ab) * x0)
@@ -78,5 +79,6 @@ class FilteringPosteriorSampling(Solver):
             weight = log_normal(y_t, s * mean, v * s ** 2 + r, seen)
             gain = v * s / (v * s ** 2 + r)
             moved = mean + gain * (y_t - s * mean) + math.sqrt(v) * (r / (v * s ** 2 + r)).sqrt() * z
-            x_t = resampled(svd.v(moved), weight - before * (self.weights == "posterior"), randomness)
+            x_t = resampled(svd.v(moved), weight - before, randomness)
+            counted = self.weights == "posterior"
             yield step, x_t[0] if index else one_of(x_t, randomness)
