@@ -238,16 +238,18 @@ def test_costs_of_runs(run, tree, in_process):
 
 
 def test_the_front_holds_what_nothing_beats(tree, monkeypatch):
-    """Of three methods with seconds 1, 2, 3 times and PSNR 0, 1, 0.5 dB above the reference, the third is beaten."""
+    """Of three methods with seconds 1, 2, 3 times and PSNR 0, 1, 0.5 dB above the reference, the third is beaten; one
+    that takes none has no place on an axis of ratios."""
     lines = []
     original = Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda *args, **options: lines.append((args[1:], options)) or original(
         *args, **options))
     tree |= {"reference": "dps", "scatter": [["seconds", "psnr"]], "paper": [], "metrics": ["psnr", "seconds"]}
-    tree["methods"] = {name: {"title": name, "method": "ps"} for name in ("dps", "good", "bad")}
+    tree["methods"] = {name: {"title": name, "method": "ps"} for name in ("dps", "good", "bad", "free")}
     Path("tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     table = load_table("tiny.yaml")
-    values = {"psnr": {"dps": 20.0, "good": 21.0, "bad": 20.5}, "seconds": {"dps": 2.0, "good": 4.0, "bad": 6.0}}
+    values = {"psnr": {"dps": 20.0, "good": 21.0, "bad": 20.5, "free": 30.0},
+              "seconds": {"dps": 2.0, "good": 4.0, "bad": 6.0, "free": 0.0}}
     entries = [Entry(cell, None, Score(values[cell.metric][cell.method])) for cell in table.cells]
     picture = Image.open(io.BytesIO(scatter(table, entries, "seconds", "psnr")))
     assert picture.width > 600

@@ -1,7 +1,7 @@
 """A reproduced table as a picture: a panel per task and metric, or lines over the tasks' x, a panel per metric."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from util.files import content_of
@@ -46,28 +46,13 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    values = {(e.cell.metric, e.cell.task, e.cell.method): e.score.value for e in entries
-              if not math.isnan(e.score.value)}
-
-    def place(metric: str, method: str) -> float:
-        own = [(value, values.get((metric, task, table.spec.reference))) for (m, task, name), value in values.items()
-               if (m, name) == (metric, method)]
-        pairs = [(value, reference) for value, reference in own if reference is not None]
-        if not pairs:
-            return math.nan
-        if metric in RATIOS:
-            return math.exp(sum(math.log(value / reference) for value, reference in pairs) / len(pairs))
-        return sum(value - reference for value, reference in pairs) / len(pairs)
-
-    points = {name: (place(x, name), place(y, name)) for name in table.methods}
+    points = {name: (_relative(table, entries, x, name), _relative(table, entries, y, name)) for name in table.methods}
     points = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
     signs = metric_of(x).better, metric_of(y).better
+    front = _front(points.values(), signs)
     with rc_context(STYLE):
         figure = Figure(layout="constrained", figsize=(7.2, 4.6))
         axes = figure.subplots()
-        front = sorted(point for point in points.values() if not any(
-            all(s * theirs >= s * own for s, theirs, own in zip(signs, other, point, strict=True)) and other != point
-            for other in points.values()))
         axes.plot(*zip(*front, strict=True), color="#0072b2", lw=1, alpha=0.5, label="Pareto front")
         for name, point in points.items():
             axes.plot(*point, "o", ms=5, color="#0072b2" if point in front else "#888888")
@@ -82,6 +67,27 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
         axes.legend(loc="lower left", frameon=False, fontsize=7)
         axes.grid()
         return content_of(partial(figure.savefig, format="png", dpi=110))
+
+
+def _relative(table: PaperTable, entries: Sequence[Entry], metric: str, method: str) -> float:
+    """A method's figure relative to the reference's over the tasks that both have; NaN where nothing compares."""
+    values = {(e.cell.task, e.cell.method): e.score.value for e in entries if e.cell.metric == metric}
+    pairs = [(values.get((task, method), math.nan), values.get((task, table.spec.reference), math.nan))
+             for task in table.tasks]
+    pairs = [pair for pair in pairs if not math.isnan(sum(pair)) and (metric not in RATIOS or min(pair) > 0)]
+    if not pairs:
+        return math.nan
+    if metric in RATIOS:
+        return math.exp(sum(math.log(own / reference) for own, reference in pairs) / len(pairs))
+    return sum(own - reference for own, reference in pairs) / len(pairs)
+
+
+def _front(points: Collection[tuple[float, float]], signs: tuple[int, int]) -> list[tuple[float, float]]:
+    """Points than which no other is as good or better on both axes; `signs` are 1 where more is better, else -1."""
+    def beats(other: tuple[float, float], own: tuple[float, float]) -> bool:
+        return other != own and all(s * a >= s * b for s, a, b in zip(signs, other, own, strict=True))
+
+    return sorted(point for point in points if not any(beats(other, point) for other in points))
 
 
 def _points(figure, table: PaperTable, entries: Sequence[Entry], metrics: Sequence[str]) -> None:
