@@ -138,6 +138,17 @@ def test_the_next_source_and_the_mirror_are_tried(get, server):
     assert [path for path, _ in server.asked] == ["/closed/tiny.pt", "/none", "/whole"]
 
 
+def test_a_mirror_that_is_no_address_is_passed_over(get):
+    assert get("whole", mirror="server.of.ours").read_bytes() == CONTENT
+
+
+def test_a_damaged_note_of_what_was_cut_begins_anew(get, tmp_path):
+    with pytest.raises(UserError, match="the same command continues it"):
+        get("cut")
+    (tmp_path / "tiny.pt.part.json").write_text('{"url":')
+    assert get("whole").read_bytes() == CONTENT
+
+
 def test_a_later_call_continues_what_was_cut(get, server):
     with pytest.raises(UserError, match="the same command continues it"):
         get("cut")

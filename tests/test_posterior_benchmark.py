@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,8 +111,10 @@ def test_the_program(workplace, capsys):
     (["--priors", "gaussian", "--operators", "hdr"], "closed form for operator 'hdr'; choose from"),
     (["--sigma", "0"], "'0' is no positive number"),
     (["--steps", "3,0"], "'0' is not a whole number"),
-    (["--samples", "1"], "'1' is less than 2")])
+    (["--samples", "1"], "'1' is less than 2"),
+    (["--out", "file"], "--out file cannot be written")])
 def test_mistakes_end_with_status_2_and_a_sentence(workplace, capsys, options, words):
+    Path("file").write_text("in the way")
     assert main([*ARGUMENTS, *options]) == 2
     assert words in capsys.readouterr().err
 

@@ -239,12 +239,17 @@ def _from_url(url: str, part: Path) -> None:
             raise SourceError(f"{urlsplit(url).netloc} cannot be reached ({reason})") from None
         except (ConnectionError, TimeoutError, http.client.HTTPException, zlib.error) as error:
             cut = _first_line(error)
+        except ValueError as error:
+            raise SourceError(f"no address of a server: {_first_line(error)}") from None
     raise SourceError(f"the connection was cut {ATTEMPTS} times ({cut})")
 
 
 def _receive(url: str, part: Path) -> None:
     version = part.with_name(f"{part.name}.json")   # which file the part is of
-    known = json.loads(version.read_text()) if version.exists() and part.exists() else {}
+    try:
+        known = json.loads(version.read_text()) if part.exists() else {}
+    except (FileNotFoundError, ValueError):         # none, or a damaged one
+        known = {}
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "restoration-fetch"})
     if known.get("url") == url and known.get("tag"):
         request.add_header("Range", f"bytes={part.stat().st_size}-")

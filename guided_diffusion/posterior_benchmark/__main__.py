@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.command import Parser, positive, run_command, run_program, user_path
+from util.command import Parser, output_folder, positive, run_command, run_program
 
 if __name__ == "__main__":
     from util.command import end_at_once
@@ -174,8 +174,7 @@ def pictures(rows: Sequence[Row], cases: Sequence[Problem], out: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, show and save it; return the exit status."""
-    out = user_path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = output_folder(args.out)
     rows = conduct(args, out)
     write_csv(rows, out / "posterior_benchmark.csv")
     text = table(rows)
