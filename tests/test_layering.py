@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import FAULTS, Fault
+
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = [                                           # the floors, from the top; rooms of one floor do not see each other
     ["sample_condition.py"],
@@ -125,3 +127,8 @@ def test_no_name_is_newer_than_the_oldest_python(file: str):
     imported = {alias.name for node in ast.walk(parse(file)) if isinstance(node, ast.ImportFrom)
                 and node.module == "typing" for alias in node.names}
     assert not imported & newer
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.words)
+def test_every_fault_of_the_list_can_be_planted(fault: Fault):
+    assert fault.right in (ROOT / fault.file).read_text(encoding="utf-8")
