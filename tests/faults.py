@@ -197,6 +197,10 @@ FAULTS = [
           "test_gaussian_solvers.py test_solver_loops.py"),
     Fault("dcps: one bridge for all levels", GD + "solvers/dcps.py", "ratio = step.alpha_bar / ab_tau ",
           "ratio = step.alpha_bar ", "test_gaussian_solvers.py"),
+    Fault("fps_smc: the first weight over what nobody counted", GD + "solvers/fps_smc.py", " if counted else 0.0", "",
+          "test_particles.py"),
+    Fault("mcgdiff: every potential counts", GD + "solvers/mcgdiff.py", "on = led * ", "on = 0 * led * ",
+          "test_particles.py"),
 ]
 
 

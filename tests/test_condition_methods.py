@@ -70,6 +70,13 @@ def test_methods_that_need_a_linear_operator_say_so(method):
         get_conditioning_method(method).check(square)
 
 
+@pytest.mark.parametrize("operator", ["fourier", "compressed_sensing"])
+def test_tmpd_refuses_weights_of_both_signs(operator):
+    """Row sums in which they cancel bound nothing."""
+    with pytest.raises(UserError, match=f"'tmpd' needs .*pictures.*, found '{operator}'; methods that serve .*pigdm"):
+        get_conditioning_method("tmpd").check(get_operator(operator, **OPERATOR_EXAMPLES[operator]))
+
+
 def test_what_serves_the_noise_is_named(monkeypatch):
     """A method for Gaussian noise alone states that once, and is left out of the lists of others."""
     class GaussianOnly(Identity):

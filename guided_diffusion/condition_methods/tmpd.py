@@ -7,6 +7,7 @@ from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, register_conditioning_method
 from guided_diffusion.gaussian_diffusion import Step
+from guided_diffusion.measurements.base import Noise, Operator
 from guided_diffusion.measurements.conjugate_gradients import dot
 from guided_diffusion.measurements.data_steps import variance
 from guided_diffusion.measurements.measurement import Measurement
@@ -22,11 +23,17 @@ class TweedieMomentProjection(ConditioningMethod):
         x_{t-1} ~ p(x_{t-1} | x_t, x0_hat + delta)
 
     Two vector-Jacobian products of the network. No step size. Row sums of a covariance that is not positive, as a
-    network's may be, count as 0.
+    network's may be, count as 0. Where A has weights of both signs (`fourier`, `compressed_sensing`) they cancel in the
+    sums, and steps go far beyond y: such measurements, which are no pictures, are refused.
     """
 
     needs_grad = True
     needs_linear = True
+    needs = "a linear operator whose measurements are pictures, means of pixels"
+
+    @classmethod
+    def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
+        return super().serves(operator, noiser) and operator.pictures
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         operator, y = measurement.operator, measurement.y
