@@ -60,6 +60,7 @@ CASES |= {name: ((name, params), [(16, 16)]) for name, params in OPERATOR_EXAMPL
 CASES_AND_SIZES = [pytest.param(*case, size, id=f"{name}-{size[0]}x{size[1]}")
                    for name, (case, sizes) in CASES.items() for size in sizes]
 ONE_SIZE = [pytest.param(*case, sizes[0], id=name) for name, (case, sizes) in CASES.items()]
+LAST_SIZE = [pytest.param(*case, sizes[-1], id=name) for name, (case, sizes) in CASES.items()]        # seldom square
 every_case = pytest.mark.parametrize(("name", "params", "size"), CASES_AND_SIZES)
 every_operator = pytest.mark.parametrize(("name", "params", "size"), ONE_SIZE)
 
