@@ -65,6 +65,14 @@ def test_proximal_map_and_exact_draw_of_every_linear_operator(noise, name, param
     assert found.max() <= 1 + 1e-9 and found.min() > 0.6 and found.mean() > 0.75
 
 
+@pytest.mark.parametrize(("name", "params", "size"), LAST_SIZE)
+def test_projection_of_every_linear_operator(name, params, size):
+    measurement, _, matrix, z = case("gaussian", name, params, size)
+    residual = (matrix @ z.flatten(1)[..., None]) - measurement.y.flatten(1)[..., None]
+    move = (torch.linalg.pinv(matrix, rtol=1e-9) @ residual).view_as(z)
+    torch.testing.assert_close(measurement.operator.project(z, measurement.y), z - move, atol=1e-8, rtol=0)
+
+
 @pytest.mark.parametrize("operator", LINEAR)
 def test_descent_reaches_the_proximal_map(operator):
     measurement, _ = measure(operator, NAMES, sigma=0.5)
