@@ -23,6 +23,8 @@ class NoisePerturbedLikelihood(ConditioningMethod):
 
     x0_coef is the factor of x0_hat in the mean of x_{t-1}; for ddpm x0_coef / sqrt(ab) (1 - ab) is the paper's
     (1 - alpha_t) / sqrt(alpha_t). No gradient through the network. The inverse as in `correction`, at most 25 steps.
+    Steps must be small, and many: the correction is that of x_t, whose noise renoise leaves behind, so that with its
+    steps, however many, it diverges.
 
     Args:
         scale: the paper's lambda, 1.75 for all tasks; 1 for Bayes' rule.

@@ -17,7 +17,7 @@ from util.config.registry import NonNegative
 class PseudoinverseGuidance(ConditioningMethod):
     """PiGDM (Song et al., 2023, eq. 7 and Algorithm 1): p(x_0 | x_t) = N(x0_hat, r^2 I), r^2 = 1 - ab.
 
-        w       = r^2 A^T (r^2 A A^T + V)^-1 (y - A x0_hat)             A^+ (y - A x0_hat) where there is no noise
+        w       = r^2 A^T (r^2 A A^T + V)^-1 (y - A x0_hat)             nearly A^+ (y - A x0_hat) without noise
         g       = (d x0_hat / d x_t)^T w                                r^2 times the score of p(y | x_t)
         x_{t-1} = x' + scale c g,   x' ~ p(x_{t-1} | x_t)
 

@@ -26,7 +26,7 @@ HALVINGS = 8                                        # of a step that goes too fa
 def variance(measurement: Measurement) -> Tensor:
     """The noise variance of every entry of y, in its shape; where it depends on the image, what y itself suggests.
 
-    At least LEAST_SIGMA^2, which also stands for no noise: no measurement is trusted further than DiffPIR trusts one.
+    At least LEAST_SIGMA^2, which also stands for no noise; DiffPIR has the same number, of images on [0, 1].
     """
     found = measurement.noiser.variance(measurement.y)
     return torch.full_like(measurement.y, LEAST_SIGMA ** 2) if found is None else found.clamp_min(LEAST_SIGMA ** 2)
