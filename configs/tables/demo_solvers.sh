@@ -17,7 +17,7 @@ table() {                           # name, folder of the results, options ...
 
 table demo_solvers demo_solvers --limit 20 "$@"
 table demo_solvers demo_solvers_sigma_0.2 --limit 20 --set measurement.noise.sigma=0.2 \
-    --methods dpps,stationary,diffpir,pigdm,ddnm "$@"
+    --methods dpps,stationary,diffpir,pigdm,dsg "$@"
 table demo_solvers demo_solvers_samples --limit 5 --num_samples 4 "$@"
 table demo_solvers_nonlinear demo_solvers_nonlinear --limit 10 "$@"
 table demo_phase_retrieval demo_solvers_phase_retrieval --limit 3 "$@"
