@@ -56,7 +56,7 @@ def test_impossible_folders_are_found_at_once(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("util.img_utils.open", refuse, raising=False)
+    monkeypatch.setattr("util.files.open", refuse, raising=False)
     with pytest.raises(UserError, match="cannot write .*Permission denied; choose another place"):
         open_run(tmp_path / "locked")
 
