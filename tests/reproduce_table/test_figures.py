@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.reproduce_table.conftest import read_csv
@@ -19,7 +20,7 @@ from util.metrics.perceptual import MIN_SIDE
 from util.reproduce_table import __main__ as reproduce_table
 from util.reproduce_table import scores
 from util.reproduce_table.job import Job, Options
-from util.reproduce_table.plots import draw, scatter
+from util.reproduce_table.plots import _label, draw, scatter
 from util.reproduce_table.scores import Entry, Score, score
 from util.reproduce_table.spec import load_table
 from util.reproduce_table.text import latex
@@ -255,3 +256,13 @@ def test_the_front_holds_what_nothing_beats(tree, monkeypatch):
     assert picture.width > 600
     (x, y), _ = next(line for line in lines if line[1].get("label") == "Pareto front")
     assert (list(x), list(y)) == (pytest.approx([1, 2]), pytest.approx([0, 1]))
+
+
+def test_names_of_close_points_stand_apart():
+    axes = Figure(figsize=(6, 4)).subplots()
+    points = {f"method {i}": (1 + 0.03 * (i % 2), 1 + 0.03 * (i // 2)) for i in range(4)} | {"far": (2.0, 2.0)}
+    axes.plot(*zip(*points.values(), strict=True), "o")
+    _label(axes, points)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert sorted(text.get_text() for text in axes.texts) == sorted(points)
+    assert all(box.count_overlaps(boxes) == 1 for box in boxes)         # itself

@@ -1,7 +1,7 @@
 """A reproduced table as a picture: a panel per task and metric, or lines over the tasks' x, a panel per metric."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from util.files import content_of
@@ -54,19 +54,41 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
         figure = Figure(layout="constrained", figsize=(7.2, 4.6))
         axes = figure.subplots()
         axes.plot(*zip(*front, strict=True), color="#0072b2", lw=1, alpha=0.5, label="Pareto front")
-        for name, point in points.items():
+        for point in points.values():
             axes.plot(*point, "o", ms=5, color="#0072b2" if point in front else "#888888")
-            axes.annotate(table.methods[name].title, point, (4, 3), textcoords="offset points", fontsize=7)
         for axis, metric in ((axes.xaxis, x), (axes.yaxis, y)):
             what = "relative to" if metric in RATIOS else "minus that of"
             axis.set_label_text(f"{metric_of(metric).title} {what} {table.methods[table.spec.reference].title}")
         if x in RATIOS:
             _scale(axes.xaxis, [point[0] for point in points.values()])
-        axes.annotate("better", ((1 + signs[0]) / 2, (1 + signs[1]) / 2), (-40 * signs[0], -30 * signs[1]), ha="center",
-                      xycoords="axes fraction", textcoords="offset points", arrowprops={"arrowstyle": "->"}, fontsize=9)
+        better = axes.annotate(
+            "better", ((1 + signs[0]) / 2, (1 + signs[1]) / 2), (-40 * signs[0], -30 * signs[1]), ha="center",
+            xycoords="axes fraction", textcoords="offset points", arrowprops={"arrowstyle": "->"}, fontsize=9)
         axes.legend(loc="lower left", frameon=False, fontsize=7)
         axes.grid()
+        _label(axes, {table.methods[name].title: point for name, point in points.items()}, better)
         return content_of(partial(figure.savefig, format="png", dpi=110))
+
+
+def _label(axes, points: Mapping[str, tuple[float, float]], *taken) -> None:
+    """Names beside points, each where it covers no point, none of the texts `taken` and no other name, if it can."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()
+    sides = {-1: ("right", "top"), 0: ("center", "center"), 1: ("left", "bottom")}
+    places = [(reach * x, reach * y, sides[x][0], sides[y][1]) for reach in (3, 9)
+              for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))]
+    boxes = [Text.get_window_extent(text) for text in taken]
+    boxes += [Bbox([spot - 4, spot + 4]) for spot in axes.transData.transform(list(points.values()))]
+    for name, point in points.items():
+        tries = [axes.annotate(name, point, (x, y), ha=ha, va=va, textcoords="offset points", fontsize=7)
+                 for x, y, ha, va in places]
+        hits = [text.get_window_extent().count_overlaps(boxes) for text in tries]
+        best = tries.pop(hits.index(min(hits)))
+        boxes.append(best.get_window_extent())
+        for text in tries:
+            text.remove()
 
 
 def _relative(table: PaperTable, entries: Sequence[Entry], metric: str, method: str) -> float:
