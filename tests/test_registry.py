@@ -116,6 +116,7 @@ def test_an_integer_may_stand_for_a_float_but_not_the_other_way():
 def test_did_you_mean_names_the_nearest_and_lists_all():
     assert did_you_mean("sigm", ["sigma", "rate"]) == "did you mean 'sigma'? choose from rate, sigma"
     assert did_you_mean("zzz", ["sigma", "rate"]) == "choose from rate, sigma"
+    assert did_you_mean("sigma:0.1", ["sigma", "rate"]) == "did you mean 'sigma: 0.1', with a space?"
 
 
 def test_ranges_are_checked_whoever_builds_the_class():

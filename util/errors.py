@@ -31,6 +31,9 @@ def did_you_mean(word: object, choices: Iterable[str], likeness: float = 0.6) ->
         likeness: the least that a suggestion has, 0 to 1.
     """
     choices = sorted(choices)
+    key, colon, value = str(word).partition(":")
+    if colon and key in choices:
+        return f"did you mean '{key}: {value}', with a space?"          # YAML reads {a:1} as a key without a value
     nearest = get_close_matches(str(word), choices, n=1, cutoff=likeness)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"{hint}choose from {', '.join(choices)}"

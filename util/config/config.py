@@ -14,6 +14,7 @@ from util.config.yaml_text import LONGEST, parse_yaml
 from util.errors import UserError, did_you_mean
 
 NEAREST = 4                                         # files that are named in place of a missing one
+LIKENESS = 0.7                                      # of one that is suggested, its folder and ending included
 LARGEST_FILE = 4 * LONGEST                          # bytes of a YAML file
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECTIONS = {                                        # the fixed keys; any other section holds free parameters
@@ -105,7 +106,8 @@ def find_file(path: str | Path, what: str, remedy: str = "") -> Path:
                 for file in place.parent.iterdir() if file.suffix in suffixes and file.is_file()}
     if not siblings and ".yaml" in suffixes:                                    # its folder was forgotten
         siblings = {f"configs/{file.name}" for file in (REPOSITORY / "configs").glob("*.yaml")}
-    hint = did_you_mean(wanted, get_close_matches(str(wanted), siblings, NEAREST, 0)) if siblings else ""
+    nearest = get_close_matches(str(wanted), siblings, NEAREST, 0)
+    hint = did_you_mean(wanted, nearest, LIKENESS) if nearest else ""
     raise UserError("; ".join(filter(None, (f"{what} {path} not found", hint, remedy))))
 
 

@@ -42,8 +42,8 @@ class TaskSpec:
 class MethodSpec:
     """A row. `method` and `params` are those of `conditioning`; without `params` the task file's own hold.
 
-    `params_of` has other `params` for some tasks, `tasks` restricts the row to some, `compare_with` names the row of
-    the paper that it is held against.
+    `params_of` changes some of `params`, or adds some, for the tasks that it names, `tasks` restricts the row to some,
+    `compare_with` names the row of the paper that it is held against.
     """
 
     title: str
@@ -262,7 +262,9 @@ def _run(spec: TableSpec, name: str, task: TaskSpec, method_name: str, method: M
          path: str) -> Run:
     if "{settings}" in task.config and method.settings is None:
         raise UserError(f"{path}: methods.{method_name} needs settings, which tasks.{name}.config names")
-    params = (method.params_of or {}).get(name, method.params)
+    params = method.params
+    if method.params_of and name in method.params_of:
+        params = {**(params or {}), **method.params_of[name]}
     overrides = [*spec.set, *task.set, f"conditioning.method={method.method}"]
     overrides += [f"conditioning.params={json.dumps(params)}"] if params is not None else []
     return Run(name, method_name, spec.model_config, spec.diffusion_config,

@@ -117,8 +117,9 @@ def _circumstances(table: PaperTable, entries: Sequence[Entry]) -> str:
         devices = dict.fromkeys(str((read_summary(job.path) or {}).get("device", "unknown")) for job in jobs
                                 if not job.failed)
         best = " (the one of lowest measurement error counts)" if options.num_samples > 1 else ""
-        images = max(len(job.names) for job in jobs)
-        lines.append(f"Seed {options.seed}; images: {options.data or 'as each task file says'}, {images} asked for; "
+        images, listed = max(len(job.names) for job in jobs), jobs[0].config.data.params.get("list")
+        lines.append(f"Seed {options.seed}; images: {options.data or 'as each task file says'}"
+                     f"{f' ({listed})' if listed else ''}, {images} asked for; "
                      f"samples per image: {options.num_samples}{best}; "
                      f"prior: {jobs[0].run.model_config} ({model.get('model_path')}), network in {options.precision}; "
                      f"device: {', '.join(devices)}.")
