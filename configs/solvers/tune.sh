@@ -7,12 +7,13 @@
 # defaults.
 faces=$1
 shift
-corners=likelihood.corner=0.01,0.03,0.06,0.12,0.25
+corners=likelihood.corner=0.015,0.03,0.06,0.12,0.25
 etas=eta=0,0.3,0.6,0.85,1
 ten='diffusion.timestep_respacing="6,2,1,1"'
 thirteen='diffusion.timestep_respacing="8,2,1,1,1"'
 twenty='diffusion.timestep_respacing="12,4,2,1,1"'
 forty='diffusion.timestep_respacing="24,8,4,2,2"'
+hundred='diffusion.timestep_respacing="60,20,10,5,5"'
 more='diffusion.timestep_respacing="29,10,5,2,2"'
 
 try() {                             # name, key=values, params, overrides ...; what cannot serve a task is passed over
@@ -37,13 +38,18 @@ tune() {
     name=$1 method=$1 tasks="super_resolution box random gaussian_deblur motion_deblur"
     case $name in
         dpps) try dpps scale=0.7,0.9,1.1,1.4,1.8 '{likelihood: gaussian}' --set $twenty ;;
-        stationary) method=dpps; try $name $corners '{likelihood: {name: stationary}}' --set $thirteen ;;
-        stationary_48) method=dpps; try $name $corners '{likelihood: {name: stationary}}' --set $more ;;
+        stationary)
+            method=dpps tasks=super_resolution
+            try $name $corners '{likelihood: {name: stationary}}' --set $thirteen
+            tasks="box random gaussian_deblur motion_deblur"
+            try $name $corners '{scale: 1.5, likelihood: {name: stationary}}' --set $thirteen ;;
+        stationary_48) method=dpps; try $name $corners '{scale: 1.5, likelihood: {name: stationary}}' --set $more ;;
         dps) method=ps; try dps scale=0.05,0.15,0.4,1,2.5 '{likelihood: point}' --set $twenty ;;
+        dps_100) method=ps; try $name scale=0.4,0.8,1.5,3,6 '{likelihood: point}' --set $hundred ;;
         diffpir) try diffpir lam=0.2,0.4,0.8,1.75,3.5 '{zeta: 1.0}' --set $forty ;;
         pigdm) try pigdm scale=0.4,0.7,1,1.4,2 '{}' --set $twenty ;;
         dsg) try dsg weight=0.1,0.2,0.4,0.6,0.8 '{}' --set $twenty ;;
-        fast_dips) try fast_dips rho=0.5,1,2,4,8 '{}' --set $forty ;;
+        fast_dips) try fast_dips rho=4,8,16,32,64 '{}' --set $forty ;;
         ddnm) tasks=${tasks% *}; try ddnm $etas '{steps: 40}' --set $forty ;;
         ddrm) tasks=${tasks% *}; try ddrm $etas '{steps: 40}' --set $forty ;;
         red_diff) try red_diff lam=0.03,0.06,0.12,0.25,0.5 '{lr: 0.1}' --set $forty ;;
@@ -61,6 +67,6 @@ tune() {
 }
 
 [ -d "$faces" ] || { echo "usage: sh configs/solvers/tune.sh FACES [SOLVER ...]" >&2; exit 2; }
-[ $# -gt 0 ] || set -- dpps dps stationary diffpir pigdm ddnm red_diff daps dsg fast_dips dmps ddrm pnp_dm sitcom dcps \
-    stationary_48 mcg ilvr pnp_admm admm_tv
+[ $# -gt 0 ] || set -- dpps dps dps_100 stationary diffpir pigdm ddnm red_diff daps dsg fast_dips dmps ddrm pnp_dm sitcom \
+    dcps stationary_48 mcg ilvr pnp_admm admm_tv
 for solver; do tune "$solver"; done
