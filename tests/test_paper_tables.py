@@ -85,3 +85,11 @@ def test_the_step_size_table_converts_zeta_and_prints_the_spread():
     assert runs["inverse_variance", "inverse_variance"] == {
         "scale": 1.0, "likelihood": {"name": "point", "schedule": "inverse_variance", "power": 2}}
     assert figure("dps_step_size", "lpips", "zeta_1", "constant").std == 0.045
+
+
+def test_parameters_of_a_task_join_those_of_the_row():
+    found = {run.task: run.load("skimage").conditioning.params for run in table_of("dps_ffhq_linear").runs
+             if run.method == "admm_tv"}
+    assert found["sr4"] == {"lam": 0.027, "rho": 0.01} and found["gauss"] == {"lam": 0.027, "rho": 0.14}
+    nlm, = (run for run in table_of("demo_faces").runs if (run.method, run.task) == ("nlm", "box"))
+    assert nlm.load(None).conditioning.params == {"h": 0.02, "after": "biharmonic"}         # a row without `params`
