@@ -75,8 +75,7 @@ class ImageDataset(Dataset):
             more = ", ..." if len(gone) > NAMED else ""
             raise UserError(f"{self.origin}: {len(gone)} of {len(names)} images are not there "
                             f"({', '.join(gone[:NAMED])}{more}); docs/data.md says where they come from; or restore "
-                            "the first ones with --limit N, write a list of your own, or take all that are there with "
-                            "--set data.list=null")
+                            "the first ones with --limit N, or write a list of your own")
 
     def path_of(self, name: str) -> Path:
         """The file of an image."""
