@@ -222,6 +222,8 @@ def test_a_missing_file_is_named_with_the_nearest_one(tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:        # the nearest are named, not all fifty
         find_file("configs/nothing_like_it.yaml", "model configuration")
     assert 20 < len(str(caught.value)) < 250
+    with pytest.raises(UserError, match=r"ffhq_10m\.pt not found; choose from"):              # and no stranger
+        find_file("models/ffhq_10m.pt", "checkpoint")
     with pytest.raises(UserError, match="is a folder"):
         find_file("configs", "model configuration")
     with pytest.raises(UserError, match="not found"):

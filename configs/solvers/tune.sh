@@ -3,7 +3,7 @@
 # configs/solvers/SOLVER/TASK.yaml:
 #     sh configs/solvers/tune.sh FACES [SOLVER ...]
 # FACES is a folder of training faces of 64 x 64, the first two of which are used. What is finished is not run again.
-# $TUNE_OPTIONS are handed on to guided_diffusion.tune. TMPD and projection have nothing to tune, fps_smc and mcgdiff have their
+# $TUNE_OPTIONS are handed on to guided_diffusion.tune, such as --limit 8 for more faces. TMPD and projection have nothing to tune, fps_smc and mcgdiff have their
 # defaults.
 faces=$1
 shift

@@ -56,6 +56,18 @@ def test_a_table_is_run_and_stands_beside_the_paper(run, in_process, monkeypatch
     assert rf"{mean:.2f} \pm" in (folder / "table.tex").read_text()
 
 
+def test_a_list_of_images_is_named_underneath(run, in_process, tmp_path):
+    photographs, names = tmp_path / "photographs", tmp_path / "names.txt"
+    photographs.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (16, 16), "teal").save(photographs / f"{name}.png")
+    names.write_text("b.png\n")
+    status, out, err = run("--data", str(photographs), "--set", f"data.list={names}", "--tasks", "sr",
+                           "--methods", "dps")
+    assert status == 0, err
+    assert f"images: {photographs} ({names}), 1 asked for" in out
+
+
 def test_of_several_samples_the_best_fit_counts(run, tree, in_process):
     tree["metrics"] = ["psnr", "error_to_std"]
     assert run("--limit", "1", "--methods", "free", "--save_dir", "single")[0] == 0
