@@ -93,7 +93,9 @@ def test_stationary_images_move_to_the_exact_posterior_mean(method, noise, opera
 
 
 @pytest.mark.parametrize("method", GUIDED)
-@pytest.mark.parametrize("likelihood, wanted", [("stationary", False), ("gaussian", True), ("point", True)])
+@pytest.mark.parametrize("likelihood, wanted", [
+    ("stationary", [False] * 4), ({"name": "stationary", "gradients": 1}, [False, False, False, True]),
+    ({"name": "stationary", "gradients": 9}, [True] * 4), ("gaussian", [True] * 4), ("point", [True] * 4)])
 def test_the_network_builds_a_graph_where_the_likelihood_asks_for_one(method, likelihood, wanted):
     def network(x, t):
         asked.append(torch.is_grad_enabled() and x.requires_grad)
@@ -101,7 +103,17 @@ def test_the_network_builds_a_graph_where_the_likelihood_asks_for_one(method, li
 
     asked = []
     restore(method, "super_resolution", NAMES[:1], network=lambda: network, likelihood=likelihood)
-    assert asked == [wanted] * 4
+    assert asked == wanted
+
+
+def test_the_last_steps_of_stationary_are_those_of_gaussian():
+    """All of them, where there are no more; the last alone, and then neither gives what it gives."""
+    whole, _ = restore("ps", "super_resolution", NAMES[:2], likelihood="gaussian")
+    same, _ = restore("ps", "super_resolution", NAMES[:2], likelihood={"name": "stationary", "gradients": 4})
+    assert torch.equal(same, whole)
+    found = {gradients: restore("ps", "super_resolution", NAMES[:2],
+                                likelihood={"name": "stationary", "gradients": gradients})[0] for gradients in (0, 1)}
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], whole)
 
 
 @pytest.mark.parametrize("operator", LINEAR)
@@ -216,6 +228,7 @@ def test_agreement_moves_nothing():
      "likelihood {'power': 2} has no name; expected {name: ...}, one of gaussian, point, stationary"),
     ({"likelihood": 3}, "likelihood is 3, expected a string or a mapping, one of gaussian, point, stationary"),
     ({"likelihood": {"name": "stationary", "corner": 0}}, "likelihood 'stationary': corner is 0, expected"),
+    ({"likelihood": {"name": "stationary", "gradients": -1}}, "likelihood 'stationary': gradients is -1, expected"),
     ({"likelihood": "gaussian", "scale": -1}, "scale is -1, expected a finite number, 0 or more"),
     ({"likelihood": {"name": "gaussian", "power": 2}}, "likelihood 'gaussian': unknown key 'power'; it takes no param"),
 ])

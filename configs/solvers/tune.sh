@@ -1,16 +1,16 @@
 #!/bin/sh
-# Tunes the main parameter of every solver on every linear task that it can serve, five values each on two faces, and writes
-# configs/solvers/SOLVER/TASK.yaml:
+# Tunes the main parameter of every solver on every linear task that it can serve, five values each on four training faces,
+# and writes configs/solvers/SOLVER/TASK.yaml:
 #     sh configs/solvers/tune.sh FACES [SOLVER ...]
-# FACES is a folder of training faces of 64 x 64, the first two of which are used. What is finished is not run again.
-# $TUNE_OPTIONS are handed on to guided_diffusion.tune, such as --limit 8 for more faces. TMPD and projection have nothing to tune, fps_smc and mcgdiff have their
-# defaults.
+# FACES holds aligned faces under the names of data/lists/faces_tune.txt. What is finished is not run again. TMPD and
+# projection have nothing to tune, fps_smc and mcgdiff have their defaults.
 faces=$1
 shift
+scales=scale=0.7,0.9,1.1,1.4,1.8
 corners=likelihood.corner=0.015,0.03,0.06,0.12,0.25
 etas=eta=0,0.3,0.6,0.85,1
 ten='diffusion.timestep_respacing="6,2,1,1"'
-thirteen='diffusion.timestep_respacing="8,2,1,1,1"'
+few='diffusion.timestep_respacing="6,1,1,1,1"'
 twenty='diffusion.timestep_respacing="12,4,2,1,1"'
 forty='diffusion.timestep_respacing="24,8,4,2,2"'
 hundred='diffusion.timestep_respacing="60,20,10,5,5"'
@@ -27,9 +27,9 @@ try() {                             # name, key=values, params, overrides ...; w
         esac
         mkdir -p "configs/solvers/$name"
         python -m guided_diffusion.tune --model_config configs/demo_faces_model_config.yaml \
-            --task_config "configs/demo_faces_${file}_config.yaml" --data "$faces" --limit 2 \
+            --task_config "configs/demo_faces_${file}_config.yaml" --data "$faces" --set data.list=faces_tune \
             --grid "conditioning.params.$grid" --by consistency --out "configs/solvers/$name/$task.yaml" --overwrite \
-            --save_dir "results/tune/$name/$task" $TUNE_OPTIONS \
+            --save_dir "results/tune/$name/$task" \
             --set conditioning.method="$method" --set conditioning.params="$params" "$@"
     done
 }
@@ -37,12 +37,10 @@ try() {                             # name, key=values, params, overrides ...; w
 tune() {
     name=$1 method=$1 tasks="super_resolution box random gaussian_deblur motion_deblur"
     case $name in
-        dpps) try dpps scale=0.7,0.9,1.1,1.4,1.8 '{likelihood: gaussian}' --set $twenty ;;
+        dpps) try dpps $scales '{likelihood: gaussian}' --set $twenty ;;
         stationary)
-            method=dpps tasks=super_resolution
-            try $name $corners '{likelihood: {name: stationary}}' --set $thirteen
-            tasks="box random gaussian_deblur motion_deblur"
-            try $name $corners '{scale: 1.5, likelihood: {name: stationary}}' --set $thirteen ;;
+            method=dpps
+            try $name $scales '{likelihood: {name: stationary, corner: 0.03, gradients: 4}}' --set $few ;;
         stationary_48) method=dpps; try $name $corners '{scale: 1.5, likelihood: {name: stationary}}' --set $more ;;
         dps) method=ps; try dps scale=0.05,0.15,0.4,1,2.5 '{likelihood: point}' --set $twenty ;;
         dps_100) method=ps; try $name scale=0.4,0.8,1.5,3,6 '{likelihood: point}' --set $hundred ;;

@@ -42,6 +42,10 @@ class ConditioningMethod(Method):
         """The state x_T (B, C, H, W) before the first step: pure noise, in the dtype of y, unless overridden."""
         return randomness.randn_like(measurement.y.new_empty(measurement.image_shape))
 
+    def gradient_at(self, index: int) -> bool:
+        """Whether step `index`, 0 the last, needs gradients through the network with respect to x_t."""
+        return self.needs_grad
+
     @abstractmethod
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         """Return x_{t-1} (B, C, H, W) and the measurement distance (B,)."""
@@ -51,8 +55,8 @@ class ConditioningMethod(Method):
         """Run the whole reverse process and return the restored images (B, C, H, W)."""
         x_t = self.start(sampler, measurement, randomness)
         for index in reversed(range(sampler.num_steps)):
-            with torch.set_grad_enabled(self.needs_grad):
-                step = sampler.step(prior, x_t.detach().requires_grad_(self.needs_grad), index, randomness)
+            with torch.set_grad_enabled(self.gradient_at(index)):
+                step = sampler.step(prior, x_t.detach().requires_grad_(self.gradient_at(index)), index, randomness)
             with torch.no_grad():
                 x_t, distance = self.conditioning(step, measurement)
                 if callback is not None:

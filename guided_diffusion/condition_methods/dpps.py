@@ -50,13 +50,15 @@ class PosteriorProximalSampling(ConditioningMethod):
                  aligned_init: bool = True, adaptive: bool = True, proximal: bool = True,
                  target: Literal["eps", "mean"] = "eps", chunk: Count | None = None):
         self.scale, self.likelihood = scale, LIKELIHOODS.make(likelihood)
-        self.needs_grad = self.likelihood.needs_grad
         self.max_candidates, self.aligned_init, self.adaptive = max_candidates, aligned_init, adaptive
         self.proximal, self.target, self.chunk = proximal, target, chunk
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
         self.likelihood.check(operator, noiser)
+
+    def gradient_at(self, index: int) -> bool:
+        return self.likelihood.gradient_at(index)
 
     def start(self, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness) -> Tensor:
         noise = super().start(sampler, measurement, randomness)

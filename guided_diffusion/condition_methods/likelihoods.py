@@ -11,7 +11,7 @@ from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
 from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot
 from guided_diffusion.measurements.measurement import Measurement
-from util.config.registry import OneOf, Positive, Registry
+from util.config.registry import Natural, OneOf, Positive, Registry
 from util.errors import UserError
 
 LIKELIHOODS = Registry("likelihood")
@@ -25,7 +25,6 @@ class Likelihood(ABC):
     """A reading of p(y | x_t). `__init__` lists the parameters that stand beside its name."""
 
     name: str                                       # set by the registry
-    needs_grad = True                               # gradients through the network with respect to x_t
     needs_linear = False                            # transpose of the operator
     needs_variance = False                          # of the noise
 
@@ -37,6 +36,10 @@ class Likelihood(ABC):
         if self.needs_variance and noiser is not None and not noiser.has_variance:
             raise UserError(f"likelihood {self.name} weighs y by its noise variance, but noise '{noiser.name}' has "
                             "none; use likelihood: point, or another noise")
+
+    def gradient_at(self, index: int) -> bool:
+        """Whether step `index`, 0 the last, needs gradients through the network with respect to x_t."""
+        return True
 
     @abstractmethod
     def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
@@ -102,20 +105,27 @@ class StationaryLikelihood(Likelihood):
     given x_t, and delta the move to the mean of p(x0 | x_t, y). For others it stands in for the network's derivative:
     no gradient goes through the network, and a step takes 0.4 of the time. What y tells of a pixel spreads to those
     around it, while a white C, as that of DiffPIR, leaves missing pixels where they are. By 16 steps of conjugate
-    gradients, with two Fourier transforms each, for which images wrap around. Ours.
+    gradients, with two Fourier transforms each, for which images wrap around. Where noise is low, x0_hat has edges, and
+    what one pixel tells of another no longer depends on their distance alone: steps that are best left to `gaussian`.
+    Ours.
 
     Args:
         corner: where the spectrum begins to fall, 0.06 or so for photographs; less stands for what
             their x0_hat leaves open, and fits less of the noise of y.
+        gradients: how many steps, the last ones, are those of `gaussian`.
     """
 
-    needs_grad = False
     needs_linear = needs_variance = True
 
-    def __init__(self, corner: Positive = 0.06):
-        self.corner = corner
+    def __init__(self, corner: Positive = 0.06, gradients: Natural = 0):
+        self.corner, self.gradients, self.gaussian = corner, gradients, GaussianLikelihood()
+
+    def gradient_at(self, index: int) -> bool:
+        return index < self.gradients
 
     def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        if self.gradient_at(step.index):
+            return self.gaussian.guidance(step, measurement)
         operator, variance = measurement.operator, measurement.noiser.variance(measurement.y)
         least = variance.flatten(1).amin(1)         # as the unit of V, so that nothing overflows where noise is weak
         weight = (column(least, variance) / variance).sqrt()

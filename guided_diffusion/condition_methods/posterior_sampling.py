@@ -74,11 +74,13 @@ class PosteriorSampling(ConditioningMethod):
 
     def __init__(self, scale: NonNegative = 1.0, likelihood: LikelihoodChoice = "point"):
         self.scale, self.likelihood = scale, LIKELIHOODS.make(likelihood)
-        self.needs_grad = self.likelihood.needs_grad
 
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
         self.likelihood.check(operator, noiser)
+
+    def gradient_at(self, index: int) -> bool:
+        return self.likelihood.gradient_at(index)
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         x = step.sample()                                                       # x' ~ p(x_{t-1} | x_t)

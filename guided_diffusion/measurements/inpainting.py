@@ -1,6 +1,5 @@
 """Inpainting: some pixels are missing."""
 
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from guided_diffusion.measurements.base import LinearOperator, register_operator
 from guided_diffusion.measurements.svd import SVD
 from util.arrays import read_array
 from util.command import user_path
-from util.config.registry import Bounds, Count, Fraction, check_arguments
+from util.config.registry import Count, Fraction, Natural, check_arguments
 from util.errors import UserError, did_you_mean
 from util.logger import get_logger
 from util.seeding import ImageRandomness
@@ -20,7 +19,6 @@ logger = get_logger()
 NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
          "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}
 
-Pixels = Annotated[int, Bounds(least=0)]
 MARGIN = 16                                         # pixels between rectangle and border, as in DPS
 
 
@@ -43,7 +41,7 @@ class MaskGenerator:
     def __init__(self, mask_type: str, mask_len_range: tuple[Count, Count] | None = None,
                  mask_prob_range: tuple[Fraction, Fraction] | None = None,
                  image_size: Count | tuple[Count, Count] | None = None,
-                 margin: tuple[Pixels, Pixels] | None = None, file: str | None = None):
+                 margin: tuple[Natural, Natural] | None = None, file: str | None = None):
         if mask_type not in NEEDS:
             raise UserError(f"mask_opt: unknown mask_type '{mask_type}'; {did_you_mean(mask_type, NEEDS)}")
         self.mask_type, self.margin = mask_type, margin

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from guided_diffusion.gaussian_diffusion import Sampler
 from guided_diffusion.method import register_conditioning_method
 from guided_diffusion.priors.deep_image_prior import ImagePrior
 from guided_diffusion.solvers.blind import BlindDeblurring, CodeSearch, descend, jittered, seeded
-from util.config.registry import Bounds, Count, NonNegative, Positive
+from util.config.registry import Count, Natural, NonNegative, Positive
 from util.errors import UserError
 from util.metrics.perceptual import NETWORKS
 from util.metrics.weights import weights_folders
@@ -42,7 +42,7 @@ class BlurKernelSpaceGeneric(BlindDeblurring):
         wizard: the weights of F.
     """
 
-    def __init__(self, iterations: Count = 5000, warm_up: Annotated[int, Bounds(least=0)] = 300, lr: Positive = 5e-4,
+    def __init__(self, iterations: Count = 5000, warm_up: Natural = 300, lr: Positive = 5e-4,
                  hyper_laplacian: NonNegative = 1.0, distance: Literal["perceptual", "l2"] = "perceptual",
                  wizard: str = "models/GOPRO_woVAE.pth"):
         super().__init__(wizard)

@@ -8,7 +8,7 @@ import torch
 from guided_diffusion.training.losses import LossWeight
 from guided_diffusion.unet import UNetModel, create_model
 from util.config.config import read_yaml
-from util.config.registry import Bounds, Count, Positive, check_arguments
+from util.config.registry import Bounds, Count, Natural, Positive, check_arguments
 from util.errors import UserError
 
 LARGEST = 1e12                                      # times another such number, or the timesteps, fits any tensor
@@ -18,7 +18,6 @@ Rate = Annotated[float, Bounds(above=0, most=LARGEST)]
 Weight = Annotated[float, Bounds(least=0, most=LARGEST)]
 Share = Annotated[float, Bounds(least=0, below=1)]
 Zoom = Annotated[float, Bounds(least=1)]
-Natural = Annotated[int, Bounds(least=0)]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from util.metrics.weights import weights_folders
 from util.reproduce_table.job import Job, Options, execute
 from util.reproduce_table.spec import Run
 
-TASK_SECTIONS = ("conditioning", "data", "measurement")
+SECTIONS = ("conditioning", "measurement")          # what a tuned file says; its images are to be others'
 
 logger = get_logger()
 
@@ -77,7 +77,7 @@ def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
 
 
 def chosen_text(args: argparse.Namespace, best: Point, remark: str) -> str:
-    """The task file with the overrides of its sections and the best values; `remark` is put above."""
+    """The task file with the best values and the overrides of conditioning and measurement; `remark` is put above."""
     changes = []
     for override in args.overrides:
         key, _, text = override.partition("=")
@@ -85,7 +85,7 @@ def chosen_text(args: argparse.Namespace, best: Point, remark: str) -> str:
     changes += best.settings
     paths = [(tuple(part.strip() for part in key.split(".")), value) for key, value in changes]
     text = find_file(args.task_config, "task configuration").read_text(encoding="utf-8-sig")
-    return f"# {remark}\n" + set_values(text, [(path, value) for path, value in paths if path[0] in TASK_SECTIONS])
+    return f"# {remark}\n" + set_values(text, [(path, value) for path, value in paths if path[0] in SECTIONS])
 
 
 def remark(args: argparse.Namespace, result: Result, by: str, grid: dict[str, list[object]]) -> str:
@@ -93,7 +93,7 @@ def remark(args: argparse.Namespace, result: Result, by: str, grid: dict[str, li
     values = "; ".join(f"{key}={','.join(map(str, tried))}" for key, tried in grid.items())
     what = "mean of the samples" if args.of == "mean" else "samples"
     data = Path(args.data).name if args.data else "the task's images"
-    others = [override for override in args.overrides if override.partition(".")[0] not in TASK_SECTIONS]
+    others = [override for override in args.overrides if override.partition(".")[0] not in SECTIONS]
     return (f"Tuned by {by if args.by in (None, by) else f'{args.by} ({by})'} of the {what} "
             f"({count(args.samples, 'sample')} per image, {count(result.images, 'image')} of {data}, seed {args.seed}) "
             f"over {values}{f', with {chr(44).join(others)}' if others else ''}")
