@@ -17,6 +17,7 @@ SIZE = 16
 NAMES = ["anna", "ben", "cleo"]
 LINEAR = [name for name, params in OPERATOR_EXAMPLES.items()
           if isinstance(get_operator(name, **params), LinearOperator)]
+NONLINEAR = [name for name in OPERATOR_EXAMPLES if name not in LINEAR]
 OFFICIAL = {"name": "point", "rescale": False}      # the authors' code: steps do not grow where they are fewer
 METHODS = [name for name in CONDITIONING_METHODS if issubclass(CONDITIONING_METHODS[name], ConditioningMethod)]
 

@@ -13,18 +13,18 @@ from guided_diffusion.measurements.data_steps import (
     curvature,
     descend,
     likelihood_gradient,
+    linearised,
     proximal,
     variance,
 )
-from tests.guided_steps import LINEAR, measure, photographs
-from tests.helpers import OPERATOR_EXAMPLES, ReplayedRandomness, normal
+from tests.guided_steps import LINEAR, NONLINEAR, measure, photographs
+from tests.helpers import ReplayedRandomness, normal
 from tests.operator_cases import LAST_SIZE, prepared
 from util.seeding import ImageRandomness
 
 R2 = 0.7
 NAMES = ["anna", "ben"]
 NOISES = {"gaussian": {"sigma": 0.1}, "poisson_gaussian": {"rate": 0.5, "sigma": 0.05}}    # one V, or one per entry
-NONLINEAR = [name for name in OPERATOR_EXAMPLES if name not in LINEAR]
 
 
 def case(noise, name, params, size):
@@ -95,6 +95,21 @@ def test_descent_lowers_the_objective_of_every_nonlinear_operator(operator):
     values = torch.stack([objective(descend(measurement.operator, z, measurement.y, v, z, R2, n)) for n in range(6)])
     assert (values.diff(dim=0) <= 1e-9 * values[0]).all()
     assert (values[5] < 0.9 * values[0]).all()
+
+
+@pytest.mark.parametrize("operator", NONLINEAR)
+def test_the_derivative_of_every_nonlinear_operator(operator):
+    """J u by differences, J^T by <J u, w> = <u, J^T w>; the roundings of JPEG pass gradients, but not differences."""
+    measurement, _ = measure(operator, NAMES)
+    x, u = 0.8 * photographs(NAMES), normal(*measurement.image_shape, seed=1)
+    prediction, forward, transpose = linearised(measurement.operator, x)
+    torch.testing.assert_close(prediction, measurement.operator(x))
+    image, w = forward(u), normal(*prediction.shape, seed=2)
+    torch.testing.assert_close((image * w).flatten(1).sum(1), (u * transpose(w)).flatten(1).sum(1))
+    assert not (prediction.requires_grad or image.requires_grad)
+    if operator != "jpeg":
+        ahead, behind = (measurement.operator(x + h * u) for h in (1e-6, -1e-6))
+        assert (image - (ahead - behind) / 2e-6).norm() < 1e-6 * image.norm()
 
 
 def test_the_gradient_of_the_likelihood():

@@ -35,3 +35,12 @@ def test_it_knows_eyes_nose_and_mouth_of_a_face_that_it_has_not_seen(faces, task
         return (sample - degraded.truth)[..., 20:44, 20:44].square().mean()
 
     assert error({"name": "dpps", **config.conditioning.params}) < 0.6 * error({"name": classical})
+
+
+def test_it_finds_a_face_from_the_magnitudes_of_its_fourier_transform(faces):
+    """29.5 dB; what else agrees with the magnitudes is 10 dB away."""
+    config = load_config(MODEL, DIFFUSION, "configs/demo_faces_phase_retrieval_config.yaml")
+    operator = {"name": config.operator.name, **config.operator.params}
+    degraded = degrade(FACE.with_name("lon_096_08.jpg"), operator, config.noise.params["sigma"], size=64)
+    restoration = restore(degraded, faces, {"name": "dpps", **config.conditioning.params})
+    assert restoration.metrics["psnr"] > 25

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd.functional import jvp
 
 from guided_diffusion.condition_methods import get_conditioning_method, likelihoods
 from guided_diffusion.condition_methods.base import grad_and_value
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
+from guided_diffusion.measurements.data_steps import linearised
 from guided_diffusion.priors.analytic import AnalyticPrior
 from guided_diffusion.priors.gaussians import StationaryGaussian
-from tests.guided_steps import LINEAR, NAMES, SIZE, Wrapped, measure, one_layer, photographs, restore, tiny_unet
+from tests.guided_steps import LINEAR, NAMES, NONLINEAR, SIZE, measure, one_layer, photographs, restore, tiny_unet
 from tests.helpers import NOISE_EXAMPLES
 from util.errors import UserError
 from util.seeding import ImageRandomness
@@ -48,23 +50,26 @@ def moves(step, measurement, method="ps", likelihood="gaussian", **params):
     return (x - free) / step.x0_coef
 
 
-def dense(measurement) -> torch.Tensor:
-    """The matrices of A, (B, m, n)."""
-    _, *shape = measurement.image_shape
-    basis = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, 1, *shape)
-    columns = [measurement.operator(x.expand(measurement.image_shape)).flatten(1) for x in basis]
-    return torch.stack(columns, dim=2)
+def dense(measurement, x) -> torch.Tensor:
+    """The matrices of J, the derivative of A at x (or A, if it is linear), (B, m, n)."""
+    _, forward, _ = linearised(measurement.operator, x)
+    basis = torch.eye(x[0].numel(), dtype=torch.float64).view(-1, 1, *x.shape[1:])
+    return torch.stack([forward(u.expand(x.shape)).flatten(1) for u in basis], dim=2)
 
 
 @pytest.mark.parametrize("method, noise, operator", [
-    *(("ps", "gaussian", operator) for operator in LINEAR), ("dpps", "gaussian", "super_resolution"),
+    *(("ps", "gaussian", operator) for operator in (*LINEAR, "hdr", "phase_retrieval")),
+    ("dpps", "gaussian", "super_resolution"),
     *(("ps", noise, "super_resolution") for noise in sorted({*NOISY} - {"gaussian", "speckle"}))])      # too stiff
 def test_white_images_move_to_the_exact_posterior_mean(method, noise, operator, monkeypatch):
-    """x0 ~ N(0, I) makes C = (1 - ab) I: E[x0 | x_t, y] = x0_hat + C A^T (A C A^T + V)^-1 (y - A x0_hat)."""
+    """x0 ~ N(0, I) makes C = (1 - ab) I: E[x0 | x_t, y] = x0_hat + C A^T (A C A^T + V)^-1 (y - A x0_hat).
+
+    With the derivative for A, where that is not linear.
+    """
     monkeypatch.setattr(likelihoods, "ITERATIONS", 1000)
     measurement, _ = measure(operator, NAMES[:2], noise)
     step = step_of(1.0)
-    a, v = dense(measurement), measurement.noiser.variance(measurement.y).flatten(1)
+    a, v = dense(measurement, step.x0_hat.detach()), measurement.noiser.variance(measurement.y).flatten(1)
     residual = (measurement.y - measurement.operator(step.x0_hat.detach())).flatten(1)
     c = 1 - step.alpha_bar
     expected = c * a.mT @ torch.linalg.solve(c * a @ a.mT + torch.diag_embed(v), residual[..., None])
@@ -73,7 +78,8 @@ def test_white_images_move_to_the_exact_posterior_mean(method, noise, operator, 
 
 
 @pytest.mark.parametrize("method, noise, operator", [
-    *(("ps", "gaussian", operator) for operator in LINEAR), ("dpps", "poisson", "super_resolution")])
+    *(("ps", "gaussian", operator) for operator in (*LINEAR, "hdr", "phase_retrieval")),
+    ("dpps", "poisson", "super_resolution")])
 def test_stationary_images_move_to_the_exact_posterior_mean(method, noise, operator, monkeypatch):
     """x0 ~ N(0, F^H S F), S = 1 / (1 + (f / corner)^2): C A^T (A C A^T + V)^-1 (y - A x0_hat) by dense algebra."""
     monkeypatch.setattr(likelihoods, "ITERATIONS", 1000)
@@ -85,7 +91,7 @@ def test_stationary_images_move_to_the_exact_posterior_mean(method, noise, opera
     s2 = (1 - step.alpha_bar) / step.alpha_bar
     basis = torch.eye(3 * SIZE ** 2, dtype=torch.float64).view(-1, 3, SIZE, SIZE)
     c = torch.fft.ifft2(spectrum * s2 / (spectrum + s2) * torch.fft.fft2(basis)).real.flatten(1)
-    a, v = dense(measurement), measurement.noiser.variance(measurement.y).flatten(1)
+    a, v = dense(measurement, step.x0_hat.detach()), measurement.noiser.variance(measurement.y).flatten(1)
     residual = (measurement.y - measurement.operator(step.x0_hat)).flatten(1)
     expected = c @ a.mT @ torch.linalg.solve(a @ c @ a.mT + torch.diag_embed(v), residual[..., None])
     found = moves(step, measurement, method, {"name": "stationary", "corner": 0.1})
@@ -116,10 +122,10 @@ def test_the_last_steps_of_stationary_are_those_of_gaussian():
     assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], whole)
 
 
-@pytest.mark.parametrize("operator", LINEAR)
+@pytest.mark.parametrize("operator", [*LINEAR, *NONLINEAR])
 @pytest.mark.parametrize("noise", ["gaussian", "poisson"])
 def test_the_length_is_exact_along_the_gradient(noise, operator):
-    """f(delta) = |y - A (x0_hat + delta)|_V^2 + delta^T C^-1 delta is smallest at delta among its multiples."""
+    """f(delta) = |y - A x0_hat - J delta|_V^2 + delta^T C^-1 delta is smallest at delta among its multiples."""
     measurement, _ = measure(operator, NAMES[:2], noise)
     spectrum = coloured_spectrum()
     step = step_of(spectrum)
@@ -128,7 +134,8 @@ def test_the_length_is_exact_along_the_gradient(noise, operator):
     variance = measurement.noiser.variance(measurement.y)
 
     def objective(delta):
-        residual = measurement.y - measurement.operator(step.x0_hat.detach() + delta)
+        prediction, image = jvp(measurement.operator, step.x0_hat.detach(), delta)
+        residual = measurement.y - prediction - image
         modes = torch.fft.fft2(delta, norm="ortho").abs() ** 2 / covariance
         return (residual ** 2 / variance).flatten(1).sum(1) + modes.flatten(1).sum(1)
 
@@ -238,7 +245,7 @@ def test_mistakes_are_named(method, params, message):
 
 
 @pytest.mark.parametrize("method, likelihood", [*((method, "gaussian") for method in GUIDED), ("ps", "stationary")])
-def test_it_needs_a_linear_operator_and_a_noise_variance(method, likelihood):
+def test_it_needs_a_noise_variance(method, likelihood):
     gaussian = get_conditioning_method(method, likelihood=likelihood)
     operator = get_operator("noise")
     for noise in NOISY:
@@ -246,8 +253,4 @@ def test_it_needs_a_linear_operator_and_a_noise_variance(method, likelihood):
     gaussian.check(operator)
     with pytest.raises(UserError, match=f"{likelihood} weighs y by its noise variance, but noise 'clean' has no"):
         gaussian.check(operator, get_noise("clean"))
-    nonlinear = Wrapped(operator)
-    nonlinear.name = "square"
-    with pytest.raises(UserError, match="needs a linear operator, found 'square'; use likelihood: point"):
-        gaussian.check(nonlinear)
-    get_conditioning_method(method).check(nonlinear, get_noise("clean"))
+    get_conditioning_method(method).check(operator, get_noise("clean"))

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.measurements.base import LinearOperator, Operator
-from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot, largest_eigenvalue
+from guided_diffusion.measurements.conjugate_gradients import (
+    LinearMap,
+    column,
+    damped_inverse,
+    dot,
+    largest_eigenvalue,
+)
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.measurements.svd import on
 from util.seeding import ImageRandomness
@@ -85,26 +91,32 @@ def likelihood_gradient(operator: Operator, x: Tensor, y: Tensor, variance: Tens
         return torch.autograd.grad(-((y - operator(x)) ** 2 / (2 * variance)).sum(), x)[0]
 
 
-def push_forward(operator: Operator, x: Tensor, direction: Tensor) -> Tensor:
-    """J_A(x) direction, (B, C, H, W) -> (B, ...); J_A w is the gradient of <J_A^T v, w> with respect to v."""
+def linearised(operator: Operator, x: Tensor) -> tuple[Tensor, LinearMap, LinearMap]:
+    """A x of x (B, C, H, W), and its derivative J there: u -> J u and w -> J^T w. For a linear A these are A and A^T.
+
+    J u is the gradient of <J^T v, u> with respect to v.
+    """
     if isinstance(operator, LinearOperator):
-        return operator(direction)
+        return operator(x), operator, operator.transpose
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         prediction = operator(x)
         v = torch.zeros_like(prediction, requires_grad=True)
         pulled, = torch.autograd.grad(prediction, x, v, create_graph=True)
-        return torch.autograd.grad(pulled, v, direction)[0]
+
+    def forward(u: Tensor) -> Tensor:
+        return torch.autograd.grad(pulled, v, u, retain_graph=True)[0]
+
+    def transpose(w: Tensor) -> Tensor:
+        return torch.autograd.grad(prediction, x, w, retain_graph=True)[0]
+
+    return prediction.detach(), forward, transpose
 
 
 def curvature(operator: Operator, x: Tensor, variance: Tensor) -> Tensor:
     """The largest eigenvalue of J_A^T V^-1 J_A at x (B, C, H, W) for each image, (B,), from below."""
-    def apply(direction: Tensor) -> Tensor:
-        image = push_forward(operator, x, direction)
-        # minus the gradient of log N(y; A x, V) where y - A x is -J_A direction
-        return -likelihood_gradient(operator, x, operator(x) - image, variance)
-
-    return largest_eigenvalue(apply, x.shape, x)
+    _, forward, transpose = linearised(operator, x)
+    return largest_eigenvalue(lambda u: transpose(forward(u) / variance), x.shape, x)
 
 
 def descend(operator: Operator, x: Tensor, y: Tensor, variance: Tensor, z: Tensor, r2: float, steps: int) -> Tensor:
@@ -119,8 +131,9 @@ def descend(operator: Operator, x: Tensor, y: Tensor, variance: Tensor, z: Tenso
 
     tiny = torch.finfo(x.dtype).tiny
     for _ in range(steps):
-        gradient = (x - z) / r2 - likelihood_gradient(operator, x, y, variance)
-        image = push_forward(operator, x, gradient)
+        prediction, forward, transpose = linearised(operator, x)
+        gradient = (x - z) / r2 - transpose((y - prediction) / variance)
+        image = forward(gradient)
         square = dot(gradient, gradient)
         length = square / (dot(image, image / variance) + square / r2).clamp_min(tiny)
         if not isinstance(operator, LinearOperator):
