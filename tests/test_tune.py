@@ -190,10 +190,12 @@ def test_samples_or_their_mean(run):
 
 def test_overrides_go_into_the_task_where_they_belong(run):
     assert run("--limit", "1", "--set", "diffusion.timestep_respacing=3", "--set", "measurement.noise.sigma=0.1",
-               "--set", "conditioning.params.after=lift")[0] == 0
+               "--set", "conditioning.params.after=lift", "--set", "data.image_size=8")[0] == 0
     tree = yaml.safe_load(Path("tuned.yaml").read_text())
     assert tree["measurement"]["noise"]["sigma"] == 0.1 and tree["conditioning"]["params"]["after"] == "lift"
     assert "diffusion" not in tree and "# on the [-1, 1] scale" in Path("tuned.yaml").read_text()
+    assert tree["data"]["image_size"] == 32                     # not 8, that of the images that it was tuned on
+    assert "with diffusion.timestep_respacing=3,data.image_size=8" in Path("tuned.yaml").read_text()
 
 
 def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run):
