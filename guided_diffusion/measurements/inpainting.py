@@ -1,6 +1,5 @@
 """Inpainting: some pixels are missing."""
 
-
 import numpy as np
 import torch
 from torch import Tensor
