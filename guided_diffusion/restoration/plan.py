@@ -154,8 +154,8 @@ class _Enough(Exception):
 def best_batch_size(task: Task, load: Callable[[], Callable], image_size: int, device: torch.device, most: int) -> int:
     """Entries per batch, a power of 2 or `most`: doubled until images per second stop growing or memory ends.
 
-    Each is tried by the first steps of restoring grey images; restorations do not depend on the choice, but for the
-    rounding of their last digits.
+    Each is tried by the first steps of restoring grey images (where later ones need more memory and there is none,
+    batches are halved then); restorations do not depend on the choice, but for the rounding of their last digits.
 
     Args:
         load: gives the network.
