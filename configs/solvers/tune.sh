@@ -40,7 +40,10 @@ tune() {
         dpps) try dpps $scales '{likelihood: gaussian}' --set $twenty ;;
         stationary)
             method=dpps
-            try $name $scales '{likelihood: {name: stationary, corner: 0.03, gradients: 4}}' --set $few ;;
+            tasks="super_resolution gaussian_deblur motion_deblur"
+            try $name $scales '{likelihood: {name: stationary, corner: 0.03, gradients: [0, 1, 2, 3]}}' --set $few
+            tasks="box random"      # missing pixels: steps with and without a gradient take turns
+            try $name $scales '{likelihood: {name: stationary, corner: 0.03, gradients: [1, 3, 5, 7]}}' --set $few ;;
         stationary_48) method=dpps; try $name $corners '{scale: 1.5, likelihood: {name: stationary}}' --set $more ;;
         dps) method=ps; try dps scale=0.05,0.15,0.4,1,2.5 '{likelihood: point}' --set $twenty ;;
         dps_100) method=ps; try $name scale=0.4,0.8,1.5,3,6 '{likelihood: point}' --set $hundred ;;

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -106,16 +107,16 @@ class StationaryLikelihood(Likelihood):
     Args:
         corner: where the spectrum begins to fall, 0.06 or so for photographs; less stands for what
             their x0_hat leaves open, and fits less of the noise of y.
-        gradients: how many steps, the last ones, are those of `gaussian`.
+        gradients: which steps are those of `gaussian`; 0 is the last one.
     """
 
     needs_variance = True
 
-    def __init__(self, corner: Positive = 0.06, gradients: Natural = 0):
-        self.corner, self.gradients, self.gaussian = corner, gradients, GaussianLikelihood()
+    def __init__(self, corner: Positive = 0.06, gradients: Sequence[Natural] = ()):
+        self.corner, self.gradients, self.gaussian = corner, frozenset(gradients), GaussianLikelihood()
 
     def gradient_at(self, index: int) -> bool:
-        return index < self.gradients
+        return index in self.gradients
 
     def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         if self.gradient_at(step.index):
