@@ -37,7 +37,7 @@ from guided_diffusion.priors.load import load_prior as load_network
 from guided_diffusion.priors.tiling import PaddedPrior, TiledPrior
 from guided_diffusion.restoration.catalogue import METHODS
 from util.command import DEFAULT_PRECISION, MOST_SAMPLES, PRECISIONS, choose_device, user_path
-from util.config.config import read_yaml
+from util.config.config import DEMO, read_yaml
 from util.config.registry import Bounds, Count, check_arguments
 from util.errors import UserError
 from util.files import content_of
@@ -53,7 +53,6 @@ __all__ = ["Degraded", "Restoration", "UserError", "degrade", "load_prior", "obs
 
 Named = str | Mapping[str, object]                  # "ps", or {"name": "ps", "scale": 0.3}
 Picture = str | Path | Image.Image | np.ndarray | Tensor
-DEMO_MODEL, DEMO_PROCESS = "configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml"
 ROW = 6                                             # samples that are shown
 CELL = 192                                          # pixels of a picture that is shown, at least
 
@@ -160,7 +159,7 @@ class Restoration:
         return _figures({title: x for title, x in shown.items() if x is not None}) + f"<p>{html.escape(numbers)}</p>"
 
 
-def load_prior(model_config: str | Path | Mapping[str, object] = DEMO_MODEL, gpu: int | None = None,
+def load_prior(model_config: str | Path | Mapping[str, object] = DEMO["model"], gpu: int | None = None,
                precision: Literal[PRECISIONS] = DEFAULT_PRECISION, tile: Count | None = None) -> nn.Module:
     """A network with its checkpoint, frozen, for images of any size: model(x_t, t).
 
@@ -215,7 +214,7 @@ def observe(y: Picture, operator: Named | Operator, noise: float | Named | Noise
 
 def restore(degraded: Degraded, prior: Callable | None, method: Named | Method = "dpps",
             num_samples: Annotated[int, Bounds(least=1, most=MOST_SAMPLES)] = 1,
-            diffusion: str | Path | Mapping[str, object] | Sampler = DEMO_PROCESS,
+            diffusion: str | Path | Mapping[str, object] | Sampler = DEMO["diffusion"],
             progress: bool = True) -> Restoration:
     """Restore a degraded photograph, with `num_samples` posterior samples in one batch.
 

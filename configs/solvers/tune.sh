@@ -26,10 +26,9 @@ try() {                             # name, key=values, params, overrides ...; w
             *) file=$task ;;
         esac
         mkdir -p "configs/solvers/$name"
-        python -m guided_diffusion.tune --model_config configs/demo_faces_model_config.yaml \
-            --task_config "configs/demo_faces_${file}_config.yaml" --data "$faces" --set data.list=faces_tune \
+        python -m guided_diffusion.tune --task_config "configs/demo_faces_${file}_config.yaml" --data "$faces" \
+            --set data.list=faces_tune --save_dir "results/tune/$name/$task" \
             --grid "conditioning.params.$grid" --by consistency --out "configs/solvers/$name/$task.yaml" --overwrite \
-            --save_dir "results/tune/$name/$task" \
             --set conditioning.method="$method" --set conditioning.params="$params" "$@"
     done
 }

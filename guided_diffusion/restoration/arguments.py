@@ -11,8 +11,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="sample_condition.py", allow_abbrev=False,
                     description="Restore images with a diffusion prior; without options, the demo.")
     add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network (YAML)")
-    add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="the reverse process (YAML)")
+    add("--model_config", help="the network (YAML); default: what the task names, or the demo's")
+    add("--diffusion_config", help="the reverse process (YAML); default: what the task names, or the demo's")
     add("--task_config", default="configs/demo_task_config.yaml", help="method, data, operator and noise (YAML)")
     add("--gpu", type=int, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
     add("--save_dir", default="./results", help="where results go; default %(default)s")

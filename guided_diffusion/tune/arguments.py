@@ -19,9 +19,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--grid", action="append", required=True, metavar="KEY=A,B,C",
         help="values to try, such as conditioning.params.scale=0.1,0.3,1; repeatable: all combinations are run")
     add("--out", required=True, metavar="FILE", help="receives the task with the best values")
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network; default %(default)s")
-    add("--diffusion_config", default="configs/demo_diffusion_config.yaml",
-        help="the reverse process; default %(default)s")
+    add("--model_config", help="the network; default: what the task names, or the demo's")
+    add("--diffusion_config", help="the reverse process; default: what the task names, or the demo's")
     add("--by", choices=[*JUDGES, CONSISTENCY], help="what decides: the highest psnr or ssim, the lowest lpips or "
         "st_lpips, the chi_square nearest to 1, or consistency: the highest psnr of those whose chi_square is between "
         "0.5 and 2, the nearest to 1 where none is; default: psnr, or chi_square where the truth is not known")

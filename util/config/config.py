@@ -17,6 +17,7 @@ NEAREST = 4                                         # files that are named in pl
 LIKENESS = 0.7                                      # of one that is suggested, its folder and ending included
 LARGEST_FILE = 4 * LONGEST                          # bytes of a YAML file
 REPOSITORY = Path(__file__).resolve().parents[2]
+DEMO = {"model": "configs/demo_model_config.yaml", "diffusion": "configs/demo_diffusion_config.yaml"}
 SECTIONS = {                                        # the fixed keys; any other section holds free parameters
     (): ("conditioning", "data", "diffusion", "measurement", "model"),
     ("conditioning",): ("method", "params"),
@@ -132,12 +133,13 @@ def read_yaml(path: str | Path, what: str = "configuration") -> dict[str, object
     return _mapping(tree, f"{path}: the top level")
 
 
-def load_config(model_config: str | Path, diffusion_config: str | Path, task_config: str | Path,
+def load_config(model_config: str | Path | None, diffusion_config: str | Path | None, task_config: str | Path,
                 overrides: Sequence[str] = (), data: str | None = None,
                 measurement: dict[str, object] | None = None) -> Config:
     """Read the three files and apply the command line's changes.
 
     Args:
+        model_config, diffusion_config: None for the file that the task file names under these keys, or the demo's.
         overrides: "key.path=value" texts, applied in order; values are YAML.
         data: an image folder, or "skimage", in place of the task's `data` section.
         measurement: in place of the task's `measurement` section.
@@ -145,8 +147,9 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
     Raises:
         UserError: a file that cannot be read, or a structure that is not a configuration's.
     """
-    files = {"model": model_config, "diffusion": diffusion_config}
     task = read_yaml(task_config, "task configuration")
+    given = {"model": model_config, "diffusion": diffusion_config}
+    files = {key: _file_for(key, given[key], task.pop(f"{key}_config", DEMO[key]), task_config) for key in given}
     if strangers := sorted(task.keys() & files.keys()):
         raise UserError(f"{task_config}: unknown key '{strangers[0]}', which has a file of its own: "
                         f"--{strangers[0]}_config")
@@ -174,6 +177,14 @@ def load_config(model_config: str | Path, diffusion_config: str | Path, task_con
 
     return replace(config, changed=frozenset(map(".".join, changed)),
                    origins={key: origin(key) for key in leaves(config.as_dict())})
+
+
+def _file_for(key: str, given: str | Path | None, named: object, task_config: str | Path) -> str | Path:
+    """The file of the network or of the process: what the option gives, or else what the task file names."""
+    if not isinstance(named, str):
+        raise UserError(f"{task_config}: {key}_config is {named!r:.60}, expected the name of a file, such as "
+                        f"{DEMO[key]}")
+    return named if given is None else given
 
 
 def _apply(tree: dict, override: str) -> Key:

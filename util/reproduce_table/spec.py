@@ -109,19 +109,20 @@ class Figure:
 
 @dataclass(frozen=True)
 class Run:
-    """A task by a method, as options of the command line."""
+    """A task by a method, as options of the command line; None for the default."""
 
     task: str
     method: str
-    model_config: str
-    diffusion_config: str
+    model_config: str | None
+    diffusion_config: str | None
     task_config: str
     overrides: tuple[str, ...]
 
     def options(self) -> list[str]:
         """The options that say what is run."""
-        files = ("model_config", "diffusion_config", "task_config")
-        return [part for name in files for part in (f"--{name}", getattr(self, name))] + [
+        files = {"model_config": self.model_config, "diffusion_config": self.diffusion_config,
+                 "task_config": self.task_config}
+        return [part for name, file in files.items() if file is not None for part in (f"--{name}", file)] + [
             part for override in self.overrides for part in ("--set", override)]
 
     def load(self, data: str | None = None) -> Config:
