@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from util.config.config import REPOSITORY, Choice, Config, find_file, load_config, read_yaml
+from util.config.config import DEMO, REPOSITORY, Choice, Config, find_file, load_config, read_yaml
 from util.errors import UserError
 
 MODEL = "image_size: 256\nnum_channels: 128\nnum_res_blocks: 1\nmodel_path: models/ffhq_10m.pt\n"
@@ -106,6 +106,22 @@ def test_default_files_are_found_from_any_working_directory(tmp_path, monkeypatc
     assert read_yaml("configs/model_config.yaml") == {"image_size": 8}
 
 
+def test_a_task_names_the_network_and_the_process_it_is_made_for(tmp_path):
+    """What an option gives counts instead; without both it is the demo's."""
+    texts = {"a.yaml": MODEL, "b.yaml": MODEL.replace("256", "64"), "fast.yaml": DIFFUSION.replace("1000", "50"),
+             "task.yaml": f"model_config: {tmp_path}/b.yaml\ndiffusion_config: {tmp_path}/fast.yaml{SUPER_RESOLUTION}",
+             "plain.yaml": SUPER_RESOLUTION}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    named = load_config(None, None, tmp_path / "task.yaml")
+    assert (named.model["image_size"], named.diffusion["timestep_respacing"]) == (64, 50)
+    assert named.origins["model", "image_size"] == f"{tmp_path}/b.yaml"
+    given = load_config(tmp_path / "a.yaml", None, tmp_path / "task.yaml")
+    assert (given.model["image_size"], given.diffusion["timestep_respacing"]) == (256, 50)
+    plain = load_config(None, None, tmp_path / "plain.yaml")
+    assert (plain.model, plain.diffusion) == (read_yaml(DEMO["model"]), read_yaml(DEMO["diffusion"]))
+
+
 def test_config_is_frozen_and_its_dictionary_is_a_copy(load):
     config = load()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -188,6 +204,8 @@ def test_mistakes_in_set_are_named(load, override, words):
     ("data: {name: a}\ndata: {name: b}\n", ["line 2", "'data'", "twice"]),
     ("data: {root: a, root: b}\n", ["line 1", "'root'", "twice"]),
     ("1: x\n", ["key 1"]),
+    (f"model_config: 3{SUPER_RESOLUTION}", ["model_config is 3", "name of a file, such as configs/demo_model_config"]),
+    (f"diffusion_config:{SUPER_RESOLUTION}", ["diffusion_config is None", "name of a file"]),
     ("a: &x [*x]\n", ["line 1", "recursive"]),
     ("a: " + "[" * 5000, ["line 1"]),
     ("a: !!int ''\n", ["not of its type"]),

@@ -32,6 +32,7 @@ def kind(name: str) -> str:
 
 RUNS = {kind(name): name for name in TASKS}
 SETTINGS = sorted({str(Path(name).parent) for name in TASKS if name.startswith("settings/")})
+MADE_FOR_FACES = [name for name in TASKS if name.startswith("demo_faces") or re.match("solvers/.*/", name)]
 every_task = pytest.mark.parametrize("name", TASKS)
 
 
@@ -55,6 +56,11 @@ def smaller(config: Config) -> list[str]:
         return fewer
     return ["--set", "measurement.mask_opt.mask_len_range=[8, 12]", "--set", "measurement.mask_opt.margin=[2, 2]",
             *fewer]
+
+
+@pytest.mark.parametrize("name", MADE_FOR_FACES)
+def test_tasks_for_faces_take_the_prior_of_faces(name):
+    assert load_config(None, None, f"configs/{name}").model["model_path"] == "models/demo_faces.pt"
 
 
 @every_task
