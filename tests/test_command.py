@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from util.command import run_command
+from util.command import check_command_line, run_command
 from util.config.config import REPOSITORY
 from util.errors import UserError
 
@@ -49,3 +49,16 @@ def test_signals_stop_a_program_even_in_the_background(name):
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(name=name)], capture_output=True, text=True, timeout=60,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize("given, spins", [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
+                                          ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_threads_spin_as_long_as_the_user_says_or_not_long(monkeypatch, given, spins):
+    """What libgomp reads when torch is imported, which a program does after it has checked its command line."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")                # so that both are afterwards as they were
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    check_command_line(lambda _: True)
+    assert os.environ.get("GOMP_SPINCOUNT") == spins

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 10_000                               # posterior samples per image
 SHOWN = 60                                          # characters of a path in a message
 CLOSE = 0.75                                        # likeness of an option that is suggested, dashes and all
+SPINS = "3000"                                      # of a thread of torch's that waits for another, before it sleeps
 
 # Of the network; all else is float32. tf32 is float32, but for the products of all convolutions on GPUs that have it.
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
@@ -62,9 +63,12 @@ def run_command(work: Callable[[], int]) -> int:
 def check_command_line(parse: Callable[[None], object]) -> None:
     """End the process here if --help is asked for or the command line holds a mistake, before imports take seconds.
 
-    Of the processes that torchrun started, none ends here: one speaks for all, once they have met.
+    Of the processes that torchrun started, none ends here: one speaks for all, once they have met. Torch, imported
+    after this, has threads that do not spin long where another program has their core, unless the user says how long.
     """
     outlive_readers()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if "RANK" not in os.environ:
         status = run_command(lambda: 0 if parse(None) else 1)
         if status:

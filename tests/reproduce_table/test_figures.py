@@ -270,11 +270,14 @@ def test_the_front_holds_what_nothing_beats(tree, monkeypatch):
     assert (list(x), list(y)) == (pytest.approx([1, 2]), pytest.approx([0, 1]))
 
 
-def test_names_of_close_points_stand_apart():
+def test_names_of_close_points_stand_apart_and_all_within_the_axes():
     axes = Figure(figsize=(6, 4)).subplots()
     points = {f"method {i}": (1 + 0.03 * (i % 2), 1 + 0.03 * (i // 2)) for i in range(4)} | {"far": (2.0, 2.0)}
+    axes.margins(0.12)
     axes.plot(*zip(*points.values(), strict=True), "o")
     _label(axes, points)
     boxes = [text.get_window_extent() for text in axes.texts]
     assert sorted(text.get_text() for text in axes.texts) == sorted(points)
     assert all(box.count_overlaps(boxes) == 1 for box in boxes)         # itself
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+    assert all(axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 for box in boxes)

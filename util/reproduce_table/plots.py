@@ -53,6 +53,7 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
     with rc_context(STYLE):
         figure = Figure(layout="constrained", figsize=(7.2, 4.6))
         axes = figure.subplots()
+        axes.margins(0.2)                           # names and the arrow have room
         axes.plot(*zip(*front, strict=True), color="#0072b2", lw=1, alpha=0.5, label="Pareto front")
         for point in points.values():
             axes.plot(*point, "o", ms=5, color="#0072b2" if point in front else "#888888")
@@ -71,7 +72,8 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
 
 
 def _label(axes, points: Mapping[str, tuple[float, float]], *taken) -> None:
-    """Names beside points, each where it covers no point, none of the texts `taken` and no other name, if it can."""
+    """Names beside points, each where it covers no point, none of the texts `taken` and no other name, if it can, and
+    within the axes, if it can do that, too."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
@@ -84,7 +86,9 @@ def _label(axes, points: Mapping[str, tuple[float, float]], *taken) -> None:
     for name, point in points.items():
         tries = [axes.annotate(name, point, (x, y), ha=ha, va=va, textcoords="offset points", fontsize=7)
                  for x, y, ha, va in places]
-        hits = [text.get_window_extent().count_overlaps(boxes) for text in tries]
+        extents = [text.get_window_extent() for text in tries]
+        hits = [(box.count_overlaps(boxes), not all(map(axes.bbox.contains, *box.get_points().T)))
+                for box in extents]
         best = tries.pop(hits.index(min(hits)))
         boxes.append(best.get_window_extent())
         for text in tries:
