@@ -5,7 +5,7 @@
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from guided_diffusion.restoration.arguments import parse_arguments
@@ -65,18 +65,20 @@ def run(args: argparse.Namespace, team: Team, ending: Ending) -> int:
     task = build_task(config, stored, args.data is not None, args.limit)
     place = args.save_dir, task.operator.name, task.method.name
     require_apart(config, run_path(*place))
+    load = cache(lambda: load_prior(config.model, task.source.image_size, args.tile, args.precision, device,
+                                    task.sampler))
+    if args.overwrite and task.method.needs_prior:
+        load()                                                  # what it refuses is said before results are deleted
     with hold(run_path(*place), team):
         folder = RunDirectory(*place, run_settings(args, config, task), args.overwrite, args.save_measurements,
                               task.source.names, team.leads)
-        return restore(args, config, task, folder, team, ending, device)
+        return restore(args, config, task, folder, team, ending, device, load)
 
 
 def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDirectory, team: Team, ending: Ending,
-            device: torch.device) -> int:
-    """Restore what is left of the images, and return the exit status."""
+            device: torch.device, load: Callable[[], torch.nn.Module]) -> int:
+    """Restore what is left of the images, and return the exit status; `load` gives the prior."""
     task.operator.to(device)
-    load = cache(lambda: load_prior(config.model, task.source.image_size, args.tile, args.precision, device,
-                                    task.sampler))
     plan = make_plan(args, task, folder, team, load, device)
     announce(task, folder, plan, team, device, args.progress)
     with ending.keeping(folder, plan.names):

@@ -10,6 +10,7 @@ from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import Registry
 from util.errors import UserError
+from util.logger import count
 from util.seeding import ImageRandomness
 
 CONDITIONING_METHODS = Registry("conditioning method")
@@ -24,6 +25,7 @@ class Method(ABC):
     needs_exact_prior = False                       # one whose distribution is known, `prior` of the model config
     needs_linear = False                            # transpose / pinv / project of the operator
     needs = "a linear operator"                     # what `serves` asks for, in words
+    guided = ""                                     # which steps `guides` is about, in words, and what makes them more
 
     @classmethod
     def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
@@ -49,9 +51,8 @@ class Method(ABC):
     def check_process(self, sampler: Sampler) -> None:
         """Raise UserError, before anything is restored, if this method would ignore the measurement."""
         if not self.guides(sampler):
-            raise UserError(f"conditioning method '{self.name}' guides steps by their noise, but none of those that it "
-                            f"would guide has any, of {sampler.num_steps} of sampler '{sampler.name}'; set sampler: "
-                            "ddpm, or ddim with eta: 1, and guide more steps")
+            raise UserError(f"conditioning method '{self.name}' would guide none of {count(sampler.num_steps, 'step')} "
+                            f"of sampler '{sampler.name}'{self.guided and f'; it guides {self.guided}'}")
 
     def num_steps(self, sampler: Sampler) -> int:
         """How often `restore` calls back for each image."""

@@ -15,7 +15,7 @@ import html
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from data.dataloader import ARRAY_SUFFIX, Side, load_array, unique_names
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
+from guided_diffusion.measurements.sources import warn_of_what_is_drawn
 from guided_diffusion.method import Method
 from guided_diffusion.nn import Network
 from guided_diffusion.priors.analytic import AnalyticPrior
@@ -143,6 +144,8 @@ class Restoration:
 
     def save(self, path: str | Path, sample: int = 0) -> None:
         """Write a sample as a picture, by the fixed map of [-1, 1] to 8 bits; UserError where that cannot be."""
+        if sample not in range(len(self.samples)):
+            raise UserError(f"sample is {sample!r:.40}, expected 0 to {len(self.samples) - 1}")
         try:
             Image.fromarray(to_uint8(self.samples[sample])).save(user_path(path))
         except (OSError, ValueError) as error:
@@ -209,7 +212,9 @@ def observe(y: Picture, operator: Named | Operator, noise: float | Named | Noise
     """
     _check(observe, locals())
     operator = _operator(operator)
-    return Degraded(_measured(y, operator), None, operator, _noise(noise), seed, _name(y, name))
+    observed = Degraded(_measured(y, operator), None, operator, _noise(noise), seed, _name(y, name))
+    warn_of_what_is_drawn(*(replace(observed, seed=other).measure()[0] for other in (seed, seed + 1)))
+    return observed
 
 
 def restore(degraded: Degraded, prior: Callable | None, method: Named | Method = "dpps",
@@ -229,6 +234,7 @@ def restore(degraded: Degraded, prior: Callable | None, method: Named | Method =
     """
     _check(restore, locals())
     method = method if isinstance(method, Method) else METHODS.make(method)
+    degraded.noiser.check(degraded.operator)
     method.check(degraded.operator, degraded.noiser)
     if method.needs_prior and prior is None:
         raise UserError(f"method '{method.name}' needs a prior, found None; give one, such as load_prior()")
@@ -295,6 +301,9 @@ def _measured(y: Picture, operator: Operator) -> Tensor:
     if not y.is_floating_point() or not y.numel() or not y.isfinite().all():
         raise UserError(f"the measurement is of shape {list(y.shape)}, {y.dtype}; expected finite floating-point "
                         "numbers, complex ones as pairs (torch.view_as_real)")
+    if operator.pictures and y.dim() != 3:
+        raise UserError(f"the measurement is of shape {list(y.shape)}; expected a picture (3, H, W), or (1, H, W) "
+                        "where it is grey, without a batch axis")
     return y.detach().to(torch.float32, copy=True)
 
 

@@ -14,6 +14,7 @@ from util.errors import UserError, did_you_mean
 
 NOISE_SCHEDULES = ("linear", "cosine")
 MOST_STEPS = 10 ** 6
+NEARLY_CLEAN = 0.5                                  # alpha_bar of a first step that noise alone is no start for
 LEADING_ZERO = re.compile(r"\s*0\d")                 # of the second section of "1,000", which is no thousand
 
 

@@ -11,7 +11,15 @@ from PIL import Image
 import sample_condition
 from tests.command_line import launch, pictures, rows
 from tests.helpers import picture
-from util.config.config import REPOSITORY
+from util.config.config import DEMO, REPOSITORY
+
+
+def test_what_the_network_refuses_deletes_nothing(run):
+    assert run("--limit", "1")[0] == 0
+    before = {path: path.read_bytes() for path in Path("results").rglob("*.png")}
+    status, _, err = run("--limit", "1", "--overwrite", "--tile", "3")
+    assert status == 2 and "--tile 3: the network takes multiples of" in err and before
+    assert {path: path.read_bytes() for path in Path("results").rglob("*.png")} == before
 
 
 def test_a_user_restores_three_photographs_from_any_folder(prior, workplace):
@@ -142,7 +150,7 @@ def test_the_table_of_many_images_is_short(run):
 
 def test_all_options_of_dps_and_ours_have_defaults():
     args = sample_condition.parse_arguments([])
-    for option in ("model_config", "diffusion_config", "task_config", "save_dir"):
-        assert getattr(args, option)
+    assert args.task_config and args.save_dir
+    assert args.model_config is args.diffusion_config is None                   # what the task names, or the demo's
     assert {"gpu", "data", "overrides", "seed", "batch_size", "num_samples", "limit", "precision"} <= set(vars(args))
-    assert all((REPOSITORY / getattr(args, f"{k}_config")).is_file() for k in ("model", "diffusion", "task"))
+    assert all((REPOSITORY / file).is_file() for file in (args.task_config, *DEMO.values()))

@@ -118,6 +118,9 @@ def test_a_task_names_the_network_and_the_process_it_is_made_for(tmp_path):
     assert named.origins["model", "image_size"] == f"{tmp_path}/b.yaml"
     given = load_config(tmp_path / "a.yaml", None, tmp_path / "task.yaml")
     assert (given.model["image_size"], given.diffusion["timestep_respacing"]) == (256, 50)
+    (tmp_path / "lost.yaml").write_text(f"model_config: nowhere.yaml{SUPER_RESOLUTION}")
+    with pytest.raises(UserError, match=r"model configuration, which .*/lost.yaml names, nowhere.yaml not found"):
+        load_config(None, None, tmp_path / "lost.yaml")
     plain = load_config(None, None, tmp_path / "plain.yaml")
     assert (plain.model, plain.diffusion) == (read_yaml(DEMO["model"]), read_yaml(DEMO["diffusion"]))
 
@@ -204,6 +207,8 @@ def test_mistakes_in_set_are_named(load, override, words):
     ("data: {name: a}\ndata: {name: b}\n", ["line 2", "'data'", "twice"]),
     ("data: {root: a, root: b}\n", ["line 1", "'root'", "twice"]),
     ("1: x\n", ["key 1"]),
+    (f"model-config: x{SUPER_RESOLUTION}", ["'model-config'", "did you mean 'model_config'"]),
+    (f"model_config: ''{SUPER_RESOLUTION}", ["model_config is ''", "name of a file"]),
     (f"model_config: 3{SUPER_RESOLUTION}", ["model_config is 3", "name of a file, such as configs/demo_model_config"]),
     (f"diffusion_config:{SUPER_RESOLUTION}", ["diffusion_config is None", "name of a file"]),
     ("a: &x [*x]\n", ["line 1", "recursive"]),

@@ -119,6 +119,14 @@ def test_an_observed_photograph_has_no_truth_and_no_scores(network):
     assert "truth" not in restoration._repr_html_()
 
 
+@pytest.mark.parametrize("operator, warned", [
+    ({"name": "inpainting", "mask_opt": {"mask_type": "random", "mask_prob_range": [0.3, 0.3]}}, True),
+    ("noise", False)])
+def test_a_mask_that_nobody_observed_is_warned_of(operator, warned, capsys):
+    observe(torch.zeros(3, 8, 8), operator, 0.05)
+    assert ("draws its mask at random" in capsys.readouterr().err) is warned
+
+
 @pytest.mark.parametrize("mistake, message", [
     (lambda: degrade(np.zeros((4, 4, 2)), "noise"), r"shape \[4, 4, 2\].*expected \(H, W, 3\)"),
     (lambda: degrade(np.full((4, 4, 3), 200.0), "noise"), "200; expected"),
@@ -140,6 +148,10 @@ def test_an_observed_photograph_has_no_truth_and_no_scores(network):
     (lambda: load_prior(precision="fp8"), "precision is 'fp8', expected one of 'tf32'"),
     (lambda: restore(np.zeros((8, 8, 3)), None, "lift"), "degraded is .*, expected Degraded"),
     (lambda: restore(degrade(np.zeros((8, 8, 3)), "noise"), None, "lift").save("x.foo"), "x.foo cannot be written"),
+    (lambda: restore(degrade(np.zeros((8, 8, 3)), "noise"), None, "lift").save("x.png", 1), "sample is 1, expected 0"),
+    (lambda: observe(torch.zeros(1, 3, 8, 8), "noise"), r"shape \[1, 3, 8, 8\]; expected .*without a batch axis"),
+    (lambda: restore(degrade(np.zeros((8, 8, 3)), "fourier", {"name": "poisson"}), None, "pinv"),
+     "noise 'poisson' is that of pictures.*'fourier' measures something else; use gaussian"),
     (lambda: degrade(np.zeros((8, 8, 3)), "noise", noise=-1), "sigma"),
     (lambda: restore(degrade(np.zeros((8, 8, 3)), "noise"), None), "'dpps' needs a prior"),
     (lambda: restore(degrade(np.zeros((8, 8, 3)), "hdr"), None, "mcg"), "linear"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.signal import convolve2d
 
 from guided_diffusion.measurements import get_operator
 from tests.helpers import NAMES, normal
@@ -109,6 +110,16 @@ def test_a_kernel_is_normalised_with_a_warning(tmp_path, monkeypatch):
     Image.fromarray((values * 80).astype(np.uint8)).save(tmp_path / "kernel.png")
     np.testing.assert_allclose(get_operator("blur", kernel=str(tmp_path / "kernel.png")).values, other.values)
     assert len(warnings) == 2
+
+
+def test_a_point_spread_function_is_convolved(tmp_path):
+    psf = np.zeros((5, 5))
+    psf[2, 4] = psf[1, 0] = 0.5
+    x = normal(1, 1, 11, 11).double()
+    blur = prepared("blur", {"kernel": kernel_file(tmp_path, psf), "flip": True}, (11, 11), NAMES[:1])
+    found = blur(x.expand(1, 3, 11, 11))
+    wanted = convolve2d(x[0, 0].numpy(), psf, mode="same")
+    np.testing.assert_allclose(found[0, 0, 2:-2, 2:-2], wanted[2:-2, 2:-2], atol=1e-6)
 
 
 def test_a_drawn_kernel_from_a_file_is_the_same_blur(tmp_path):

@@ -16,6 +16,7 @@ from guided_diffusion.priors.analytic import PRIORS, AnalyticPrior
 from guided_diffusion.priors.distributions import Gaussian, GaussianMixture
 from guided_diffusion.priors.gaussians import DiagonalGaussian, FullGaussian, LowRankGaussian, StationaryGaussian
 from guided_diffusion.priors.posterior import matrix_of, posterior
+from guided_diffusion.solvers.exact import posteriors
 from tests.helpers import normal, picture
 from util.errors import UserError
 from util.seeding import ImageRandomness
@@ -179,6 +180,15 @@ def test_exact_reaches_the_posterior_at_any_number_of_steps(kind, steps):
     if kind == "mixture":
         shares = truth.responsibilities(x).mean(0)
         torch.testing.assert_close(shares, truth.weights, rtol=0, atol=0.03)
+
+
+def test_entries_of_one_name_but_other_measurements_have_posteriors_of_their_own():
+    prior, measurement = GAUSSIANS["stationary"](), measured()
+    both = Measurement.simulate(measurement.operator, measurement.noiser, torch.zeros(2, *SHAPE).double(),
+                                ImageRandomness(0, ["a", "a"], range(2)))
+    both = Measurement(both.operator, both.noiser, torch.cat([measurement.y, -measurement.y]))
+    (first, rows), (second, others) = posteriors(prior, both, ("a", "a"))
+    assert (rows, others) == (slice(0, 1), slice(1, 2)) and not torch.equal(first.mean, second.mean)
 
 
 @pytest.fixture

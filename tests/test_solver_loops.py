@@ -105,7 +105,8 @@ def test_what_dcps_cannot_serve_is_refused():
 
 
 @pytest.mark.parametrize("solver, params, message", [
-    ("daps", {"ode_steps": 0}, "ode_steps is 0, expected an integer, 1 or more"),
+    ("daps", {"ode_steps": 0}, "ode_steps is 0, expected an integer, 1 to 10000"),
+    ("dcps", {"blocks": 2 ** 31 - 1}, "blocks is 2147483647, expected an integer, 1 to 10000"),
     ("daps", {"step": 2.5}, "step is 2.5, expected a finite number, more than 0 and less than 2"),
     ("daps", {"tau": 0}, "tau is 0"),
     ("daps", {"tau": 0.01}, "tau is 0.01 without lr, whose steps it is for; give lr as well"),
@@ -122,15 +123,31 @@ def test_mistakes_in_parameters(solver, params, message):
         METHODS.build(solver, **params)
 
 
-@pytest.mark.parametrize("params, process, guides", [
-    ({}, {"sampler": "ddim"}, False), ({}, {"sampler": "ddim", "eta": 0.5}, True), ({}, {}, True),
-    ({"interval": 4}, {}, False), ({"interval": 3}, {}, True), ({}, {"timestep_respacing": "1"}, False),
+@pytest.mark.parametrize("method, params, process, message", [
+    ("dsg", {}, {"sampler": "ddim"}, "guides every interval-th step that has noise; set sampler: ddpm"),
+    ("dsg", {}, {"sampler": "ddim", "eta": 0.5}, None),
+    ("dsg", {}, {}, None),
+    ("dsg", {"interval": 4}, {}, "'dsg' would guide none of 4 steps of sampler 'ddpm'"),
+    ("dsg", {"interval": 3}, {}, None),
+    ("dsg", {}, {"timestep_respacing": "1"}, "none of 1 step"),
+    ("ilvr", {"range_t": 1.0}, {}, "'ilvr' would guide none of 4 steps.*range_t at the end of the process; lower it"),
+    ("ilvr", {"range_t": 0.9}, {}, None),
+    ("dcps", {}, {"timestep_respacing": "1"}, "'dcps' would guide none of 1 step.*all but the last; take more"),
+    ("dcps", {}, {"timestep_respacing": "2"}, None),
+    ("dmps", {}, {"sampler": "renoise"}, "'dmps' corrects x_t.*set sampler: ddpm, and 50 steps or more"),
+    ("dmps", {}, {}, None),
+    ("ddrm", {"steps": 1}, {}, "steps: 1 begins at t = 0, where images are nearly clean"),
+    ("ddnm", {"steps": 1}, {}, "steps: 1 begins at t = 0, where images are nearly clean"),
+    ("ddrm", {"steps": 2}, {}, None),
+    ("dpps", {"likelihood": {"name": "stationary", "gradients": [1, 4]}}, {},
+     r"gradients are those of steps \[1, 4\], but there are 4, 0 \(the last\) to 3"),
+    ("ps", {"likelihood": {"name": "stationary", "gradients": [3]}}, {}, None),
 ])
-def test_dsg_refuses_a_process_that_it_could_not_guide(params, process, guides):
-    """On the sphere of radius 0 of a step without noise; the last one has none."""
-    method, sampler = METHODS.build("dsg", **params), create_sampler(**{"timestep_respacing": "4", **process})
-    with nullcontext() if guides else pytest.raises(UserError, match="'dsg' guides steps by their noise.*ddpm"):
-        method.check_process(sampler)
+def test_a_process_that_leaves_the_measurement_out_or_does_not_suit_is_refused(method, params, process, message):
+    """A step of dsg without noise is on a sphere of radius 0; the last one has none."""
+    chosen, sampler = METHODS.build(method, **params), create_sampler(**{"timestep_respacing": "4", **process})
+    with nullcontext() if message is None else pytest.raises(UserError, match=message):
+        chosen.check_process(sampler)
 
 
 # ---- noise levels ----------------------------------------------------------------------------------------------------

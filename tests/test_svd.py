@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.measurements import LinearOperator, get_noise
+from guided_diffusion.measurements.svd import _copy, on
 from tests.helpers import normal, relative
 from tests.operator_cases import CASES, prepared
 from util.errors import UserError
@@ -18,6 +19,13 @@ def operator(request) -> LinearOperator:
     """Every linear operator that has an SVD, for three images."""
     (name, params), sizes = CASES[request.param]
     return prepared(name, params, sizes[-1])
+
+
+def test_factors_of_the_same_device_are_not_kept():
+    """Those of a mask are new at every step."""
+    before = _copy.cache_info().currsize
+    factor = torch.rand(4).double()
+    assert torch.equal(on(factor, torch.zeros(1)), factor.float()) and _copy.cache_info().currsize == before
 
 
 def separable_kernel(tmp_path) -> LinearOperator:

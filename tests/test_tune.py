@@ -143,6 +143,13 @@ def test_results_of_other_settings_are_replaced_only_if_they_may(run):
     assert "seed 4" in Path("other.yaml").read_text()
 
 
+def test_the_network_that_was_given_is_named(run):
+    """Not where the options were left out."""
+    assert run("--limit", "1", "--model_config", "configs/demo_faces_model_config.yaml")[0] == 0
+    tuned = read_yaml("tuned.yaml")
+    assert tuned["model_config"] == "configs/demo_faces_model_config.yaml" and "diffusion_config" not in tuned
+
+
 def test_the_task_file_itself_is_replaced_only_when_told_so(run):
     assert run("--limit", "1", "--out", "task.yaml")[0] == 2
     assert Path("task.yaml").read_text() == TASK

@@ -55,7 +55,7 @@ tune() {
         red_diff) try red_diff lam=0.03,0.06,0.12,0.25,0.5 '{lr: 0.1}' --set $forty ;;
         daps) try daps spread=0.1,0.2,0.4,0.7,1 '{ode_steps: 3}' --set $twenty ;;
         pnp_dm) try pnp_dm rho_min=0.05,0.1,0.15,0.25,0.4 '{iterations: 10}' --set $twenty ;;
-        dmps) try dmps scale=0.5,1,1.75,3,5 '{}' --set diffusion.sampler=ddpm --set diffusion.timestep_respacing=50 ;;
+        dmps) try dmps scale=0.5,1,1.75,3,5 '{}' --diffusion_config configs/demo_ddpm_diffusion_config.yaml ;;
         dcps) try dcps lr=0.4,0.75,1.5,3,6 '{fits: 1, langevin_steps: 2}' --set $twenty ;;
         sitcom) try sitcom lr=0.01,0.02,0.05,0.1,0.2 '{iterations: 4}' --set $ten ;;
         mcg) try mcg scale=0.25,0.5,1,2,4 '{}' --set $twenty ;;

@@ -14,8 +14,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m guided_diffusion.benchmark", description="Measure what a restoration costs.",
                     allow_abbrev=False)
     add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network; without its checkpoint, random "
-        "weights, which take the same time")
+    add("--model_config", default="configs/demo_model_config.yaml", help="the network, whatever the task names; "
+        "without its checkpoint, random weights, which take the same time")
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="the reverse process")
     add("--task_config", default="configs/demo_gaussian_deblur_config.yaml", help="operator and noise")
     add("--methods", type=names(METHODS), default=METHODS, metavar="NAME,NAME", help="default: ps,dpps")

@@ -6,10 +6,11 @@ from typing import Literal
 from torch import Tensor
 
 from guided_diffusion.condition_methods.base import ConditioningMethod, register_conditioning_method
-from guided_diffusion.gaussian_diffusion import Step
+from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.data_steps import UNASKED, correction
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import NonNegative
+from util.errors import UserError
 
 
 @register_conditioning_method("dmps")
@@ -23,8 +24,8 @@ class NoisePerturbedLikelihood(ConditioningMethod):
 
     x0_coef is the factor of x0_hat in the mean of x_{t-1}; for ddpm x0_coef / sqrt(ab) (1 - ab) is the paper's
     (1 - alpha_t) / sqrt(alpha_t). No gradient through the network. The inverse as in `correction`, at most 25 steps.
-    Steps must be small, and many: the correction is that of x_t, whose noise renoise leaves behind, so that with its
-    steps, however many, it diverges.
+    Steps must be small, and many: the correction is that of x_t, whose noise renoise leaves behind, so that it is
+    refused.
 
     Args:
         scale: the paper's lambda, 1.75 for all tasks; 1 for Bayes' rule.
@@ -35,6 +36,13 @@ class NoisePerturbedLikelihood(ConditioningMethod):
 
     def __init__(self, scale: NonNegative = 1.75, at: Literal["x_t", "sample"] = "x_t"):
         self.scale, self.at = scale, at
+
+    def check_process(self, sampler: Sampler) -> None:
+        super().check_process(sampler)
+        if sampler.name == "renoise":
+            raise UserError("conditioning method 'dmps' corrects x_t, whose noise sampler 'renoise' leaves behind, so "
+                            "that it diverges; set sampler: ddpm, and 50 steps or more, such as --diffusion_config "
+                            "configs/demo_ddpm_diffusion_config.yaml")
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         x, operator = step.sample(), measurement.operator

@@ -57,6 +57,10 @@ class PosteriorProximalSampling(ConditioningMethod):
         super().check(operator, noiser)
         self.likelihood.check(operator, noiser)
 
+    def check_process(self, sampler: Sampler) -> None:
+        super().check_process(sampler)
+        self.likelihood.check_process(sampler)
+
     def gradient_at(self, index: int) -> bool:
         return self.likelihood.gradient_at(index)
 

@@ -28,6 +28,7 @@ class SphericalGaussianGuidance(ConditioningMethod):
     """
 
     needs_grad = True
+    guided = "every interval-th step that has noise; set sampler: ddpm, or ddim with eta: 1, and guide more steps"
 
     def __init__(self, weight: Fraction = 0.2, interval: Count = 1):
         self.weight, self.interval = weight, interval

@@ -9,10 +9,10 @@ from guided_diffusion.condition_methods.base import (
     diffused_measurement,
     register_conditioning_method,
 )
-from guided_diffusion.gaussian_diffusion import Step
+from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.measurements.svd import on
-from util.config.registry import Count, Fraction
+from util.config.registry import Fraction, Repeats
 from util.resizer import apply_matrices, resize_matrix
 
 
@@ -34,9 +34,13 @@ class IterativeLatentVariableRefinement(ConditioningMethod):
     """
 
     needs_linear = True
+    guided = "those before the share range_t at the end of the process; lower it"
 
-    def __init__(self, factor: Count = 4, range_t: Fraction = 0.0):
+    def __init__(self, factor: Repeats = 4, range_t: Fraction = 0.0):
         self.factor, self.range_t = factor, range_t
+
+    def guides(self, sampler: Sampler) -> bool:
+        return sampler.schedule.timesteps[-1] >= self.range_t * sampler.schedule.num_train_steps
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         x, distance = step.sample(), measurement.distance(step.x0_hat)

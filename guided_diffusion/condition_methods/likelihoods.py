@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from guided_diffusion.gaussian_diffusion import Step
+from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.base import Noise, Operator
 from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot
-from guided_diffusion.measurements.data_steps import linearised
+from guided_diffusion.measurements.data_steps import linearised, whitening
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import Natural, OneOf, Positive, Registry
 from util.errors import UserError
@@ -34,6 +34,10 @@ class Likelihood(ABC):
         if self.needs_variance and noiser is not None and not noiser.has_variance:
             raise UserError(f"likelihood {self.name} weighs y by its noise variance, but noise '{noiser.name}' has "
                             "none; use likelihood: point, or another noise")
+
+    def check_process(self, sampler: Sampler) -> None:
+        """Raise UserError if its parameters do not fit the steps of `sampler`."""
+        return
 
     def gradient_at(self, index: int) -> bool:
         """Whether step `index`, 0 the last, needs gradients through the network with respect to x_t."""
@@ -70,9 +74,8 @@ class GaussianLikelihood(Likelihood):
     needs_variance = True
 
     def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
-        variance = measurement.noiser.variance(measurement.y)
-        least = variance.flatten(1).amin(1)         # as the unit of V, so that nothing overflows where noise is weak
-        weight, root = (column(least, variance) / variance).sqrt(), math.sqrt(1 - step.alpha_bar)
+        weight, least = whitening(measurement.noiser.variance(measurement.y))
+        root = math.sqrt(1 - step.alpha_bar)
         with torch.no_grad():
             prediction, forward, transpose = linearised(measurement.operator, step.x0_hat)
             residual = weight * (measurement.y - prediction)
@@ -115,15 +118,18 @@ class StationaryLikelihood(Likelihood):
     def __init__(self, corner: Positive = 0.06, gradients: Sequence[Natural] = ()):
         self.corner, self.gradients, self.gaussian = corner, frozenset(gradients), GaussianLikelihood()
 
+    def check_process(self, sampler: Sampler) -> None:
+        if max(self.gradients, default=0) >= (steps := sampler.num_steps):
+            raise UserError(f"likelihood stationary: gradients are those of steps {sorted(self.gradients)}, but there "
+                            f"are {steps}, 0 (the last) to {steps - 1}; leave the others out, or take more steps")
+
     def gradient_at(self, index: int) -> bool:
         return index in self.gradients
 
     def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         if self.gradient_at(step.index):
             return self.gaussian.guidance(step, measurement)
-        variance = measurement.noiser.variance(measurement.y)
-        least = variance.flatten(1).amin(1)         # as the unit of V, so that nothing overflows where noise is weak
-        weight = (column(least, variance) / variance).sqrt()
+        weight, least = whitening(measurement.noiser.variance(measurement.y))
         prediction, forward, transpose = linearised(measurement.operator, step.x0_hat)
         height, width = step.x0_hat.shape[-2:]
         down, along = (transform(n, dtype=step.x0_hat.dtype, device=step.x0_hat.device)

@@ -11,7 +11,7 @@ from guided_diffusion.condition_methods.likelihoods import (
     register_likelihood,
 )
 from guided_diffusion.condition_methods.step_size import SCHEDULES, ScheduleChoice
-from guided_diffusion.gaussian_diffusion import Step
+from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.base import Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import Count, NonNegative, Positive
@@ -66,8 +66,8 @@ class PosteriorSampling(ConditioningMethod):
     Args:
         scale: step size.
         likelihood: "point", as above, or with its parameters, {name: point, power: 2}, see `PointLikelihood`;
-            "gaussian" for an x0 spread about x0_hat, which finds the size of each step by itself, see
-            `GaussianLikelihood`: scale is then 1 or so.
+            "gaussian" or "stationary" for an x0 spread about x0_hat, which find the size of each step by themselves,
+            see `GaussianLikelihood` and `StationaryLikelihood`: scale is then 1 or so.
     """
 
     needs_grad = True
@@ -78,6 +78,10 @@ class PosteriorSampling(ConditioningMethod):
     def check(self, operator: Operator, noiser: Noise | None = None) -> None:
         super().check(operator, noiser)
         self.likelihood.check(operator, noiser)
+
+    def check_process(self, sampler: Sampler) -> None:
+        super().check_process(sampler)
+        self.likelihood.check_process(sampler)
 
     def gradient_at(self, index: int) -> bool:
         return self.likelihood.gradient_at(index)

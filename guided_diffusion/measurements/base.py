@@ -243,10 +243,18 @@ class Noise(ABC):
 
     Attributes:
         white_sigma: sigma of a noise that is N(0, sigma^2 I) whatever is measured, 0 without noise; else None.
+        of_pictures: whether it takes what is measured for intensities on [-1, 1].
     """
 
     name: str                                       # set by the registry
     white_sigma: float | None = None
+    of_pictures = False
+
+    def check(self, operator: Operator) -> None:
+        """Raise UserError if this is no noise for what `operator` measures."""
+        if self.of_pictures and not operator.pictures:
+            raise UserError(f"noise '{self.name}' is that of pictures on [-1, 1], and operator '{operator.name}' "
+                            "measures something else; use gaussian or clean")
 
     @abstractmethod
     def forward(self, y: Tensor, randomness: ImageRandomness) -> Tensor:

@@ -252,15 +252,18 @@ class MotionBlurOperator(Blur):
 
 @register_operator("blur")
 class KernelBlurOperator(Blur):
-    """Blur by a given kernel, the same for every image.
+    """Blur by a given kernel, the same for every image: correlation, as in DPS, or with `flip` convolution.
 
     Args:
         kernel: a .npy file (k, k), or an image whose brightness is the kernel; k is odd and at least 3. It is divided
             by its sum, with a warning where that is not one.
+        flip: the kernel is a point-spread function, the picture of a point, which is convolved.
     """
 
-    def __init__(self, kernel: str, convolution: Convolution = "auto", rcond: Rcond | None = None):
+    def __init__(self, kernel: str, flip: bool = False, convolution: Convolution = "auto", rcond: Rcond | None = None):
         self.values = read_kernel(kernel)
+        if flip:
+            self.values = np.flip(self.values).copy()
         super().__init__(len(self.values), convolution, rcond)
         self.files = {kernel: user_path(kernel)}
         self.profiles = _profiles(self.values)

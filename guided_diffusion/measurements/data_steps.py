@@ -38,6 +38,13 @@ def variance(measurement: Measurement) -> Tensor:
     return torch.full_like(measurement.y, LEAST_SIGMA ** 2) if found is None else found.clamp_min(LEAST_SIGMA ** 2)
 
 
+def whitening(v: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(least / V) in the shape of V (B, ...), and least (B,), the smallest variance of each image: a unit of V with
+    which nothing overflows where noise is weak."""
+    least = v.flatten(1).amin(1)
+    return (column(least, v) / v).sqrt(), least
+
+
 def chi_square(measurement: Measurement, residual: Tensor) -> Tensor:
     """||residual||_V^2 / m over the m observed entries of y, (B, ...) -> (B,): 1 or so for what noise makes of them."""
     observed = measurement.operator.informative(measurement.y)
@@ -60,9 +67,7 @@ def correction(measurement: Measurement, residual: Tensor, r2: float, iterations
         svd = operator.svd()
         s = on(svd.singular, residual)
         return svd.v(r2 * s / (r2 * s ** 2 + max(sigma, LEAST_SIGMA) ** 2) * svd.ut(residual))
-    v = variance(measurement)
-    least = v.flatten(1).amin(1)                    # as the unit of V, so that nothing overflows where noise is weak
-    weight = (column(least, v) / v).sqrt()
+    weight, least = whitening(variance(measurement))
     return damped_inverse(lambda x: weight * operator(x), lambda w: operator.transpose(weight * w), weight * residual,
                           (least / r2).sqrt(), iterations or ITERATIONS[residual.dtype])[0]
 

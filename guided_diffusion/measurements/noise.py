@@ -128,6 +128,8 @@ class PoissonNoise(Noise):
             Variances are at least one count; below a_j = 1 the last two go on along their tangents.
     """
 
+    of_pictures = True
+
     def __init__(self, rate: Rate = 1.0,
                  likelihood: Literal["official", "shot", "gaussian", "direct", "ls"] = "official"):
         self.peak, self.likelihood = GREY_LEVELS * rate, likelihood         # peak: the mean count of a white pixel
@@ -180,6 +182,8 @@ class PoissonGaussianNoise(Noise):
         range: the scale that `sigma` is stated on, [-1, 1] or [0, 1].
     """
 
+    of_pictures = True
+
     def __init__(self, rate: Rate, sigma: Sigma, range: Range = IMAGE_RANGE):
         self.peak, self.sigma = GREY_LEVELS * rate, sigma_of_images(self, sigma, range)
 
@@ -203,6 +207,8 @@ class SpeckleNoise(Noise):
     Args:
         sigma: relative standard deviation of the intensity, positive; a ratio, so it has no scale.
     """
+
+    of_pictures = True
 
     def __init__(self, sigma: Sigma):
         self.sigma = sigma
@@ -231,6 +237,8 @@ class SaltAndPepperNoise(Noise):
     Args:
         fraction: share of the entries that are replaced, above 0 and at most 1.
     """
+
+    of_pictures = True
 
     def __init__(self, fraction: Annotated[float, Bounds(above=0, most=1)]):
         self.fraction = fraction
@@ -261,6 +269,8 @@ class Quantization(Noise):
         bits: L = 2^bits, 1 to 16.
         levels: L itself, 2 to 65536; give one of the two.
     """
+
+    of_pictures = True
 
     def __init__(self, bits: Annotated[int, Bounds(1, 16)] | None = None,
                  levels: Annotated[int, Bounds(2, 2 ** 16)] | None = None):

@@ -50,7 +50,8 @@ class Source(ABC):
         """The measurements (B, ...) of a batch, on `device`; UserError where operator and batch do not fit."""
 
     def check(self, operator: Operator, noiser: Noise) -> None:
-        """Raise UserError, before anything is restored, if the operator does not fit what there is to restore."""
+        """Raise UserError, before anything is restored, if operator, noise and what there is to restore do not fit."""
+        noiser.check(operator)
         if (trial := self._trial()) is not None:
             batch, randomness = trial
             check_pictures(self.measure(operator, noiser, batch, torch.device("cpu"), randomness))
@@ -151,17 +152,25 @@ class Observed(Source):
         if operator.pictures and (largest := batch.images.abs().max().item()) > LARGEST_VALUE:
             logger.warning(f"{batch.names[0]}: values up to {largest:g}, but photographs are on [-1, 1]; if these are "
                            "grey levels from 0 to 255, divide them by 127.5 and subtract 1")
-        first, second = (self.measure(operator, noiser, batch, torch.device("cpu"), ImageRandomness(seed, batch.names))
-                         for seed in (0, 1))
-        drawn = [name for name, values in second.operator.drawn().items()
-                 if not torch.equal(values, first.operator.drawn()[name])]
-        if drawn:
-            logger.warning(f"operator '{operator.name}' draws its {', '.join(drawn)} at random, which is hardly how "
-                           "the photographs were made; name a file with the kernel (operator blur) or the mask "
-                           "(mask_type: file), or give .npz files with --load_measurements")
+        warn_of_what_is_drawn(*(self.measure(operator, noiser, batch, torch.device("cpu"),
+                                             ImageRandomness(seed, batch.names)) for seed in (0, 1)))
 
     def alpha(self, name: str) -> Tensor | None:
         return self.dataset.alpha(name)
+
+
+def warn_of_what_is_drawn(first: Measurement, second: Measurement) -> None:
+    """Warn where what is observed would be restored with a mask or a kernel that only the seed decides.
+
+    Args:
+        first, second: the same measurement, with two seeds.
+    """
+    drawn = [name for name, values in second.operator.drawn().items()
+             if not torch.equal(values, first.operator.drawn()[name])]
+    if drawn:
+        logger.warning(f"operator '{first.operator.name}' draws its {', '.join(drawn)} at random, which is hardly how "
+                       "the photographs were made; name a file with the kernel (operator blur) or the mask "
+                       "(mask_type: file), or give .npz files with --load_measurements")
 
 
 class Stored(Source):

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-LinearMap = Callable[[Tensor], Tensor]              # (B, ...) -> (B, ...)
+from guided_diffusion.measurements.conjugate_gradients import LinearMap
 
 KEPT = 16                                           # decompositions of axes and of operators, each with its copies
 RANK = 1e-12                                        # singular values below this fraction of the largest count as 0
@@ -19,8 +19,8 @@ def _copy(factor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def on(factor: Tensor, like: Tensor) -> Tensor:
-    """A factor on the device and in the dtype of `like`; copied once, so that no step waits for the device."""
-    return _copy(factor, like.device, like.dtype)
+    """A factor on the device and in the dtype of `like`; copied from another device once, so that no step waits."""
+    return factor.to(like.dtype) if factor.device == like.device else _copy(factor, like.device, like.dtype)
 
 
 @dataclass(frozen=True, eq=False)

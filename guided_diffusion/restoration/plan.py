@@ -17,6 +17,7 @@ from data.dataloader import group_images
 from guided_diffusion.measurements import Measurement
 from guided_diffusion.measurements.sources import Source
 from guided_diffusion.restoration.build import Task
+from guided_diffusion.schedule import NEARLY_CLEAN
 from util.errors import UserError
 from util.logger import count, get_logger
 from util.memory import free_memory, is_out_of_memory
@@ -29,7 +30,6 @@ from util.seeding import ImageRandomness
 DEFAULT_BATCH_PIXELS = {"cpu": 4 * 128 ** 2, "cuda": 8 * 256 ** 2}
 WARM_UP, MEASURED = 1, 2                            # steps of every attempt
 WORTHWHILE = 1.03                                   # a doubling goes on while it gives this many times the images
-NEARLY_CLEAN = 0.5                                  # alpha_bar of a first step that noise alone is no start for
 
 logger = get_logger()
 

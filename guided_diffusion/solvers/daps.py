@@ -11,7 +11,7 @@ from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import register_conditioning_method
 from guided_diffusion.solvers.base import Iteration, Solver
 from guided_diffusion.solvers.noise_levels import descent, flow, sigmas
-from util.config.registry import Bounds, Count, Fraction, Positive
+from util.config.registry import Bounds, Count, Fraction, Positive, Repeats
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -24,8 +24,8 @@ class DecoupledAnnealing(Solver):
         x       ~ N(x; x0_hat, (spread sigma_k)^2 I) N(y; A x, V)
         u_{k-1} = x + sigma_{k-1} z
 
-    x is drawn exactly if A is linear, else by Langevin dynamics from x0_hat, whose step falls linearly to `last` of
-    itself along the levels. The levels are the sampler's: the authors have 200 from 100 to 0.1, about those of
+    x is drawn exactly if A is linear, else by Langevin dynamics from x0_hat, whose step falls linearly towards `last`
+    of itself along the levels. The levels are the sampler's: the authors have 200 from 100 to 0.1, about those of
     timestep_respacing "200". A level takes ode_steps evaluations of the network, fewer where few levels are left.
 
     The paper has spread 1, and always 100 Langevin steps of a length (`lr` 1e-4, 5e-5 or 2e-5 by task) that does not
@@ -42,7 +42,7 @@ class DecoupledAnnealing(Solver):
         tau: a standard deviation in place of the noise model's for steps of `lr`; null for that.
     """
 
-    def __init__(self, ode_steps: Count = 5, spread: Positive = 0.4, langevin_steps: Count = 100,
+    def __init__(self, ode_steps: Repeats = 5, spread: Positive = 0.4, langevin_steps: Count = 100,
                  step: Annotated[float, Bounds(above=0, below=2)] = 0.5, last: Fraction = 0.01,
                  lr: Positive | None = None, tau: Positive | None = None):
         if tau is not None and lr is None:

@@ -14,7 +14,7 @@ from guided_diffusion.measurements.data_steps import variance
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import register_conditioning_method
 from guided_diffusion.solvers.base import Solver
-from util.config.registry import Count, Positive
+from util.config.registry import Count, Positive, Repeats
 from util.seeding import ImageRandomness
 
 LARGE_IMAGE, MANY_STEPS = 3 * 256 ** 2, 300         # what the authors' lr is for
@@ -51,8 +51,9 @@ class DivideAndConquer(Solver):
     """
 
     needs_linear = True
+    guided = "all but the last; take more steps"
 
-    def __init__(self, blocks: Count = 3, fits: Count = 2, lr: Positive = 1.5, langevin_steps: Count = 5,
+    def __init__(self, blocks: Repeats = 3, fits: Count = 2, lr: Positive = 1.5, langevin_steps: Count = 5,
                  gamma: Positive = 1e-3):
         self.blocks, self.fits, self.lr = blocks, fits, lr
         self.langevin_steps, self.gamma = langevin_steps, gamma
@@ -60,6 +61,9 @@ class DivideAndConquer(Solver):
     def ends(self, sampler: Sampler) -> list[int]:
         """The first level, and the last one of every block."""
         return sorted({round(end) for end in np.linspace(0, sampler.num_steps - 1, self.blocks + 1)}, reverse=True)
+
+    def guides(self, sampler: Sampler) -> bool:
+        return sampler.num_steps > 1
 
     def num_evaluations(self, sampler: Sampler) -> int:
         of_blocks = [self.langevin_steps + first - tau + self.fits * (first - tau - 1)

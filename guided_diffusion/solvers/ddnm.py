@@ -11,8 +11,8 @@ from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import register_conditioning_method
 from guided_diffusion.solvers.base import Iteration, Solver
-from guided_diffusion.solvers.ddrm import Spectrum, is_white, levels, noise_level, predicted_noise
-from util.config.registry import Count, Fraction
+from guided_diffusion.solvers.ddrm import Spectrum, check_levels, is_white, levels, noise_level, predicted_noise
+from util.config.registry import Count, Fraction, Repeats
 from util.seeding import ImageRandomness
 
 
@@ -52,7 +52,7 @@ class NullSpaceModel(Solver):
 
     needs = "a linear operator without noise, or one with a closed singular value decomposition and gaussian noise"
 
-    def __init__(self, steps: Count = 100, eta: Fraction = 0.85, travel_length: Count = 1, travel_repeat: Count = 1):
+    def __init__(self, steps: Count = 100, eta: Fraction = 0.85, travel_length: Count = 1, travel_repeat: Repeats = 1):
         self.steps, self.eta, self.travel_length, self.travel_repeat = steps, eta, travel_length, travel_repeat
 
     @classmethod
@@ -62,6 +62,9 @@ class NullSpaceModel(Solver):
 
     def _path(self, sampler: Sampler) -> list[int]:
         return itinerary(len(levels(sampler, self.steps)), self.travel_length, self.travel_repeat)
+
+    def check_process(self, sampler: Sampler) -> None:
+        check_levels(sampler, self.steps)
 
     def num_steps(self, sampler: Sampler) -> int:
         """The evaluations of the network."""

@@ -10,8 +10,10 @@ from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import register_conditioning_method
+from guided_diffusion.schedule import NEARLY_CLEAN
 from guided_diffusion.solvers.base import Solver
 from util.config.registry import Count, Fraction
+from util.errors import UserError
 from util.seeding import ImageRandomness
 
 ROUNDINGS = 10                                      # of y, that a measurement without noise is uncertain by
@@ -68,7 +70,8 @@ def is_white(noiser: Noise | None) -> bool:
 
 
 def levels(sampler: Sampler, steps: int) -> list[int]:
-    """`steps` indices of the sampler's process, or all if it has fewer: from the noisiest to 0, evenly strided."""
+    """`steps` indices of the sampler's process, or all if it has fewer, evenly strided; as in the released code 20 of
+    1000 are 950, 900, ..., 0."""
     count = min(steps, sampler.num_steps)
     return [i * sampler.num_steps // count for i in reversed(range(count))]
 
@@ -76,6 +79,14 @@ def levels(sampler: Sampler, steps: int) -> list[int]:
 def noise_level(alpha_bar: float) -> float:
     """sqrt((1 - alpha_bar) / alpha_bar): that of x_t / sqrt(alpha_bar) as x_0 + noise."""
     return math.sqrt((1 - alpha_bar) / alpha_bar)
+
+
+def check_levels(sampler: Sampler, steps: int) -> None:
+    """UserError where `levels` begin at a nearly clean one, while the restoration begins from noise."""
+    start = levels(sampler, steps)[0]
+    if (alpha_bar := sampler.schedule.alphas_cumprod[start]) > NEARLY_CLEAN:
+        raise UserError(f"steps: {steps} begins at t = {sampler.schedule.timesteps[start]}, where images are nearly "
+                        f"clean (alpha_bar {alpha_bar:.4g}), but from noise; take more steps")
 
 
 def predicted_noise(step: Step) -> Tensor:
@@ -108,6 +119,9 @@ class DenoisingDiffusionRestoration(Solver):
     @classmethod
     def serves(cls, operator: Operator, noiser: Noise | None = None) -> bool:
         return isinstance(operator, LinearOperator) and operator.has_svd and is_white(noiser)
+
+    def check_process(self, sampler: Sampler) -> None:
+        check_levels(sampler, self.steps)
 
     def num_steps(self, sampler: Sampler) -> int:
         """The evaluations of the network."""

@@ -74,7 +74,9 @@ class ExactPosterior(Solver):
 
 def posteriors(prior: Distribution, measurement: Measurement,
                names: tuple[str, ...]) -> list[tuple[Distribution, slice]]:
-    """The posterior of every image, and the entries of the batch that are samples of it: neighbours of one name."""
-    firsts = [b for b, name in enumerate(names) if b == 0 or name != names[b - 1]]
+    """The posterior of every image, and the entries of the batch that are samples of it: neighbours of one measurement.
+    """
+    y = measurement.y
+    firsts = [b for b, name in enumerate(names) if b == 0 or name != names[b - 1] or not torch.equal(y[b], y[b - 1])]
     return [(posterior(prior, of_one(measurement, first)), slice(first, last))
             for first, last in zip(firsts, [*firsts[1:], len(names)], strict=True)]

@@ -11,7 +11,7 @@ from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import register_conditioning_method
 from guided_diffusion.solvers.base import Iteration, Solver
 from guided_diffusion.solvers.noise_levels import ancestral, level_below, sigmas
-from util.config.registry import Bounds, Count, Positive
+from util.config.registry import Bounds, Count, Positive, Repeats
 from util.seeding import ImageRandomness
 
 
@@ -39,7 +39,7 @@ class SplitGibbs(Solver):
         langevin_steps, step: of z if A is not linear, see `conditional_langevin`.
     """
 
-    def __init__(self, iterations: Count = 100, rho_max: Positive = 10.0, rho_min: Positive | None = None,
+    def __init__(self, iterations: Repeats = 100, rho_max: Positive = 10.0, rho_min: Positive | None = None,
                  decay: Annotated[float, Bounds(above=0, most=1)] = 0.9, average: Count = 1,
                  langevin_steps: Count = 100, step: Annotated[float, Bounds(above=0, below=2)] = 0.5):
         self.iterations, self.rho_max, self.rho_min, self.decay = iterations, rho_max, rho_min, decay

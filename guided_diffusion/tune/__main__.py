@@ -38,7 +38,8 @@ from util.metrics.weights import weights_folders
 from util.reproduce_table.job import Job, Options, execute
 from util.reproduce_table.spec import Run
 
-SECTIONS = ("conditioning", "measurement")          # what a tuned file says; its images are to be others'
+FILES = ("model_config", "diffusion_config")        # what a tuned file names, where they were given
+SECTIONS = ("conditioning", "measurement")          # and says; its images are to be others'
 
 logger = get_logger()
 
@@ -78,14 +79,15 @@ def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
 
 def chosen_text(args: argparse.Namespace, best: Point, remark: str) -> str:
     """The task file with the best values and the overrides of conditioning and measurement; `remark` is put above."""
-    changes = []
+    changes = [(name, file) for name in FILES if (file := getattr(args, name)) is not None]
     for override in args.overrides:
         key, _, text = override.partition("=")
         changes.append((key.strip(), parse_yaml(text)))
     changes += best.settings
     paths = [(tuple(part.strip() for part in key.split(".")), value) for key, value in changes]
+    kept = [(path, value) for path, value in paths if path[0] in (*FILES, *SECTIONS)]
     text = find_file(args.task_config, "task configuration").read_text(encoding="utf-8-sig")
-    return f"# {remark}\n" + set_values(text, [(path, value) for path, value in paths if path[0] in SECTIONS])
+    return f"# {remark}\n" + set_values(text, kept)
 
 
 def remark(args: argparse.Namespace, result: Result, by: str, grid: dict[str, list[object]]) -> str:

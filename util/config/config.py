@@ -23,6 +23,7 @@ SECTIONS = {                                        # the fixed keys; any other 
     ("conditioning",): ("method", "params"),
     ("measurement",): ("mask_opt", "noise", "observed", "operator"),
 }
+TASK_KEYS = ("conditioning", "data", "measurement", "model_config", "diffusion_config")       # of a task file
 Key = tuple[str, ...]                               # where a value stands: ("measurement", "noise", "sigma")
 MOVED: dict[Key, Key] = {                           # where `Config.as_dict` has a value -> where the files may have it
     ("measurement", "operator", "mask_opt"): ("measurement", "mask_opt"),
@@ -149,12 +150,16 @@ def load_config(model_config: str | Path | None, diffusion_config: str | Path | 
     """
     task = read_yaml(task_config, "task configuration")
     given = {"model": model_config, "diffusion": diffusion_config}
-    files = {key: _file_for(key, given[key], task.pop(f"{key}_config", DEMO[key]), task_config) for key in given}
+    named = {key: task.pop(f"{key}_config") for key in given if f"{key}_config" in task}
+    files = {key: _file_for(key, file, named, task_config) for key, file in given.items()}
     if strangers := sorted(task.keys() & files.keys()):
         raise UserError(f"{task_config}: unknown key '{strangers[0]}', which has a file of its own: "
                         f"--{strangers[0]}_config")
-    _check_keys(task, (), str(task_config))
-    tree = task | {key: read_yaml(file, f"{key} configuration") for key, file in files.items()}
+    for key in task:
+        if key not in TASK_KEYS:
+            raise UserError(f"{task_config}: unknown key '{key}'; {did_you_mean(key, TASK_KEYS)}")
+    by_task = {key: f", which {task_config} names," if given[key] is None and key in named else "" for key in files}
+    tree = task | {key: read_yaml(file, f"{key} configuration{by_task[key]}") for key, file in files.items()}
     layers = [((), str(task_config)), *(((key,), str(file)) for key, file in files.items())]    # the last one counts
     if data is not None:
         layers.append((("data",), "--data"))
@@ -179,12 +184,13 @@ def load_config(model_config: str | Path | None, diffusion_config: str | Path | 
                    origins={key: origin(key) for key in leaves(config.as_dict())})
 
 
-def _file_for(key: str, given: str | Path | None, named: object, task_config: str | Path) -> str | Path:
+def _file_for(key: str, given: str | Path | None, named: dict[str, object], task_config: str | Path) -> str | Path:
     """The file of the network or of the process: what the option gives, or else what the task file names."""
-    if not isinstance(named, str):
-        raise UserError(f"{task_config}: {key}_config is {named!r:.60}, expected the name of a file, such as "
+    file = named.get(key, DEMO[key])
+    if not isinstance(file, str) or not file:
+        raise UserError(f"{task_config}: {key}_config is {file!r:.60}, expected the name of a file, such as "
                         f"{DEMO[key]}")
-    return named if given is None else given
+    return file if given is None else given
 
 
 def _apply(tree: dict, override: str) -> Key:

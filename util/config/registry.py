@@ -52,6 +52,7 @@ NonNegative = Annotated[float, Bounds(least=0)]
 Fraction = Annotated[float, Bounds(least=0, most=1)]
 Natural = Annotated[int, Bounds(least=0)]
 Count = Annotated[int, Bounds(least=1)]
+Repeats = Annotated[int, Bounds(least=1, most=10_000)]
 
 
 class Registry:
