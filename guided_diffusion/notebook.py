@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from data.dataloader import ARRAY_SUFFIX, Side, load_array, unique_names
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
-from guided_diffusion.measurements.sources import warn_of_what_is_drawn
+from guided_diffusion.measurements.sources import warn_of_observed
 from guided_diffusion.method import Method
 from guided_diffusion.nn import Network
 from guided_diffusion.priors.analytic import AnalyticPrior
@@ -213,7 +213,7 @@ def observe(y: Picture, operator: Named | Operator, noise: float | Named | Noise
     _check(observe, locals())
     operator = _operator(operator)
     observed = Degraded(_measured(y, operator), None, operator, _noise(noise), seed, _name(y, name))
-    warn_of_what_is_drawn(*(replace(observed, seed=other).measure()[0] for other in (seed, seed + 1)))
+    warn_of_observed(observed.name, *(replace(observed, seed=other).measure()[0] for other in (seed, seed + 1)))
     return observed
 
 

@@ -119,12 +119,14 @@ def test_an_observed_photograph_has_no_truth_and_no_scores(network):
     assert "truth" not in restoration._repr_html_()
 
 
-@pytest.mark.parametrize("operator, warned", [
-    ({"name": "inpainting", "mask_opt": {"mask_type": "random", "mask_prob_range": [0.3, 0.3]}}, True),
-    ("noise", False)])
-def test_a_mask_that_nobody_observed_is_warned_of(operator, warned, capsys):
-    observe(torch.zeros(3, 8, 8), operator, 0.05)
-    assert ("draws its mask at random" in capsys.readouterr().err) is warned
+@pytest.mark.parametrize("operator, values, warning", [
+    ({"name": "inpainting", "mask_opt": {"mask_type": "random", "mask_prob_range": [0.3, 0.3]}}, 0.0,
+     "draws its mask at random"),
+    ("noise", 200.0, "values up to 200, but photographs are on [-1, 1]"), ("noise", 0.0, "")])
+def test_what_can_hardly_have_been_observed_is_warned_of(operator, values, warning, capsys):
+    observe(torch.full((3, 8, 8), values), operator, 0.05)
+    err = capsys.readouterr().err
+    assert warning in err and bool(warning) is bool(err)
 
 
 @pytest.mark.parametrize("mistake, message", [

@@ -149,22 +149,24 @@ class Observed(Source):
         if (trial := self._trial()) is None:
             return
         batch, _ = trial
-        if operator.pictures and (largest := batch.images.abs().max().item()) > LARGEST_VALUE:
-            logger.warning(f"{batch.names[0]}: values up to {largest:g}, but photographs are on [-1, 1]; if these are "
-                           "grey levels from 0 to 255, divide them by 127.5 and subtract 1")
-        warn_of_what_is_drawn(*(self.measure(operator, noiser, batch, torch.device("cpu"),
-                                             ImageRandomness(seed, batch.names)) for seed in (0, 1)))
+        warn_of_observed(batch.names[0], *(self.measure(operator, noiser, batch, torch.device("cpu"),
+                                                        ImageRandomness(seed, batch.names)) for seed in (0, 1)))
 
     def alpha(self, name: str) -> Tensor | None:
         return self.dataset.alpha(name)
 
 
-def warn_of_what_is_drawn(first: Measurement, second: Measurement) -> None:
-    """Warn where what is observed would be restored with a mask or a kernel that only the seed decides.
+def warn_of_observed(name: str, first: Measurement, second: Measurement) -> None:
+    """Warn of a photograph on another scale, and where it would be restored with a mask or a kernel that only the seed
+    decides.
 
     Args:
-        first, second: the same measurement, with two seeds.
+        name: of the photograph.
+        first, second: it as a measurement, with two seeds.
     """
+    if first.operator.pictures and (largest := first.y.abs().max().item()) > LARGEST_VALUE:
+        logger.warning(f"{name}: values up to {largest:g}, but photographs are on [-1, 1]; if these are grey levels "
+                       "from 0 to 255, divide them by 127.5 and subtract 1")
     drawn = [name for name, values in second.operator.drawn().items()
              if not torch.equal(values, first.operator.drawn()[name])]
     if drawn:
