@@ -139,9 +139,9 @@ def test_mistakes_in_parameters(solver, params, message):
     ("ddrm", {"steps": 1}, {}, "steps: 1 begins at t = 0, where images are nearly clean"),
     ("ddnm", {"steps": 1}, {}, "steps: 1 begins at t = 0, where images are nearly clean"),
     ("ddrm", {"steps": 2}, {}, None),
-    ("dpps", {"likelihood": {"name": "stationary", "gradients": [1, 4]}}, {},
-     r"gradients are those of steps \[1, 4\], but there are 4, 0 \(the last\) to 3"),
-    ("ps", {"likelihood": {"name": "stationary", "gradients": [3]}}, {}, None),
+    ("dpps", {"likelihood": {"name": "stationary", "gradients": [7, 4]}}, {},
+     r"gradients are those of steps \[4, 7\], but there are only 0 \(the last\) to 3"),
+    ("ps", {"likelihood": {"name": "stationary", "gradients": [3, 4]}}, {}, None),
 ])
 def test_a_process_that_leaves_the_measurement_out_or_does_not_suit_is_refused(method, params, process, message):
     """A step of dsg without noise is on a sphere of radius 0; the last one has none."""

@@ -110,7 +110,7 @@ class StationaryLikelihood(Likelihood):
     Args:
         corner: where the spectrum begins to fall, 0.06 or so for photographs; less stands for what
             their x0_hat leaves open, and fits less of the noise of y.
-        gradients: which steps are those of `gaussian`; 0 is the last one.
+        gradients: which steps are those of `gaussian`, of those that there are; 0 is the last one.
     """
 
     needs_variance = True
@@ -119,9 +119,9 @@ class StationaryLikelihood(Likelihood):
         self.corner, self.gradients, self.gaussian = corner, frozenset(gradients), GaussianLikelihood()
 
     def check_process(self, sampler: Sampler) -> None:
-        if max(self.gradients, default=0) >= (steps := sampler.num_steps):
+        if min(self.gradients, default=0) >= (steps := sampler.num_steps):
             raise UserError(f"likelihood stationary: gradients are those of steps {sorted(self.gradients)}, but there "
-                            f"are {steps}, 0 (the last) to {steps - 1}; leave the others out, or take more steps")
+                            f"are only 0 (the last) to {steps - 1}; name some of them, or none ([])")
 
     def gradient_at(self, index: int) -> bool:
         return index in self.gradients
