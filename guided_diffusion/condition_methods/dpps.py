@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guided_diffusion.condition_methods.base import ConditioningMethod, register_conditioning_method
-from guided_diffusion.condition_methods.likelihoods import LIKELIHOODS, LikelihoodChoice
+from guided_diffusion.condition_methods.base import register_conditioning_method
+from guided_diffusion.condition_methods.likelihoods import LIKELIHOODS, LikelihoodChoice, LikelihoodGuided
 from guided_diffusion.gaussian_diffusion import Sampler, Step
-from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
+from guided_diffusion.measurements.base import LinearOperator
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import Count, NonNegative
 from util.seeding import ImageRandomness
@@ -20,7 +20,7 @@ CHUNK_ELEMENTS_ON_CPU = 2 ** 19                     # 2 MiB, which caches hold: 
 
 
 @register_conditioning_method("dpps")
-class PosteriorProximalSampling(ConditioningMethod):
+class PosteriorProximalSampling(LikelihoodGuided):
     """DPS, keeping of several candidates the one that agrees best with y; ab, ab' = alpha_bar of x_t and x_{t-1}.
 
         x_T     = sqrt(ab_T) guess(y) + sqrt(1 - ab_T) z                                aligned initialisation
@@ -44,25 +44,12 @@ class PosteriorProximalSampling(ConditioningMethod):
         chunk: candidates scored at once; null for as many as 128 MiB hold (on the CPU 2 MiB). Changes no result.
     """
 
-    needs_grad = True
-
     def __init__(self, scale: NonNegative = 1.0, likelihood: LikelihoodChoice = "point", max_candidates: Count = 50,
                  aligned_init: bool = True, adaptive: bool = True, proximal: bool = True,
                  target: Literal["eps", "mean"] = "eps", chunk: Count | None = None):
         self.scale, self.likelihood = scale, LIKELIHOODS.make(likelihood)
         self.max_candidates, self.aligned_init, self.adaptive = max_candidates, aligned_init, adaptive
         self.proximal, self.target, self.chunk = proximal, target, chunk
-
-    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
-        super().check(operator, noiser)
-        self.likelihood.check(operator, noiser)
-
-    def check_process(self, sampler: Sampler) -> None:
-        super().check_process(sampler)
-        self.likelihood.check_process(sampler)
-
-    def gradient_at(self, index: int) -> bool:
-        return self.likelihood.gradient_at(index)
 
     def start(self, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness) -> Tensor:
         noise = super().start(sampler, measurement, randomness)

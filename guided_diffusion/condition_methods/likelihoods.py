@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from guided_diffusion.condition_methods.base import ConditioningMethod
 from guided_diffusion.gaussian_diffusion import Sampler, Step
 from guided_diffusion.measurements.base import Noise, Operator
 from guided_diffusion.measurements.conjugate_gradients import column, damped_inverse, dot
@@ -46,6 +47,24 @@ class Likelihood(ABC):
     @abstractmethod
     def guidance(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         """What brings x_{t-1} nearer to the measurement, (B, C, H, W), and the distance of x0_hat from it, (B,)."""
+
+
+class LikelihoodGuided(ConditioningMethod):
+    """A method whose steps follow `likelihood`, which its `__init__` makes."""
+
+    likelihood: Likelihood
+    needs_grad = True
+
+    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
+        super().check(operator, noiser)
+        self.likelihood.check(operator, noiser)
+
+    def check_process(self, sampler: Sampler) -> None:
+        super().check_process(sampler)
+        self.likelihood.check_process(sampler)
+
+    def gradient_at(self, index: int) -> bool:
+        return self.likelihood.gradient_at(index)
 
 
 @register_likelihood("gaussian")

@@ -8,10 +8,11 @@ from guided_diffusion.condition_methods.likelihoods import (
     LIKELIHOODS,
     Likelihood,
     LikelihoodChoice,
+    LikelihoodGuided,
     register_likelihood,
 )
 from guided_diffusion.condition_methods.step_size import SCHEDULES, ScheduleChoice
-from guided_diffusion.gaussian_diffusion import Sampler, Step
+from guided_diffusion.gaussian_diffusion import Step
 from guided_diffusion.measurements.base import Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import Count, NonNegative, Positive
@@ -57,7 +58,7 @@ class PointLikelihood(Likelihood):
 
 
 @register_conditioning_method("ps")
-class PosteriorSampling(ConditioningMethod):
+class PosteriorSampling(LikelihoodGuided):
     """DPS, Algorithms 1 and 2: the score of p(y | x_t) by that of p(y | x0_hat) (eq. 11, 15).
 
         x'      ~ p(x_{t-1} | x_t)
@@ -70,21 +71,8 @@ class PosteriorSampling(ConditioningMethod):
             see `GaussianLikelihood` and `StationaryLikelihood`: scale is then 1 or so.
     """
 
-    needs_grad = True
-
     def __init__(self, scale: NonNegative = 1.0, likelihood: LikelihoodChoice = "point"):
         self.scale, self.likelihood = scale, LIKELIHOODS.make(likelihood)
-
-    def check(self, operator: Operator, noiser: Noise | None = None) -> None:
-        super().check(operator, noiser)
-        self.likelihood.check(operator, noiser)
-
-    def check_process(self, sampler: Sampler) -> None:
-        super().check_process(sampler)
-        self.likelihood.check_process(sampler)
-
-    def gradient_at(self, index: int) -> bool:
-        return self.likelihood.gradient_at(index)
 
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         x = step.sample()                                                       # x' ~ p(x_{t-1} | x_t)
