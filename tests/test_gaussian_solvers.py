@@ -324,7 +324,8 @@ def test_red_diff(posterior):
         t = level(reverse, i)
         z, s = draws.randn_like(y), math.sqrt(t.s2)
         eps = math.sqrt(1 - t.ab) * (math.sqrt(t.ab) * mu + math.sqrt(1 - t.ab) * z) / (t.ab * S + 1 - t.ab)
-        mu = mu + move(max(0.25 * s, posterior * V / s) * (eps - z) + mu - y)
+        length = math.sqrt((i + 1) / 15) if posterior else 1
+        mu = mu + length * move(max(0.25 * s, posterior * V / s) * (eps - z) + mu - y)
     found = restore("red_diff", reverse, measurement, posterior=posterior)
     torch.testing.assert_close(found, mu, atol=1e-6, rtol=0)
 
@@ -343,6 +344,16 @@ def test_the_end_of_red_diff_is_the_posteriors_mean(sigma):
     prior = AnalyticPrior(reverse.schedule, StationaryGaussian(S))
     x = METHODS.build("red_diff", lr=0.02).restore(prior, reverse, measurement, Still(0, ["0", "1"]))
     torch.testing.assert_close(x, measurement.y * S / (S + sigma ** 2), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("sigma, most", [(0.02, 0.025), (0.2, 0.1)])
+def test_red_diff_forgets_its_own_noise_in_many_steps(sigma, most):
+    """As above with z: moves of one length end 0.03 and 0.24 from the mean, and farther with more steps."""
+    reverse = process("200")
+    measurement, y, _ = white_task()
+    measurement = Measurement(measurement.operator, get_noise("gaussian", sigma=sigma), y.clamp(-1, 1))
+    x = restore("red_diff", reverse, measurement)
+    assert (x - measurement.y * S / (S + sigma ** 2)).square().mean().sqrt() < most
 
 
 @pytest.mark.parametrize("proximity", [0.0, 0.5])

@@ -30,11 +30,13 @@ class RegularisedByDenoising(Solver):
     the network; mu is returned. The paper's weight is lam s, without sigma: it leaves the prior nothing in the end, and
     mu fits the noise. (eps - z) / s is minus the score of mu at the noise level s, so that at the second weight the
     loss has the gradient of the negative log posterior, times sigma^2 / m; sigma^2 is the mean variance of the noise.
+    What z adds to the gradient then grows towards the end, where Adam would leave mu as rough as its moves are long:
+    they shrink with the root of the share of the levels that are left.
 
     Args:
         lam: the weight of the prior while noise is strong. The paper has 0.25; its scripts pass 1.
         lr: of Adam. The authors have 0.1, in scripts 0.25 for inpainting and 0.5 for blur and nonlinear A.
-        posterior: the second weight; false for the paper.
+        posterior: the second weight, and moves that shrink; false for the paper.
     """
 
     def __init__(self, lam: NonNegative = 0.25, lr: Positive = 0.1, posterior: bool = True):
@@ -46,10 +48,12 @@ class RegularisedByDenoising(Solver):
         mu, adam = measurement.initial_guess(), Adam(self.lr, beta2=0.99)
         share = mu[0].numel() / y[0].numel()            # n / m; the gradients are n times those of the loss
         weakest = share * self.posterior * variance(measurement).flatten(1).mean(1).view(-1, 1, 1, 1)
-        for index, s in reversed(list(enumerate(sigmas(sampler.schedule)))):
+        levels = sigmas(sampler.schedule)
+        for index, s in reversed(list(enumerate(levels))):
             z = randomness.randn_like(mu)
             step = sampler.step(prior, sampler.q_sample(mu, index, z), index, randomness)
             weight = torch.maximum(weakest / s, weakest.new_tensor(self.lam * s))
             pull = share * likelihood_gradient(measurement.operator, mu, y, ones)
-            mu = mu + adam.move(weight * (step.eps - z) - pull)
+            length = ((index + 1) / len(levels)) ** 0.5 if self.posterior else 1.0
+            mu = mu + length * adam.move(weight * (step.eps - z) - pull)
             yield step, mu
