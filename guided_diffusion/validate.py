@@ -13,7 +13,7 @@ from pathlib import Path
 
 from guided_diffusion.training.arguments import REFERENCE_PHOTOGRAPHS
 from guided_diffusion.training.arguments import parse_validation as parse_arguments
-from util.command import check_command_line, choose_device, output_folder, run_command, run_program
+from util.command import check_command_line, choose_device, command, output_folder, run_program
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -259,8 +259,9 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Sch
     return model.eval().requires_grad_(False).to(device), sampler.schedule, path
 
 
-def validate(args: argparse.Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Judge the prior; exit status 0, 2 for a mistake, 130 when interrupted."""
     device, folder = choose_device(args.gpu), place_for(args.out, args.overwrite)
     model, schedule, path = load(args, device)
     data = get_dataset("skimage") if args.data == "skimage" else get_dataset("folder", root=args.data)
@@ -279,11 +280,6 @@ def validate(args: argparse.Namespace) -> int:
         write_atomically(folder / name, content.encode())
     logger.info(f"\n{text}\n{folder / REPORT[0]} and {REPORT[1]}")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: validate(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -58,6 +59,18 @@ def run_command(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         get_logger().error("interrupted")
         return 130
+
+
+def command(parse: Callable[[Sequence[str] | None], argparse.Namespace]
+            ) -> Callable[[Callable[[argparse.Namespace], int]], Callable[..., int]]:
+    """Decorator of what a program does: of work(args) -> exit status it makes main(argv), by default the process's own
+    arguments, which ends as `run_command` says."""
+    def decorate(work: Callable[[argparse.Namespace], int]) -> Callable[..., int]:
+        @wraps(work)
+        def main(argv: Sequence[str] | None = None) -> int:
+            return run_command(lambda: work(parse(argv)))
+        return main
+    return decorate
 
 
 def check_command_line(parse: Callable[[None], object]) -> None:

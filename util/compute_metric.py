@@ -4,11 +4,10 @@ import json
 import math
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from util.command import check_command_line, choose_device, run_command, run_program, user_path
+from util.command import check_command_line, choose_device, command, run_program, user_path
 from util.metrics.arguments import parse_arguments
 
 if __name__ == "__main__":                          # before the imports that take seconds
@@ -49,8 +48,9 @@ def pair_results(run: Path) -> tuple[list[Pair], list[str]]:
     return there, [f"{run} has no {shorten(gone)}, which {TABLE} tells of"] if gone else []
 
 
-def score(args: Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: Namespace) -> int:
+    """Score; exit status 0, 1 if some images could not be scored, 2 for a mistake, 130 when interrupted."""
     device = choose_device(args.gpu)
     pairs, missing = (pair_results(user_path(args.restored)) if args.labels is None else
                       pair_folders(args.restored, args.labels))
@@ -105,11 +105,6 @@ def _save(folder: Path, comparison: Comparison, summary: dict) -> None:
     write_atomically(folder / "scores.csv", csv_text([["image", "sample", *PER_IMAGE], *lines]).encode())
     write_atomically(folder / "scores.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     get_logger().info(f"written to {folder / 'scores.json'} and scores.csv")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exit status 0, 1 if some images could not be scored, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: score(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

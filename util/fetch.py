@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from util.checkpoint import WHERE_TO_GET, record_of, sha256_of
-from util.command import Parser, run_command, run_program
+from util.command import Parser, command, run_program
 from util.config.config import REPOSITORY, find_file, read_yaml
 from util.errors import UserError, did_you_mean
 from util.files import write_atomically
@@ -294,8 +294,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse(argv)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what the command line asks for."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Fetch; exit status 0, 2 if a file cannot be had, 130 when interrupted, which the next call continues."""
     entries = known_weights()
     if args.list or not args.names:
         logger.info(listing(entries))
@@ -306,11 +307,6 @@ def run(args: argparse.Namespace) -> int:
     for name in args.names:
         fetch(entries[name], args.mirror)
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exit status 0, 2 if a file cannot be had, 130 when interrupted, which the next call continues."""
-    return run_command(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

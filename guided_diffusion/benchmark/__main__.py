@@ -18,7 +18,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from guided_diffusion.benchmark.arguments import parse_arguments
-from util.command import DEFAULT_PRECISION, check_command_line, choose_device, output_file, run_command, run_program
+from util.command import DEFAULT_PRECISION, check_command_line, choose_device, command, output_file, run_program
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -177,8 +177,9 @@ def show(lines: Sequence[dict[str, object]]) -> None:
     logger.info("\n".join(aligned(table, left=2)))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure, show and save what the command line asks for; return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Measure, show and save; exit status 0, 1 if a run failed, 2 for a mistake, 130 when interrupted."""
     out, device = place_for(args.out), choose_device(args.gpu)
     model, checkpoint = network(args.model_config)
     size = args.image_size or model.image_size
@@ -201,11 +202,6 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(out, (json.dumps({**facts, "results": lines}, indent=2, allow_nan=False) + "\n").encode())
     logger.info(f"\nall figures in {args.out}")
     return 0 if len(lines) == len(cases) else 1
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if a run failed, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.command import Parser, output_folder, positive, run_command, run_program
+from util.command import Parser, command, output_folder, positive, run_program
 
 if __name__ == "__main__":
     from util.command import end_at_once
@@ -172,8 +172,9 @@ def pictures(rows: Sequence[Row], cases: Sequence[Problem], out: Path) -> None:
         draw_samples(exact, samples, problem, out / f"{file_name(problem)}.png")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the benchmark, show and save it; return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Run the benchmark, show and save it; exit status 0, 2 for a mistake, 130 when interrupted."""
     out = output_folder(args.out)
     rows = conduct(args, out)
     write_csv(rows, out / "posterior_benchmark.csv")
@@ -182,11 +183,6 @@ def run(args: argparse.Namespace) -> int:
     pictures(rows, problems(args.priors, args.operators, args.sigma), out)
     logger.info(f"\n{text}\n\nresults in {args.out}")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 2 for a mistake, or 130 when stopped."""
-    return run_command(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.restoration.build import build_parts
-from util.command import run_command, run_program
+from util.command import run_program
 from util.config.config import load_config
 from util.errors import UserError
 from util.logger import get_logger
@@ -35,7 +35,8 @@ def answer(runs: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
 
 def main() -> int:
     """Answer standard input; exit status 0."""
-    return run_command(lambda: get_logger().info(json.dumps(answer(json.load(sys.stdin)))) or 0)
+    get_logger().info(json.dumps(answer(json.load(sys.stdin))))
+    return 0
 
 
 if __name__ == "__main__":

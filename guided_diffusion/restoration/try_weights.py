@@ -9,28 +9,28 @@ from collections.abc import Sequence
 
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.unet import create_model
-from util.command import run_command, run_program
+from util.command import run_program
 from util.config.config import read_yaml
 from util.errors import UserError
 
 
-def try_weights(config: str, file: str) -> int:
-    """0; UserError if the network of a model config, or the operator of a task config, cannot be loaded from `file`."""
+def try_weights(config: str, file: str) -> None:
+    """UserError if the network of a model config, or the operator of a task config, cannot be loaded from `file`."""
     tree = read_yaml(config)
     if "measurement" in tree:
         operator = dict(tree["measurement"]["operator"])
         OPERATORS.build(operator.pop("name"), **{**operator, "model_path": file})
     else:
         create_model(**{**tree, "model_path": file})
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exit status 0, or 2 where the file does not fit, with the reason on standard error."""
+    """The command; exit status 0, UserError where the file does not fit."""
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 2:
         raise UserError(f"found {len(arguments)} arguments, expected a configuration and a file")
-    return run_command(lambda: try_weights(*arguments))
+    try_weights(*arguments)
+    return 0
 
 
 if __name__ == "__main__":

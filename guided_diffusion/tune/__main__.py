@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guided_diffusion.tune.arguments import parse_arguments
-from util.command import check_command_line, choose_device, output_file, run_command, run_program, user_path
+from util.command import check_command_line, choose_device, command, output_file, run_program, user_path
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -101,8 +101,9 @@ def remark(args: argparse.Namespace, result: Result, by: str, grid: dict[str, li
             f"over {values}{f', with {chr(44).join(others)}' if others else ''}")
 
 
-def tune(args: argparse.Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Tune; exit status 0, 1 if a point went wrong, 2 for a mistake, 130 when interrupted."""
     if args.of == "mean" and args.samples < 2:
         raise UserError(f"--of mean needs several samples, found --samples {args.samples}; use --samples 4, say")
     out = place_for(args.out, args.overwrite)
@@ -128,11 +129,6 @@ def tune(args: argparse.Namespace) -> int:
     if wrong:
         logger.error(f"{wrong} of {len(jobs)} runs went wrong; the same command with --overwrite tries them again")
     return 1 if wrong else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if a point went wrong, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: tune(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

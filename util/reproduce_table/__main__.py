@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.command import check_command_line, run_command, run_program, user_path
+from util.command import check_command_line, command, run_program, user_path
 from util.reproduce_table.arguments import parse_arguments
 
 if __name__ == "__main__":                          # before the imports that take seconds
@@ -92,8 +92,9 @@ def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
     return 1 if unknown else 0
 
 
-def reproduce(args: argparse.Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Make the table; exit status 0, 1 if a run went wrong, 2 for a mistake, 130 when interrupted."""
     methods, tasks = (None if names is None else names.split(",") for names in (args.methods, args.tasks))
     table = load_table(args.table, methods, args.overrides, tasks)
     folder = user_path(args.save_dir or f"./results/tables/{table.name}")
@@ -119,11 +120,6 @@ def reproduce(args: argparse.Namespace) -> int:
     if wrong:
         logger.error(f"{wrong} of {len(jobs)} runs went wrong; the same command tries them again")
     return 1 if wrong else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if a run went wrong, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: reproduce(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
