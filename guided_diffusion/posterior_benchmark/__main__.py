@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.command import Parser, command, output_folder, positive, run_program
+from util.command import Parser, command, output_folder, positive, run_program, whole
 
 if __name__ == "__main__":
     from util.command import end_at_once
@@ -28,7 +28,6 @@ from guided_diffusion.posterior_benchmark.report import (
     draw_distances,
     draw_samples,
     table,
-    write_csv,
     write_json,
 )
 from guided_diffusion.posterior_benchmark.scores import average, score
@@ -61,7 +60,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the process, or of its equal parts from the least noise on, as 12,4,2,1,1; default %(default)s")
     add("--sampler", choices=list(SAMPLERS), default="ddpm", help="default %(default)s")
     add("--images", type=positive, default=3, metavar="N", help="measured, per problem; default %(default)s")
-    add("--samples", type=at_least_two, default=64, metavar="N", help="of each of them; default %(default)s")
+    add("--samples", type=whole(2), default=64, metavar="N", help="of each of them, 2 or more; default %(default)s")
     add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
     add("--out", default="results/posterior_benchmark", metavar="FOLDER", help="default %(default)s")
     return parser.parse(argv)
@@ -82,13 +81,6 @@ def steps(text: str) -> int | str:
     """Whole numbers of 1 or more, with commas between them, for argparse."""
     parts = [positive(part) for part in text.split(",")]
     return parts[0] if len(parts) == 1 else ",".join(map(str, parts))
-
-
-def at_least_two(text: str) -> int:
-    """A whole number of 2 or more, for argparse."""
-    if positive(text) < 2:
-        raise argparse.ArgumentTypeError(f"'{text}' is less than 2, which have no variance")
-    return int(text)
 
 
 def read_rows(path: Path, settings: dict[str, object]) -> list[Row]:
@@ -135,29 +127,24 @@ def file_name(*parts: str) -> str:
 def conduct(args: argparse.Namespace, out: Path) -> list[Row]:
     """Fill in all rows that are missing."""
     settings = {name: vars(args)[name] for name in ("images", "samples", "seed", "sampler")}
-    rows = read_rows(out / FILE, settings)
+    rows = {(row.problem, row.title): row for row in read_rows(out / FILE, settings)}
     entrants = [Entrant.parse(text, steps) for text in dict.fromkeys([*BRACKETS, *args.methods])
                 for steps in args.steps]
     cases = problems(args.priors, args.operators, args.sigma)
-    done = {(row.problem, row.title) for row in rows}
-    todo = [(problem, [e for e in entrants if (str(problem), f"{e.text} ({e.steps})") not in done])
-            for problem in cases]
-    work = sum(entrant.count for _, missing in todo for entrant in missing)
+    todo = {problem: [e for e in entrants if (str(problem), e.title) not in rows] for problem in cases}
+    work = sum(entrant.count for missing in todo.values() for entrant in missing)
     started, finished = time.perf_counter(), 0
-    for problem, missing in todo:
+    for problem, missing in todo.items():
         place = arena(problem, args.images, args.samples, args.seed) if missing else None
         for entrant in missing:
             if entrant.method.serves(place.measurement.operator, place.measurement.noiser):
-                rows.append(evaluate(entrant, place, args.sampler, out / "samples"))
-                write_json(settings, rows, out / FILE)
+                rows[str(problem), entrant.title] = evaluate(entrant, place, args.sampler, out / "samples")
+                write_json(settings, list(rows.values()), out / FILE)
             finished += entrant.count
             left = (time.perf_counter() - started) * (work - finished) / finished
-            logger.info(f"{problem}: {entrant.text} ({entrant.steps}); {100 * finished // work} %, about "
+            logger.info(f"{problem}: {entrant.title}; {100 * finished // work} %, about "
                         f"{duration(left)} left")
-    order = {(str(problem), f"{e.text} ({e.steps})"): i for i, (problem, e) in enumerate(
-        (problem, e) for problem in cases for e in entrants)}
-    return sorted((row for row in rows if (row.problem, row.title) in order),
-                  key=lambda row: order[row.problem, row.title])
+    return [row for problem in cases for e in entrants if (row := rows.get((str(problem), e.title)))]
 
 
 def pictures(rows: Sequence[Row], cases: Sequence[Problem], out: Path) -> None:
@@ -177,7 +164,6 @@ def main(args: argparse.Namespace) -> int:
     """Run the benchmark, show and save it; exit status 0, 2 for a mistake, 130 when interrupted."""
     out = output_folder(args.out)
     rows = conduct(args, out)
-    write_csv(rows, out / "posterior_benchmark.csv")
     text = table(rows)
     write_atomically(out / "posterior_benchmark.txt", (text + "\n").encode())
     pictures(rows, problems(args.priors, args.operators, args.sigma), out)

@@ -83,6 +83,11 @@ class Entrant:
         return cls(text, steps, get_conditioning_method(name, **values))
 
     @property
+    def title(self) -> str:
+        """The method, and its steps."""
+        return f"{self.text} ({self.steps})"
+
+    @property
     def count(self) -> int:
         """How many steps there are."""
         return sum(map(int, str(self.steps).split(",")))

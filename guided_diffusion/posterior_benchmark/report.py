@@ -1,15 +1,15 @@
-"""What was found, as a table, CSV, JSON and plots."""
+"""What was found, as a table, JSON and plots."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion.posterior_benchmark.scores import LEVELS, Scores
-from util.files import content_of, csv_text, write_atomically
+from guided_diffusion.posterior_benchmark.scores import Scores
+from util.files import content_of, write_atomically
 from util.logger import aligned
 
 COLUMNS = ("bias", "variance", "sliced W2", "MMD^2", "cover 50", "cover 90", "cover 95", "chi-square", "modes", "evals")
@@ -59,18 +59,6 @@ def table(rows: Sequence[Row]) -> str:
         lines = [["method (steps)", *COLUMNS], *([row.title, *cells(row)] for row in rows if row.problem == problem)]
         parts.append("\n".join([problem, *aligned(lines)]))
     return "\n\n".join(parts)
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """A line per row, with every number; empty cells where the samples diverged."""
-    names = [field.name for field in fields(Scores) if field.name not in ("coverage", "modes", "exact_modes")]
-    names_of_coverage = [f"coverage_{100 * level:g}" for level in LEVELS]
-    lines = [["problem", "method", "steps", "evaluations", "seconds", *names, *names_of_coverage]]
-    for row in rows:
-        found = [*(vars(row.scores)[name] for name in names), *row.scores.coverage.values()] if row.scores else (
-            [""] * len(names + names_of_coverage))
-        lines.append([row.problem, row.method, row.steps, row.evaluations, f"{row.seconds:.2f}", *found])
-    write_atomically(path, csv_text(lines).encode())
 
 
 def write_json(settings: dict[str, object], rows: Sequence[Row], path: Path) -> None:
