@@ -107,6 +107,17 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return number
 
 
+def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """What reads some of `choices`, separated by commas, for argparse."""
+    def names(text: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in text.split(","))
+        for word in words:
+            if word not in choices:
+                raise argparse.ArgumentTypeError(f"unknown name '{word}'; {did_you_mean(word, choices)}")
+        return words
+    return names
+
+
 natural, positive, samples = whole(0), whole(1), whole(1, MOST_SAMPLES)
 
 

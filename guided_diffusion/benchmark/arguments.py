@@ -1,9 +1,9 @@
 """The command line of `guided_diffusion.benchmark`, without what takes seconds to import."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive
+from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive, some_of
 
 SETTINGS = ("official-like", "fast")
 METHODS = ("ps", "dpps")
@@ -18,8 +18,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "without its checkpoint, random weights, which take the same time")
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="the reverse process")
     add("--task_config", default="configs/demo_gaussian_deblur_config.yaml", help="operator and noise")
-    add("--methods", type=names(METHODS), default=METHODS, metavar="NAME,NAME", help="default: ps,dpps")
-    add("--settings", type=names(SETTINGS), default=SETTINGS, metavar="NAME,NAME", help="default: both")
+    add("--methods", type=some_of(METHODS), default=METHODS, metavar="NAME,NAME", help="default: ps,dpps")
+    add("--settings", type=some_of(SETTINGS), default=SETTINGS, metavar="NAME,NAME", help="default: both")
     add("--batch_sizes", type=numbers, default=(1, 8), metavar="N,N", help="of `fast`; default 1,8")
     add("--image_size", type=positive, metavar="N", help="side of the images; default: the network's")
     add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION, help="of `fast`; default %(default)s")
@@ -36,13 +36,3 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def numbers(text: str) -> tuple[int, ...]:
     """Whole numbers of 1 or more, separated by commas, for argparse."""
     return tuple(map(positive, text.split(",")))
-
-
-def names(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """A reader of some of `choices`, separated by commas, for argparse."""
-    def read(text: str) -> tuple[str, ...]:
-        words = tuple(word.strip() for word in text.split(","))
-        if not set(words) <= set(choices):
-            raise argparse.ArgumentTypeError(f"'{text}': choose from {', '.join(choices)}")
-        return words
-    return read

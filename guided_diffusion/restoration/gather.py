@@ -132,9 +132,12 @@ class Gatherer:
             self.pending.append((save, self.thread.submit(save)))
 
 
-def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory, plan: Plan, device: torch.device,
-                 metrics: Metrics | None) -> Gatherer:
-    """The gatherer of a run; beside a GPU it works in the background."""
+def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory, plan: Plan, device: torch.device
+                 ) -> Gatherer:
+    """The gatherer of a run, with the networks that are needed to judge; beside a GPU it works in the background."""
+    metrics = None
+    if task.source.knows_truth:
+        metrics = Metrics(device, args.weights_dir, PERCEPTUAL if plan.groups else ())
     settings = config.as_dict()["measurement"]
     store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
                     observed=config.observed) if args.save_measurements else None
@@ -149,13 +152,6 @@ def remedy_for(method: Method) -> str:
         f"other conditioning.params ({', '.join(accepted)})" if accepted else "another conditioning.method")
     return (f"probably too large a step for this noise level: try {milder}, check measurement.noise and the data, and "
             "use --precision fp32 in place of half precision")
-
-
-def load_metrics(task: Task, plan: Plan, weights_dir: str | None, device: torch.device) -> Metrics | None:
-    """What judges the images, with the networks that are needed; None where nobody knows the truth."""
-    if not task.source.knows_truth:
-        return None
-    return Metrics(device, weights_dir, PERCEPTUAL if plan.groups else ())
 
 
 def ran_out_of_memory(future: Future) -> bool:

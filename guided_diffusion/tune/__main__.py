@@ -19,16 +19,7 @@ if __name__ == "__main__":                          # before the imports that ta
     check_command_line(parse_arguments)
 
 from guided_diffusion.restoration.build import build_task
-from guided_diffusion.tune.grid import (
-    Point,
-    Result,
-    at_the_edge,
-    choose,
-    markdown,
-    points,
-    read_grid,
-    result_of,
-)
+from guided_diffusion.tune.grid import Point, Result, at_the_edge, choose, markdown, points, read_grid, result_of
 from util.config.config import find_file, read_yaml
 from util.config.yaml_text import parse_yaml, set_values
 from util.errors import UserError

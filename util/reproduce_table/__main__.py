@@ -21,13 +21,7 @@ from util.errors import UserError, did_you_mean
 from util.files import write_atomically
 from util.logger import count, duration, get_logger
 from util.metrics.weights import weights_folders
-from util.reproduce_table.job import (
-    Job,
-    Options,
-    ask_cost,
-    execute,
-    seconds_per_evaluation,
-)
+from util.reproduce_table.job import Job, Options, ask_cost, execute, seconds_per_evaluation
 from util.reproduce_table.picture import save_picture
 from util.reproduce_table.plots import draw, scatter
 from util.reproduce_table.scores import evaluate
