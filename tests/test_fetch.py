@@ -11,14 +11,13 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
 
-from guided_diffusion.restoration import try_weights
+from guided_diffusion.restoration.check import answer
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL
 from util import fetch
@@ -209,8 +208,7 @@ def test_the_network_that_it_is_for_must_load_it(get, server, tmp_path, monkeypa
         get("whole", fits=str(config))
     torch.save(create_model(**MODEL).state_dict(), tmp_path / "right.pt")
     server.content = (tmp_path / "right.pt").read_bytes()
-    monkeypatch.setattr(fetch.subprocess, "run", lambda command, **_: SimpleNamespace(
-        returncode=try_weights.main(command[3:])))
+    monkeypatch.setattr(fetch, "ask", answer)
     assert get("whole", fits=str(config)).read_bytes() == server.content
 
 

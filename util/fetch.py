@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import urllib.error
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from util.checkpoint import WHERE_TO_GET, record_of, sha256_of
 from util.command import Parser, command, run_program
+from util.config.ask import ask
 from util.config.config import REPOSITORY, find_file, read_yaml
 from util.errors import UserError, did_you_mean
 from util.files import write_atomically
@@ -245,12 +245,10 @@ def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
 
 
 def _check_fits(part: Path, config: str) -> None:
-    """SourceError unless the network of a configuration loads the file, in a process that knows networks."""
-    done = subprocess.run([sys.executable, "-m", "guided_diffusion.restoration.try_weights", config, str(part)],
-                          cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
-        raise SourceError(f"it does not fit {config}: {lines[-1].removeprefix('error: ')}")
+    """SourceError unless the network of a configuration loads the file."""
+    answer, = ask([{"weights": {"config": str(REPOSITORY / config), "file": str(part)}}])
+    if "error" in answer:
+        raise SourceError(f"it does not fit {config}: {answer['error']}")
 
 
 def _forget(part: Path, also: Path | None = None) -> None:

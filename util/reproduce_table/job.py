@@ -1,8 +1,6 @@
 """One run of a paper's table or of a grid: its folder, the command line that fills it, and what is already there."""
 
 import argparse
-import json
-import os
 import re
 import signal
 import subprocess
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from util.checkpoint import fingerprint
 from util.command import DEFAULT_PRECISION
+from util.config.ask import ask, environment
 from util.config.config import REPOSITORY, Config, find_file
 from util.errors import UserError
 from util.logger import get_logger
@@ -29,7 +28,6 @@ from util.run.table import Row, read_table
 logger = get_logger()
 
 PROGRAM = str(REPOSITORY / "sample_condition.py")
-CHECK = (sys.executable, "-m", "guided_diffusion.restoration.check")
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")            # what a progress bar writes: steps done / of all
 
 
@@ -189,22 +187,8 @@ def reason(status: int, lines: Sequence[str]) -> str:
 
 def ask_cost(runs: Sequence[Run], data: str | None) -> list[dict[str, int] | UserError]:
     """`steps` and `cost` of one sample in each run, or what is wrong with its configuration; the command line knows."""
-    answers = json.loads(ask(json.dumps([run.arguments(data) for run in runs]))) if runs else []
+    answers = ask([{"run": run.arguments(data)} for run in runs]) if runs else []
     return [UserError(answer["error"]) if "error" in answer else answer for answer in answers]
-
-
-def ask(runs: str) -> str:
-    """What the command line's check says of runs, JSON to JSON, asked once: it takes seconds to start."""
-    process = subprocess.run(CHECK, input=runs, capture_output=True, text=True, encoding="utf-8", env=environment())
-    if process.returncode:
-        raise UserError(f"{' '.join(CHECK)}: {reason(process.returncode, process.stderr.splitlines())}")
-    return process.stdout
-
-
-def environment() -> dict[str, str]:
-    """That of this process, in which programs of this repository are found wherever they are started."""
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def seconds_per_evaluation(job: Job) -> float:
