@@ -23,7 +23,7 @@ from guided_diffusion.restoration.batches import Batches
 from guided_diffusion.restoration.build import Task, build_task, fetch_weights, load_plugin, require_apart, run_settings
 from guided_diffusion.restoration.catalogue import list_choices, resolved_config
 from guided_diffusion.restoration.ending import Ending, bring_together, conclude
-from guided_diffusion.restoration.gather import gatherer_for
+from guided_diffusion.restoration.gather import Gatherer
 from guided_diffusion.restoration.monitor import Course, Monitor
 from guided_diffusion.restoration.plan import announce, make_plan
 from util.config.config import Config, load_config
@@ -87,7 +87,7 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
             task.check_prior(prior)
         if args.compile and prior is not None:
             prior = compiled(prior, plan.largest_batch(args.num_samples), task.source.image_size, device)
-        gatherer = gatherer_for(args, config, task, folder, plan, device)
+        gatherer = Gatherer(args, config, task, folder, plan, device)
         num_steps = task.method.num_steps(task.sampler)
         with Monitor(prior, folder, team, plan.images_left, args.num_samples, num_steps, args.progress) as monitor:
             batches = Batches(task.source, plan, args.num_samples, team, monitor, device_name(device))
