@@ -66,14 +66,6 @@ class Case:
         return median(self.step_seconds) / self.batch
 
 
-def place_for(file: str) -> Path:
-    """Where --out goes; UserError where it cannot be written, or is there and is no benchmark's."""
-    out = output_file(file, "benchmark.json")
-    if out.exists() and not (out.is_file() and MARK in out.read_bytes()):
-        raise UserError(f"--out {file} is there already and holds no benchmark; choose another name")
-    return out
-
-
 def network(path: str) -> tuple[UNetModel, str | None]:
     """The network of a model config and the path of its checkpoint, None where that is not there: random weights.
 
@@ -176,7 +168,9 @@ def show(lines: Sequence[dict[str, object]]) -> None:
 @command(parse_arguments)
 def main(args: argparse.Namespace) -> int:
     """Measure, show and save; exit status 0, 1 if a run failed, 2 for a mistake, 130 when interrupted."""
-    out, device = place_for(args.out), choose_device(args.gpu)
+    out, device = output_file(args.out, "benchmark.json"), choose_device(args.gpu)
+    if out.exists() and not (out.is_file() and MARK in out.read_bytes()):
+        raise UserError(f"--out {args.out} is there already and holds no benchmark; choose another name")
     model, checkpoint = network(args.model_config)
     size = args.image_size or model.image_size
     model.check_image_size(size, size)

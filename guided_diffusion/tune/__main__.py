@@ -35,14 +35,6 @@ SECTIONS = ("conditioning", "measurement")          # and says; its images are t
 logger = get_logger()
 
 
-def place_for(file: str, overwrite: bool) -> Path:
-    """Where --out goes; UserError where it cannot be written, or is there and must not be replaced."""
-    out = output_file(file, "tuned.yaml")
-    if out.exists() and not overwrite:
-        raise UserError(f"--out {file} is there already; choose another name, or replace it with --overwrite")
-    return out
-
-
 def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[Job]:
     """A job per point, under `folder`; UserError where a point's settings are wrong or the images cannot be had."""
     weights_folders(args.weights_dir)               # complains about a folder that is not there
@@ -97,7 +89,9 @@ def main(args: argparse.Namespace) -> int:
     """Tune; exit status 0, 1 if a point went wrong, 2 for a mistake, 130 when interrupted."""
     if args.of == "mean" and args.samples < 2:
         raise UserError(f"--of mean needs several samples, found --samples {args.samples}; use --samples 4, say")
-    out = place_for(args.out, args.overwrite)
+    out = output_file(args.out, "tuned.yaml")
+    if out.exists() and not args.overwrite:
+        raise UserError(f"--out {args.out} is there already; choose another name, or replace it with --overwrite")
     read_yaml(args.task_config, "task configuration")
     grid = read_grid(args.grid)
     folder = user_path(args.save_dir or f"./results/tune/{Path(args.task_config).stem}")

@@ -17,11 +17,12 @@ if __name__ == "__main__":                          # before the imports that ta
     check_command_line(parse_arguments)
 
 from data.dataloader import DATASETS
+from util.config.ask import ask
 from util.errors import UserError, did_you_mean
 from util.files import write_atomically
 from util.logger import count, duration, get_logger
 from util.metrics.weights import weights_folders
-from util.reproduce_table.job import Job, Options, ask_cost, execute, seconds_per_evaluation
+from util.reproduce_table.job import Job, Options, execute, seconds_per_evaluation
 from util.reproduce_table.picture import save_picture
 from util.reproduce_table.plots import draw, scatter
 from util.reproduce_table.scores import evaluate
@@ -41,9 +42,10 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
                          num_samples=args.num_samples or spec.num_samples)
     weights_folders(args.weights_dir)               # complains about a folder that is not there
     jobs = []
-    for run, cost in zip(table.runs, ask_cost(table.runs, options.data), strict=True):
-        if isinstance(cost, UserError):
-            raise UserError(f"{table.title(run)}: {cost}")
+    costs = ask([{"run": run.arguments(options.data)} for run in table.runs]) if table.runs else []
+    for run, cost in zip(table.runs, costs, strict=True):
+        if "error" in cost:
+            raise UserError(f"{table.title(run)}: {cost['error']}")
         config = run.load(options.data)
         names = DATASETS.build(config.data.name, **config.data.params).names[:options.limit]
         jobs.append(Job(run, config, names, folder / run.task / run.method, options, **cost))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from util.checkpoint import fingerprint
 from util.command import DEFAULT_PRECISION
-from util.config.ask import ask, environment
+from util.config.ask import environment
 from util.config.config import REPOSITORY, Config, find_file
 from util.errors import UserError
 from util.logger import get_logger
@@ -183,12 +183,6 @@ def reason(status: int, lines: Sequence[str]) -> str:
     """The line that says why a run ended with `status`."""
     errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
     return (errors or list(lines[-1:]) or [f"exit status {status}"])[0]
-
-
-def ask_cost(runs: Sequence[Run], data: str | None) -> list[dict[str, int] | UserError]:
-    """`steps` and `cost` of one sample in each run, or what is wrong with its configuration; the command line knows."""
-    answers = ask([{"run": run.arguments(data)} for run in runs]) if runs else []
-    return [UserError(answer["error"]) if "error" in answer else answer for answer in answers]
 
 
 def seconds_per_evaluation(job: Job) -> float:
