@@ -181,7 +181,7 @@ def _from_url(url: str, part: Path) -> None:
             return
         except urllib.error.HTTPError as error:
             if error.code == 416:                   # nothing is left of what we hold, or it is another file
-                _forget(part, also=part)
+                _forget(part)
             elif error.code < 500 or attempt == ATTEMPTS - 1:
                 raise SourceError(f"the server answers {error.code} ({error.reason})") from None
         except urllib.error.URLError as error:
@@ -239,7 +239,7 @@ def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
         if weights.fits:
             _check_fits(part, weights.fits)
     except SourceError:
-        _forget(part, also=part)
+        _forget(part)
         raise
     return digest
 
@@ -251,12 +251,10 @@ def _check_fits(part: Path, config: str) -> None:
         raise SourceError(f"it does not fit {config}: {answer['error']}")
 
 
-def _forget(part: Path, also: Path | None = None) -> None:
-    """Delete what is known of a part, and the part itself where it is worth nothing."""
-    part.with_name(f"{part.name}.json").unlink(missing_ok=True)
-    record_of(part).unlink(missing_ok=True)         # from loading it
-    if also is not None:
-        also.unlink(missing_ok=True)
+def _forget(part: Path) -> None:
+    """Delete a part, and what is known of it: its source, and its digest, from loading it."""
+    for path in (part, part.with_name(f"{part.name}.json"), record_of(part)):
+        path.unlink(missing_ok=True)
 
 
 def _pinned(lock: Path) -> dict[str, str]:
