@@ -31,6 +31,9 @@ DEFAULT_PRECISION = PRECISIONS[0]
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are `UserError`s, with the nearest spelling of unknown options."""
 
+    def __init__(self, **words: str):
+        super().__init__(allow_abbrev=False, **words)
+
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see --help")
 

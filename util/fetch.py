@@ -279,15 +279,12 @@ def listing(entries: dict[str, Weights]) -> str:
     return "\n".join(lines)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m util.fetch", description="Fetch published weights, and verify them.",
-                    allow_abbrev=False)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows the names")
-    parser.add_argument("--list", action="store_true", help="show what there is, and from where")
-    parser.add_argument("--mirror", metavar="URL",
-                        help=f"a server that is asked first, for URL/<file>; default: the variable {MIRROR}")
-    return parser.parse(argv)
+parser = Parser(prog="python -m util.fetch", description="Fetch published weights, and verify them.")
+parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows the names")
+parser.add_argument("--list", action="store_true", help="show what there is, and from where")
+parser.add_argument("--mirror", metavar="URL",
+                    help=f"a server that is asked first, for URL/<file>; default: the variable {MIRROR}")
+parse_arguments = parser.parse
 
 
 @command(parse_arguments)

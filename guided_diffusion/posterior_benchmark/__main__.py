@@ -46,26 +46,6 @@ FILE = "posterior_benchmark.json"
 logger = get_logger()
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.posterior_benchmark", allow_abbrev=False,
-                    description="Compare the samples of methods with posteriors that are known exactly.")
-    add = parser.add_argument
-    add("--priors", nargs="+", default=list(PRIORS), metavar="NAME", help="default %(default)s")
-    add("--methods", nargs="+", default=list(METHODS), metavar="NAME",
-        help="names, or name:key=value,key=value; default %(default)s")
-    add("--operators", nargs="+", default=list(OPERATORS), metavar="NAME", help="default %(default)s")
-    add("--sigma", nargs="+", type=sigma, default=[0.05], metavar="S", help="of the noise; default %(default)s")
-    add("--steps", nargs="+", type=steps, default=[20, 100], metavar="N",
-        help="of the process, or of its equal parts from the least noise on, as 12,4,2,1,1; default %(default)s")
-    add("--sampler", choices=list(SAMPLERS), default="ddpm", help="default %(default)s")
-    add("--images", type=positive, default=3, metavar="N", help="measured, per problem; default %(default)s")
-    add("--samples", type=whole(2), default=64, metavar="N", help="of each of them, 2 or more; default %(default)s")
-    add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
-    add("--out", default="results/posterior_benchmark", metavar="FOLDER", help="default %(default)s")
-    return parser.parse(argv)
-
-
 def sigma(text: str) -> float:
     """A positive number, for argparse."""
     try:
@@ -81,6 +61,24 @@ def steps(text: str) -> int | str:
     """Whole numbers of 1 or more, with commas between them, for argparse."""
     parts = [positive(part) for part in text.split(",")]
     return parts[0] if len(parts) == 1 else ",".join(map(str, parts))
+
+
+parser = Parser(prog="python -m guided_diffusion.posterior_benchmark",
+                description="Compare the samples of methods with posteriors that are known exactly.")
+add = parser.add_argument
+add("--priors", nargs="+", default=list(PRIORS), metavar="NAME", help="default %(default)s")
+add("--methods", nargs="+", default=list(METHODS), metavar="NAME",
+    help="names, or name:key=value,key=value; default %(default)s")
+add("--operators", nargs="+", default=list(OPERATORS), metavar="NAME", help="default %(default)s")
+add("--sigma", nargs="+", type=sigma, default=[0.05], metavar="S", help="of the noise; default %(default)s")
+add("--steps", nargs="+", type=steps, default=[20, 100], metavar="N",
+    help="of the process, or of its equal parts from the least noise on, as 12,4,2,1,1; default %(default)s")
+add("--sampler", choices=list(SAMPLERS), default="ddpm", help="default %(default)s")
+add("--images", type=positive, default=3, metavar="N", help="measured, per problem; default %(default)s")
+add("--samples", type=whole(2), default=64, metavar="N", help="of each of them, 2 or more; default %(default)s")
+add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
+add("--out", default="results/posterior_benchmark", metavar="FOLDER", help="default %(default)s")
+parse_arguments = parser.parse
 
 
 def read_rows(path: Path, settings: dict[str, object]) -> list[Row]:
