@@ -27,7 +27,7 @@ from guided_diffusion.restoration.gather import Gatherer
 from guided_diffusion.restoration.monitor import Course, Monitor
 from guided_diffusion.restoration.plan import announce, make_plan
 from util.config.config import Config, load_config
-from util.logger import get_logger
+from util.logger import logger
 from util.run.console import device_name
 from util.run.directory import RunDirectory
 from util.run.layout import run_path
@@ -35,8 +35,6 @@ from util.run.lock import hold
 from util.run.measurements import MeasurementFolder
 from util.run.team import Team
 from util.seeding import ImageRandomness
-
-logger = get_logger()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,14 +37,12 @@ from util.config.config import find_file
 from util.config.registry import defaults
 from util.errors import UserError
 from util.files import content_of, write_atomically
-from util.logger import get_logger
+from util.logger import logger
 from util.run.lock import locked
 from util.run.team import device_of
 
 STATE = {"config": dict, "step": int, "model": dict, "ema": dict, "optimiser": dict, "history": list}     # of state.pt
 RESULTS = ("ema.pt", "loss.csv", "loss.png")        # beside state.pt, which a run continues from
-
-logger = get_logger()
 
 
 class Trainer:

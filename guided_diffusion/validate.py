@@ -33,7 +33,7 @@ from util.config.config import find_file, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import get_logger
+from util.logger import logger
 from util.metrics.scores import psnr
 from util.metrics.statistics import Summary, describe
 from util.seeding import ImageRandomness
@@ -44,8 +44,6 @@ BINS = 10                                           # of the timesteps, besides 
 FACTORS = (0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.3)     # tried for the references' strength, times sigma on [0, 1]
 
 Denoiser = Callable[[Tensor, float], Tensor]        # y (B, 3, H, W), its sigma -> images
-
-logger = get_logger()
 
 
 def place_for(path: str, overwrite: bool) -> Path:

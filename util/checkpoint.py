@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from util.errors import StorageError, UserError, first
 from util.files import write_atomically
-from util.logger import get_logger
+from util.logger import logger
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights
 WHERE_TO_GET = "models/README.md says where each checkpoint comes from"
@@ -86,7 +86,7 @@ def verify(path: Path) -> None:
     if known and known != digest and not stamps:
         raise UserError(f"checkpoint {path} is damaged or another file: {found}; download it again ({WHERE_TO_GET})")
     if known and known != digest:
-        get_logger().warning(f"checkpoint {path} has other contents than at its first use ({found}); if you have "
+        logger.warning(f"checkpoint {path} has other contents than at its first use ({found}); if you have "
                              f"changed it yourself, delete {record}, otherwise download it again")
     elif stamps or not known:
         with suppress(StorageError):                # the folder may be read-only

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from util.errors import UserError, did_you_mean
-from util.logger import get_logger, outlive_readers
+from util.logger import logger, outlive_readers
 from util.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: object = None) -> None:
         """Say what there is to choose from, once where there are several processes."""
-        get_logger().info(self.format_help().rstrip("\n"))
+        logger.info(self.format_help().rstrip("\n"))
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Read the command line; UserError for a mistake in it."""
@@ -57,10 +57,10 @@ def run_command(work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
-        get_logger().error(error)
+        logger.error(error)
         return 2
     except KeyboardInterrupt:
-        get_logger().error("interrupted")
+        logger.error("interrupted")
         return 130
 
 

@@ -31,7 +31,7 @@ from util.config.ask import ask
 from util.config.config import REPOSITORY, find_file, read_yaml
 from util.errors import UserError, did_you_mean
 from util.files import write_atomically
-from util.logger import get_logger
+from util.logger import logger
 
 TABLE, PINNED = "models/files.yaml", "models/files.lock"
 MIRROR = "DPS_MIRROR"                               # environment variable: a server that has the files by their names
@@ -40,8 +40,6 @@ TIMEOUT = 30.0                                      # seconds without a byte
 ATTEMPTS = 4                                        # per source, each continuing where the last was cut
 PAUSE = 1.0                                         # seconds before the second attempt, twice as long before each other
 GZIP = 16 + zlib.MAX_WBITS                          # zlib's number for the format
-
-logger = get_logger()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from util.config.registry import check_arguments
 from util.errors import UserError
 from util.files import write_atomically
 from util.img_utils import save_image
-from util.logger import aligned, get_logger
+from util.logger import aligned, logger
 from util.reproduce_table.job import PROGRAM, Options, launch, reason
 from util.reproduce_table.spec import Run
 from util.run.console import environment
@@ -42,8 +42,6 @@ from util.run.table import read_summary, read_table
 OFFICIAL = ("-m", "guided_diffusion.benchmark.official")
 BLURS = ("gaussian_blur", "motion_blur")            # which the released code computes directly
 MARK = b'"seconds_per_image_step"'                  # in the file of a benchmark
-
-logger = get_logger()
 
 
 @dataclass

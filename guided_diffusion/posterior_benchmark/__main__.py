@@ -33,7 +33,7 @@ from guided_diffusion.posterior_benchmark.report import (
 from guided_diffusion.posterior_benchmark.scores import average, score
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import duration, get_logger
+from util.logger import duration, logger
 
 PRIORS = ("gaussian", "gaussian_lowrank", "gaussian_mixture", PLANE)
 OPERATORS = ("inpainting", "super_resolution", "gaussian_blur")
@@ -42,8 +42,6 @@ METHODS = ("ps", "ps:likelihood=gaussian", "ps:likelihood=stationary", "dpps", "
            "fps_smc", "mcgdiff:particles=16")
 BRACKETS = ("exact", "unconditional")
 FILE = "posterior_benchmark.json"
-
-logger = get_logger()
 
 
 def sigma(text: str) -> float:

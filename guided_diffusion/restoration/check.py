@@ -15,7 +15,7 @@ from guided_diffusion.unet import create_model
 from util.command import run_program
 from util.config.config import load_config, read_yaml
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 
 
 def answer(questions: Sequence[Mapping[str, Mapping]]) -> list[dict[str, object]]:
@@ -54,7 +54,7 @@ def try_weights(config: str, file: str) -> dict[str, object]:
 
 def main() -> int:
     """Answer standard input; exit status 0."""
-    get_logger().info(json.dumps(answer(json.load(sys.stdin))))
+    logger.info(json.dumps(answer(json.load(sys.stdin))))
     return 0
 
 

@@ -19,7 +19,7 @@ from guided_diffusion.restoration.plan import Plan
 from util.config.config import Config
 from util.config.registry import defaults
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.memory import free_memory, is_out_of_memory
 from util.metrics.perceptual import PERCEPTUAL
 from util.metrics.scores import Metrics
@@ -28,8 +28,6 @@ from util.run.measurements import write_measurement
 from util.run.table import MEAN, Outcome, finite_samples
 
 THREADED = ("cuda",)                                # devices beside which images are scored and saved
-
-logger = get_logger()
 
 
 class Gatherer:

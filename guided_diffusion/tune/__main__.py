@@ -24,15 +24,13 @@ from util.config.config import find_file, read_yaml
 from util.config.yaml_text import parse_yaml, set_values
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import count, duration, get_logger
+from util.logger import count, duration, logger
 from util.metrics.weights import weights_folders
 from util.reproduce_table.job import Job, Options, execute
 from util.reproduce_table.spec import Run
 
 FILES = ("model_config", "diffusion_config")        # what a tuned file names, where they were given
 SECTIONS = ("conditioning", "measurement")          # and says; its images are to be others'
-
-logger = get_logger()
 
 
 def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[Job]:

@@ -16,7 +16,7 @@ if __name__ == "__main__":                          # before the imports that ta
 
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import count, get_logger
+from util.logger import count, logger
 from util.report.page import page
 from util.report.pictures import Pictures
 from util.report.runs import find_runs, group
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: expected a file that ends in .html, such as {PAGE}")
     pictures = Pictures()
     write_atomically(out, page(args.title, tasks, pictures, args.images).encode())
-    get_logger().info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
+    logger.info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
     return 1 if pictures.unreadable else 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from util.command import user_path
 from util.config.config import Key, leaves
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.run.config_file import read_settings
 from util.run.layout import SUMMARY, file_of, is_run
 from util.run.table import Row, read_summary, read_table, read_trajectories
@@ -121,7 +121,7 @@ def _split_label(text: str) -> tuple[Path, str]:
 def _read_run(path: Path, labels: Mapping[Path, str]) -> Run:
     config, facts, method = read_settings(path), read_summary(path), path.resolve().name
     if facts is None and (path / SUMMARY).exists():
-        get_logger().warning(f"{path / SUMMARY} is damaged and left out; the run's own command writes it anew")
+        logger.warning(f"{path / SUMMARY} is damaged and left out; the run's own command writes it anew")
     given = [folder for folder in labels if path.resolve().is_relative_to(folder)]
     label = labels[max(given, key=lambda folder: len(folder.parts))] if given else TITLES.get(method, in_words(method))
     return Run(path, label, read_table(path), config, facts or {})
@@ -187,7 +187,7 @@ def read_curve(run: Run) -> np.ndarray | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError):
-            get_logger().warning(f"{file_of(run.path, 'trajectories', image)} is no trajectory of a run; left out")
+            logger.warning(f"{file_of(run.path, 'trajectories', image)} is no trajectory of a run; left out")
     steps = sorted((step for step, distances in found.items() if distances), reverse=True)
     curve = np.array([(step, np.mean(found[step]), *np.percentile(found[step], BAND)) for step in steps]).T
     return curve if len(steps) > 1 else None

@@ -20,7 +20,7 @@ from data.dataloader import DATASETS
 from util.config.ask import ask
 from util.errors import UserError, did_you_mean
 from util.files import write_atomically
-from util.logger import count, duration, get_logger
+from util.logger import count, duration, logger
 from util.metrics.weights import weights_folders
 from util.reproduce_table.job import Job, Options, execute, seconds_per_evaluation
 from util.reproduce_table.picture import save_picture
@@ -28,8 +28,6 @@ from util.reproduce_table.plots import draw, scatter
 from util.reproduce_table.scores import evaluate
 from util.reproduce_table.spec import PaperTable, load_table
 from util.reproduce_table.text import latex, markdown, to_csv
-
-logger = get_logger()
 
 
 def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]:

@@ -18,14 +18,12 @@ from util.command import DEFAULT_PRECISION
 from util.config.ask import environment
 from util.config.config import REPOSITORY, Config, find_file
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.metrics.pairs import MEAN
 from util.reproduce_table.spec import Run
 from util.run.config_file import read_settings
 from util.run.layout import TABLE
 from util.run.table import Row, read_table
-
-logger = get_logger()
 
 PROGRAM = str(REPOSITORY / "sample_condition.py")
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")            # what a progress bar writes: steps done / of all

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import torch
 
-from util.logger import aligned, get_logger
+from util.logger import aligned, logger
 from util.metrics.statistics import describe
 from util.run.directory import RunDirectory
 from util.run.table import MEAN, Row
@@ -52,7 +52,7 @@ def _views(rows: Sequence[Row], known: bool) -> dict[str, View]:
 
 def _log(part: dict[str, list[Row]], views: dict[str, View], scores: dict[str, tuple[str, str]]) -> None:
     """Log a line per image: every view of the first score, then of the second, in the scores' formats."""
-    images, log = list(part), get_logger().info
+    images, log = list(part), logger.info
     columns = [([_mean([getattr(row, name + suffix) for row in filter(VIEWED[kind], own)]) for own in part.values()],
                 form) for name, form in scores.values() for kind, suffix in views.values()]
     lines = [["", *(word for score in scores for word in (score, *[""] * (len(views) - 1)))],
