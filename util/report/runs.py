@@ -1,7 +1,6 @@
 """What a report tells of: runs, finished or not, what each is called, and which of them had the same measurements."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from util.config.config import Key, leaves
 from util.errors import UserError
 from util.logger import logger
 from util.run.config_file import read_settings
-from util.run.layout import SUMMARY, file_of, is_run
+from util.run.layout import CONFIG, SUMMARY, TABLE, file_of
 from util.run.table import Row, read_summary, read_table, read_trajectories
 
 ACRONYMS = ("dpps", "mcg", "ddrm", "ddnm", "ilvr", "daps", "dcps", "sitcom", "tmpd", "dsg", "dmps", "hio", "oss", "er")
@@ -83,7 +82,11 @@ def find_runs(folders: Sequence[str], labels: Sequence[str] = ()) -> list[Run]:
     found: dict[Path, Run] = {}
     names = dict(map(_split_label, labels))
     for folder in folders:
-        paths = _find(folder)
+        top = user_path(folder)
+        if not top.is_dir():
+            raise UserError(f"results folder '{folder}' {'is a file' if top.exists() else 'not found'}; expected the "
+                            "folder that sample_condition.py wrote to (--save_dir)")
+        paths = sorted({file.parent for name in (TABLE, CONFIG) for file in top.rglob(name)})
         if not paths:
             raise UserError(f"results folder '{folder}' holds no run; expected <operator>/<method>/metrics.csv below "
                             "it")
@@ -93,19 +96,6 @@ def find_runs(folders: Sequence[str], labels: Sequence[str] = ()) -> list[Run]:
         if not any(whole.is_relative_to(path) for whole in found):
             raise UserError(f"--label {path}={name}: none of the runs is there")
     return list(found.values())
-
-
-def _find(folder: str) -> list[Path]:
-    top, paths = user_path(folder), []
-    if not top.is_dir():
-        raise UserError(f"results folder '{folder}' {'is a file' if top.exists() else 'not found'}; expected the "
-                        "folder that sample_condition.py wrote to (--save_dir)")
-    for path, below, _ in os.walk(top):
-        below.sort()
-        if is_run(Path(path)):
-            paths.append(Path(path))
-            below.clear()
-    return paths
 
 
 def _split_label(text: str) -> tuple[Path, str]:
