@@ -111,11 +111,13 @@ def fetch(weights: Weights, mirror: str | None = None, lock: Path = REPOSITORY /
 
 def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
     part, reasons = weights.place.with_name(f"{weights.place.name}.part"), []
+    needed = (weights.megabytes or 0) * 10 ** 6 - (part.stat().st_size if part.exists() else 0)
+    if shutil.disk_usage(part.parent).free < needed:
+        raise OSError(errno.ENOSPC, f"{needed // 10 ** 6} MB are needed, the disk has less")
     sources = [{"url": f"{mirror.rstrip('/')}/{weights.place.name}"}] if mirror else []
     for source in (*sources, *weights.sources):
         try:
             logger.info(f"{weights.name}: {_words(source)}")
-            _check_room(weights, part)
             if "url" in source:
                 _from_url(source["url"], part)
             else:
@@ -138,13 +140,6 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
 
 def _words(source: dict[str, str]) -> str:
     return source.get("url") or f"{source.get('file') or source['drive']} on Google Drive"
-
-
-def _check_room(weights: Weights, part: Path) -> None:
-    there = part.stat().st_size if part.exists() else 0
-    needed = (weights.megabytes or 0) * 10 ** 6 - there
-    if shutil.disk_usage(part.parent).free < needed:
-        raise OSError(errno.ENOSPC, f"{needed // 10 ** 6} MB are needed, the disk has less")
 
 
 def _from_drive(source: dict[str, str], part: Path) -> None:
@@ -235,18 +230,13 @@ def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
             raise SourceError(f"SHA-256 is {digest}, but {pinned} was pinned at the first fetch; if the publisher has "
                               f"changed the file, delete its line in {PINNED}")
         if weights.fits:
-            _check_fits(part, weights.fits)
+            answer, = ask([{"weights": {"config": str(REPOSITORY / weights.fits), "file": str(part)}}])
+            if "error" in answer:
+                raise SourceError(f"it does not fit {weights.fits}: {answer['error']}")
     except SourceError:
         _forget(part)
         raise
     return digest
-
-
-def _check_fits(part: Path, config: str) -> None:
-    """SourceError unless the network of a configuration loads the file."""
-    answer, = ask([{"weights": {"config": str(REPOSITORY / config), "file": str(part)}}])
-    if "error" in answer:
-        raise SourceError(f"it does not fit {config}: {answer['error']}")
 
 
 def _forget(part: Path) -> None:

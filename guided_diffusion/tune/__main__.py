@@ -34,28 +34,23 @@ SECTIONS = ("conditioning", "measurement")          # and says; its images are t
 
 
 def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[Job]:
-    """A job per point, under `folder`; UserError where a point's settings are wrong or the images cannot be had."""
+    """A job per point, under `folder`; UserError for whatever is wrong in a point, the checkpoint's content aside, or
+    where the images cannot be had."""
     weights_folders(args.weights_dir)               # complains about a folder that is not there
     choose_device(args.gpu)                         # and this about a GPU
-    jobs = []
+    options, jobs = Options.of(args, num_samples=args.samples, overwrite=False), []
     for point in grid:
+        run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
+                  (*args.overrides, *point.overrides))
         try:
-            jobs.append(make_job(args, point, folder / point.name))
+            config = run.load(args.data)
+            task = build_task(config, chosen=args.data is not None, limit=args.limit)
         except UserError as error:
             raise UserError(f"{', '.join(point.overrides)}: {error}") from None
+        job = Job(run, config, task.source.names[:args.limit], folder / point.name, options,
+                  task.method.num_steps(task.sampler), task.method.num_evaluations(task.sampler))
+        jobs.append(job.replacing() if args.overwrite else job)
     return jobs
-
-
-def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
-    """The run of a point; UserError for whatever is wrong in it, the checkpoint's content aside."""
-    run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
-              (*args.overrides, *point.overrides))
-    config = run.load(args.data)
-    task = build_task(config, chosen=args.data is not None, limit=args.limit)
-    options = Options.of(args, num_samples=args.samples, overwrite=False)
-    job = Job(run, config, task.source.names[:args.limit], save_dir, options,
-              task.method.num_steps(task.sampler), task.method.num_evaluations(task.sampler))
-    return job.replacing() if args.overwrite else job
 
 
 def chosen_text(args: argparse.Namespace, best: Point, remark: str) -> str:
