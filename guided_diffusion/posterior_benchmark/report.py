@@ -75,8 +75,7 @@ def draw_calibration(rows: Sequence[Row], path: Path) -> None:
         for row in own:
             axis.plot(list(row.scores.coverage), list(row.scores.coverage.values()), lw=1.2, label=row.title,
                       **styles[row.title])
-        axis.set_xlabel("credible level")
-        axis.set_ylabel("probability under the posterior")
+        axis.set(xlabel="credible level", ylabel="probability under the posterior")
 
     _panels(rows, panel, path)
 
@@ -95,12 +94,9 @@ def draw_distances(rows: Sequence[Row], path: Path) -> None:
                 axis.axhline(line[-1][1], color="#999999", ls="-" if name == "exact" else ":", lw=1)
             else:
                 axis.plot(*zip(*line, strict=True), ms=3, lw=1, label=name, **styles[name])
-        axis.set_xscale("log")
-        axis.set_yscale("log")
+        axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="sliced W2")
         axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(),
                        major_formatter=StrMethodFormatter("{x:g}"))
-        axis.set_xlabel("network evaluations")
-        axis.set_ylabel("sliced W2")
 
     _panels(rows, panel, path)
 
@@ -118,8 +114,7 @@ def draw_samples(exact: np.ndarray, samples: dict[str, np.ndarray], title: str, 
         axis.scatter(*exact.T, s=3, color="#bbbbbb", lw=0)
         axis.scatter(*points.T, s=3, color="C0", lw=0)
         axis.set_title(name, fontsize=8)
-        axis.set_xlim(-1.6, 1.6)
-        axis.set_ylim(-1.6, 1.6)
+        axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
     for axis in axes[len(samples):]:
         axis.set_visible(False)
     _save(figure, path)
