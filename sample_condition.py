@@ -23,11 +23,11 @@ from guided_diffusion.restoration.batches import Batches
 from guided_diffusion.restoration.build import Task, build_task, fetch_weights, load_plugin, require_apart, run_settings
 from guided_diffusion.restoration.catalogue import list_choices, resolved_config
 from guided_diffusion.restoration.ending import Ending, bring_together, conclude
-from guided_diffusion.restoration.gather import gatherer_for, load_metrics
+from guided_diffusion.restoration.gather import Gatherer
 from guided_diffusion.restoration.monitor import Course, Monitor
 from guided_diffusion.restoration.plan import announce, make_plan
 from util.config.config import Config, load_config
-from util.logger import get_logger
+from util.logger import logger
 from util.run.console import device_name
 from util.run.directory import RunDirectory
 from util.run.layout import run_path
@@ -35,8 +35,6 @@ from util.run.lock import hold
 from util.run.measurements import MeasurementFolder
 from util.run.team import Team
 from util.seeding import ImageRandomness
-
-logger = get_logger()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,11 +85,11 @@ def restore(args: argparse.Namespace, config: Config, task: Task, folder: RunDir
             task.check_prior(prior)
         if args.compile and prior is not None:
             prior = compiled(prior, plan.largest_batch(args.num_samples), task.source.image_size, device)
-        metrics = load_metrics(task, plan, args.weights_dir, device)
+        gatherer = Gatherer(args, config, task, folder, plan, device)
         num_steps = task.method.num_steps(task.sampler)
         with Monitor(prior, folder, team, plan.images_left, args.num_samples, num_steps, args.progress) as monitor:
             batches = Batches(task.source, plan, args.num_samples, team, monitor, device_name(device))
-            with gatherer_for(args, config, task, folder, plan, device, metrics) as gatherer:
+            with gatherer:
                 for batch in batches:                           # what is left, as large as memory holds
                     with batches.fitting():                     # out of memory: again, in halves
                         gatherer.begin(batch)

@@ -9,9 +9,7 @@ from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 from data.dataloader import get_dataset
 from util.errors import UserError
 from util.img_utils import from_uint8, to_uint8
-from util.logger import get_logger
-
-logger = get_logger()
+from util.logger import logger
 
 
 class RandomCrops(Dataset):

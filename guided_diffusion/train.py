@@ -10,13 +10,13 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from guided_diffusion.training.arguments import parse_training as parse_arguments
-from util.command import check_command_line, output_folder, run_command, run_program, undivided
+from util.command import check_command_line, command, output_folder, run_program, undivided
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -37,14 +37,12 @@ from util.config.config import find_file
 from util.config.registry import defaults
 from util.errors import UserError
 from util.files import content_of, write_atomically
-from util.logger import get_logger
+from util.logger import logger
 from util.run.lock import locked
 from util.run.team import device_of
 
 STATE = {"config": dict, "step": int, "model": dict, "ema": dict, "optimiser": dict, "history": list}     # of state.pt
 RESULTS = ("ema.pt", "loss.csv", "loss.png")        # beside state.pt, which a run continues from
-
-logger = get_logger()
 
 
 class Trainer:
@@ -243,8 +241,9 @@ def plot_losses(history: list[tuple]) -> bytes:
     return content_of(partial(figure.savefig, format="png", dpi=150))
 
 
-def train(args: argparse.Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Train; exit status 0, 2 for a mistake, 130 when interrupted."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = device_of(int(os.environ.get("LOCAL_RANK", 0)))
     if device.type == "cuda":
@@ -269,11 +268,6 @@ def train(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - started
         logger.info(f"{trainer.step - first} steps in {seconds:.0f} s; the prior is {args.out}/ema.pt")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: train(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from guided_diffusion.training.arguments import REFERENCE_PHOTOGRAPHS
 from guided_diffusion.training.arguments import parse_validation as parse_arguments
-from util.command import check_command_line, choose_device, output_folder, run_command, run_program
+from util.command import check_command_line, choose_device, command, output_folder, run_program
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -33,7 +33,7 @@ from util.config.config import find_file, read_yaml
 from util.config.registry import check_arguments
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import get_logger
+from util.logger import logger
 from util.metrics.scores import psnr
 from util.metrics.statistics import Summary, describe
 from util.seeding import ImageRandomness
@@ -44,8 +44,6 @@ BINS = 10                                           # of the timesteps, besides 
 FACTORS = (0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.3)     # tried for the references' strength, times sigma on [0, 1]
 
 Denoiser = Callable[[Tensor, float], Tensor]        # y (B, 3, H, W), its sigma -> images
-
-logger = get_logger()
 
 
 def place_for(path: str, overwrite: bool) -> Path:
@@ -259,8 +257,9 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Sch
     return model.eval().requires_grad_(False).to(device), sampler.schedule, path
 
 
-def validate(args: argparse.Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Judge the prior; exit status 0, 2 for a mistake, 130 when interrupted."""
     device, folder = choose_device(args.gpu), place_for(args.out, args.overwrite)
     model, schedule, path = load(args, device)
     data = get_dataset("skimage") if args.data == "skimage" else get_dataset("folder", root=args.data)
@@ -279,11 +278,6 @@ def validate(args: argparse.Namespace) -> int:
         write_atomically(folder / name, content.encode())
     logger.info(f"\n{text}\n{folder / REPORT[0]} and {REPORT[1]}")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: validate(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

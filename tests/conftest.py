@@ -175,7 +175,8 @@ def in_process(monkeypatch, capsys) -> list[list[str]]:
         return status, lines
 
     monkeypatch.setattr(job, "launch", launch)
-    monkeypatch.setattr(job, "ask", lambda runs: json.dumps(check.answer(json.loads(runs))))
+    monkeypatch.setattr("util.reproduce_table.__main__.ask",
+                        lambda questions: check.answer(json.loads(json.dumps(questions))))
     return commands
 
 

@@ -9,7 +9,6 @@ import torch
 
 from guided_diffusion.restoration import gather
 from guided_diffusion.restoration.build import Task
-from guided_diffusion.restoration.gather import Gatherer
 from tests.command_line import FOLDER, contents
 from util.errors import StorageError
 from util.run.directory import RunDirectory
@@ -25,7 +24,7 @@ def run(run):
 def beside(monkeypatch):
     """The run saves in a thread; the list of those that saved."""
     threads, save = [], RunDirectory.save
-    monkeypatch.setattr(gather, "Gatherer", lambda *given: Gatherer(*given[:-1], True))
+    monkeypatch.setattr(gather, "THREADED", ("cpu", "cuda"))
     monkeypatch.setattr(RunDirectory, "save", lambda *given: (threads.append(threading.current_thread()), save(*given)))
     return threads
 
@@ -34,7 +33,7 @@ def test_a_thread_saves_what_the_run_itself_would(run, beside, monkeypatch):
     assert run("--batch_size", "1", "--num_samples", "2", "--save_dir", "beside")[0] == 0
     assert len(beside) == 3 and threading.main_thread() not in beside
     assert not beside[0].is_alive()
-    monkeypatch.setattr(gather, "Gatherer", Gatherer)
+    monkeypatch.setattr(gather, "THREADED", ("cuda",))
     assert run("--batch_size", "1", "--num_samples", "2", "--save_dir", "alone")[0] == 0
     assert beside[3:] == [threading.main_thread()] * 3
     assert contents(Path("beside", FOLDER)) == contents(Path("alone", FOLDER))

@@ -10,7 +10,7 @@ from PIL import Image
 
 import sample_condition
 from guided_diffusion.benchmark import __main__ as benchmark
-from guided_diffusion.benchmark.__main__ import Bench, Case, Result, lines_of, measure_all
+from guided_diffusion.benchmark.__main__ import Bench, Case, lines_of, measure_all
 from guided_diffusion.benchmark.arguments import SETTINGS, parse_arguments
 from guided_diffusion.benchmark.official import as_released
 from guided_diffusion.unet import UNetModel, create_model
@@ -62,9 +62,8 @@ def test_the_habits_of_the_released_code_give_the_same_restorations(config, prog
                   tmp_path, 32, "tiny.pt")
     restored = {}
     for setting in SETTINGS:
-        case = Case(setting, method, 1)
-        bench.measure(case, result := Result(case))
-        assert result.per_image > 0 and result.besides_seconds[0] > 0
+        bench.measure(case := Case(setting, method, 1))
+        assert case.per_image > 0 and case.besides_seconds[0] > 0
         restored[setting] = np.stack([np.asarray(Image.open(file)).astype(float) for file in sorted(
             tmp_path.glob("results/*/*/recon/*.png"))])
         assert programs[-1] is (setting == "official-like")
@@ -75,9 +74,8 @@ def test_the_habits_of_the_released_code_give_the_same_restorations(config, prog
 
 
 def test_figures_are_medians_over_runs_and_ratios_of_an_image():
-    results = [Result(Case("official-like", "ps", 1), [3.0, 1.0, 2.0], [9.0] * 3),
-               Result(Case("fast", "ps", 4), [4.0, 4.0], [9.0] * 2), Result(Case("fast", "dpps", 1), [1.0], [9.0])]
-    official, fast, alone = lines_of(results)
+    official, fast, alone = lines_of([Case("official-like", "ps", 1, [3.0, 1.0, 2.0], [9.0] * 3), Case(
+        "fast", "ps", 4, [4.0, 4.0], [9.0] * 2), Case("fast", "dpps", 1, [1.0], [9.0])])
     assert (official["seconds_per_image_step"], official["x_official"]) == (2, 1)
     assert (fast["seconds_per_image_step"], fast["x_official"]) == (1, 2)
     assert fast["images_per_second_of_1000_steps"] == 1e-3 and alone["x_official"] is None
@@ -85,13 +83,13 @@ def test_figures_are_medians_over_runs_and_ratios_of_an_image():
 
 def test_a_case_that_fails_is_left_out(capsys):
     class Broken:
-        def measure(self, case, result):
+        def measure(self, case):
             if case.batch == 2:
                 raise UserError("no memory")
-            result.step_seconds.append(1.0)
+            case.step_seconds.append(1.0)
 
-    results = measure_all(Broken(), [Case("fast", "ps", 1), Case("fast", "ps", 2)], 3)
-    assert [(r.case.batch, r.step_seconds) for r in results] == [(1, [1.0] * 3)]
+    found = measure_all(Broken(), [Case("fast", "ps", 1), Case("fast", "ps", 2)], 3)
+    assert [(case.batch, case.step_seconds) for case in found] == [(1, [1.0] * 3)]
     assert "no memory; left out" in capsys.readouterr().err
 
 

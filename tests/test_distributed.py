@@ -19,7 +19,7 @@ from tests.helpers import picture
 from util.command import run_command
 from util.config.config import REPOSITORY
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.run.lock import hold, locked
 from util.run.team import Team, device_of
 
@@ -122,11 +122,11 @@ def test_the_log_of_other_processes_keeps_to_warnings_and_names_the_rank(capsys)
     second.store, second.rank = first.store, 1
     said = {}
     for team in (first, second):
-        get_logger().addFilter(team._keep)
-        get_logger().info("hello")
-        get_logger().warning("both see this")
-        get_logger().warning(f"only {team.rank}")
-        get_logger().removeFilter(team._keep)
+        logger.addFilter(team._keep)
+        logger.info("hello")
+        logger.warning("both see this")
+        logger.warning(f"only {team.rank}")
+        logger.removeFilter(team._keep)
         said[team.rank] = capsys.readouterr()
     assert said[0].out == "hello\n" and said[1].out == ""
     assert said[0].err == "warning: both see this\nwarning: only 0\n"
@@ -136,7 +136,7 @@ def test_the_log_of_other_processes_keeps_to_warnings_and_names_the_rank(capsys)
 def test_an_error_of_another_process_begins_a_line_of_its_own(capsys, monkeypatch):
     """The first process's progress bar may stand on the line."""
     monkeypatch.setenv("RANK", "1")
-    get_logger().error("disk full")
+    logger.error("disk full")
     assert capsys.readouterr().err == "\nerror: disk full\n"
 
 
@@ -146,12 +146,12 @@ def test_what_is_printed_is_printed_by_one_process(capsys, option):
     second.store, second.rank = first.store, 1
     said = []
     for team in (first, second):
-        get_logger().addFilter(team._keep)
+        logger.addFilter(team._keep)
         try:
             status = sample_condition.run(parse_arguments([option]), team, None)
         except SystemExit as end:                   # as argparse ends after --help
             status = end.code
-        get_logger().removeFilter(team._keep)
+        logger.removeFilter(team._keep)
         assert not status
         said.append(capsys.readouterr())
     assert len(said[0].out.splitlines()) > 20 and said[1].out == ""

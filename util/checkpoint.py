@@ -3,16 +3,16 @@
 import hashlib
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from util.errors import StorageError, UserError, printable
+from util.errors import StorageError, UserError, first
 from util.files import write_atomically
-from util.logger import get_logger
+from util.logger import logger
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights
 WHERE_TO_GET = "models/README.md says where each checkpoint comes from"
@@ -86,7 +86,7 @@ def verify(path: Path) -> None:
     if known and known != digest and not stamps:
         raise UserError(f"checkpoint {path} is damaged or another file: {found}; download it again ({WHERE_TO_GET})")
     if known and known != digest:
-        get_logger().warning(f"checkpoint {path} has other contents than at its first use ({found}); if you have "
+        logger.warning(f"checkpoint {path} has other contents than at its first use ({found}); if you have "
                              f"changed it yourself, delete {record}, otherwise download it again")
     elif stamps or not known:
         with suppress(StorageError):                # the folder may be read-only
@@ -139,7 +139,7 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
     own = model.state_dict()
     wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
     if others := [name for name in wanted if name in found and not _is_weights(found[name])]:
-        raise UserError(f"checkpoint {path} holds {_first(others, 3)} as something else than dense tensors of "
+        raise UserError(f"checkpoint {path} holds {first(others, 3)} as something else than dense tensors of "
                         f"{', '.join(map(str, DTYPES))}; save its weights so, or download it again ({WHERE_TO_GET})")
     if problems := _differences(found, wanted):
         raise UserError(f"checkpoint {path} does not fit the model config: {'; '.join(problems)}. "
@@ -161,8 +161,8 @@ def read_state_dict(path: Path, select: Callable[[dict], object] | None = None) 
     if others := [key for key, value in found.items() if not isinstance(value, Tensor)]:
         inner = [key for key in others if _is_state_dict(found[key])]
         if len(inner) != 1:
-            several = f"; choose one of {_first(inner, 6)} and save it alone, by torch.save" if inner else ""
-            raise UserError(f"checkpoint {path} holds more than tensors ({_first(others, 6)}), {expected}{several}")
+            several = f"; choose one of {first(inner, 6)} and save it alone, by torch.save" if inner else ""
+            raise UserError(f"checkpoint {path} holds more than tensors ({first(others, 6)}), {expected}{several}")
         found = found[inner[0]]
     prefix = "module." if all(str(name).startswith("module.") for name in found) else ""
     return {str(name).removeprefix(prefix): tensor for name, tensor in found.items()}
@@ -183,10 +183,4 @@ def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ..
               for name in wanted if name in found and found[name].shape != wanted[name]]
     kinds = {"missing ": [name for name in wanted if name not in found],
              "unexpected ": [name for name in found if name not in wanted], "": shapes}
-    return [f"{kind}{_first(items, 3)}" for kind, items in kinds.items() if items]
-
-
-def _first(items: Sequence[object], most: int) -> str:
-    """"a, b, c and 4 more"."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(printable(item) for item in items[:most]) + more
+    return [f"{kind}{first(items, 3)}" for kind, items in kinds.items() if items]

@@ -6,12 +6,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from util.errors import UserError, did_you_mean
-from util.logger import get_logger, outlive_readers
+from util.logger import logger, outlive_readers
 from util.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ DEFAULT_PRECISION = PRECISIONS[0]
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are `UserError`s, with the nearest spelling of unknown options."""
 
+    def __init__(self, **words: str):
+        super().__init__(allow_abbrev=False, **words)
+
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see --help")
 
     def print_help(self, file: object = None) -> None:
         """Say what there is to choose from, once where there are several processes."""
-        get_logger().info(self.format_help().rstrip("\n"))
+        logger.info(self.format_help().rstrip("\n"))
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Read the command line; UserError for a mistake in it."""
@@ -53,11 +57,23 @@ def run_command(work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
-        get_logger().error(error)
+        logger.error(error)
         return 2
     except KeyboardInterrupt:
-        get_logger().error("interrupted")
+        logger.error("interrupted")
         return 130
+
+
+def command(parse: Callable[[Sequence[str] | None], argparse.Namespace]
+            ) -> Callable[[Callable[[argparse.Namespace], int]], Callable[..., int]]:
+    """Decorator of what a program does: of work(args) -> exit status it makes main(argv), by default the process's own
+    arguments, which ends as `run_command` says."""
+    def decorate(work: Callable[[argparse.Namespace], int]) -> Callable[..., int]:
+        @wraps(work)
+        def main(argv: Sequence[str] | None = None) -> int:
+            return run_command(lambda: work(parse(argv)))
+        return main
+    return decorate
 
 
 def check_command_line(parse: Callable[[None], object]) -> None:
@@ -92,6 +108,17 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"'{text:.30}' is more than {most}")
         return int(text)
     return number
+
+
+def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """What reads some of `choices`, separated by commas, for argparse."""
+    def names(text: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in text.split(","))
+        for word in words:
+            if word not in choices:
+                raise argparse.ArgumentTypeError(f"unknown name '{word}'; {did_you_mean(word, choices)}")
+        return words
+    return names
 
 
 natural, positive, samples = whole(0), whole(1), whole(1, MOST_SAMPLES)

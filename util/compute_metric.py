@@ -4,11 +4,10 @@ import json
 import math
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from util.command import check_command_line, choose_device, run_command, run_program, user_path
+from util.command import check_command_line, choose_device, command, run_program, user_path
 from util.metrics.arguments import parse_arguments
 
 if __name__ == "__main__":                          # before the imports that take seconds
@@ -16,7 +15,7 @@ if __name__ == "__main__":                          # before the imports that ta
 
 from util.errors import UserError
 from util.files import csv_text, write_atomically
-from util.logger import get_logger
+from util.logger import logger
 from util.metrics.comparison import Comparison, compare
 from util.metrics.names import METRICS, OF_SETS
 from util.metrics.pairs import Pair, pair_folders, shorten
@@ -49,13 +48,14 @@ def pair_results(run: Path) -> tuple[list[Pair], list[str]]:
     return there, [f"{run} has no {shorten(gone)}, which {TABLE} tells of"] if gone else []
 
 
-def score(args: Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: Namespace) -> int:
+    """Score; exit status 0, 1 if some images could not be scored, 2 for a mistake, 130 when interrupted."""
     device = choose_device(args.gpu)
     pairs, missing = (pair_results(user_path(args.restored)) if args.labels is None else
                       pair_folders(args.restored, args.labels))
     for line in missing:
-        get_logger().warning(line)
+        logger.warning(line)
     networks = [name for name in PERCEPTUAL if name in args.metrics]
     networks += ["inception"] if {"fid", "kid"} & set(args.metrics) else []
     metrics = Metrics(device, args.weights_dir, networks)
@@ -65,19 +65,19 @@ def score(args: Namespace) -> int:
     summary = {"restored": args.restored, "labels": args.labels or "label", **comparison.summary(args.metrics)}
     log_summary(summary)
     if equal := sum(math.isinf(scores.psnr) for *_, scores in comparison.rows):
-        get_logger().warning(f"{equal} of {len(comparison.rows)} pairs are equal: their PSNR is infinite, and no part "
+        logger.warning(f"{equal} of {len(comparison.rows)} pairs are equal: their PSNR is infinite, and no part "
                              "of its mean")
     folder = args.save_dir or (args.restored if args.labels is None else None)
     if folder:
         _save(user_path(folder), comparison, summary)
     if comparison.skipped:
-        get_logger().error(f"{comparison.skipped} of {len(pairs)} pairs could not be scored")
+        logger.error(f"{comparison.skipped} of {len(pairs)} pairs could not be scored")
     return 1 if comparison.skipped or missing else 0
 
 
 def log_summary(summary: dict) -> None:
     """Log a table: a line per score with its mean and interval over the images, then FID and KID of the set."""
-    log = get_logger().info
+    log = logger.info
     of_means = "metrics_of_sample_means" in summary
     log(f"{summary['images']} images")
     log(f"{'':16}{'mean':>10}   {'95 % interval':21}{'std':>9}{'count':>8}")
@@ -104,12 +104,7 @@ def _save(folder: Path, comparison: Comparison, summary: dict) -> None:
              for image, sample, scores in comparison.rows]
     write_atomically(folder / "scores.csv", csv_text([["image", "sample", *PER_IMAGE], *lines]).encode())
     write_atomically(folder / "scores.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
-    get_logger().info(f"written to {folder / 'scores.json'} and scores.csv")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exit status 0, 1 if some images could not be scored, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: score(parse_arguments(argv)))
+    logger.info(f"written to {folder / 'scores.json'} and scores.csv")
 
 
 if __name__ == "__main__":

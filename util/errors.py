@@ -1,6 +1,6 @@
 """The one exception for mistakes that a user can mend, and the hint that names the nearest spelling."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -22,6 +22,12 @@ class StorageError(UserError):
 def printable(text: object) -> str:
     """Text fit for one line of a terminal: line breaks and control characters as \\n, \\x1b, ..."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def first(items: Sequence[object], most: int) -> str:
+    """"a, b, c and 4 more"."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(printable(item) for item in items[:most]) + more
 
 
 def did_you_mean(word: object, choices: Iterable[str], likeness: float = 0.6) -> str:

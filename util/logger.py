@@ -25,6 +25,12 @@ class _ConsoleHandler(logging.Handler):
             tqdm.write(f"{chr(10) if beside_bar else ''}{record.levelname.lower()}: {text}", file=sys.stderr)
 
 
+# `info` goes to standard output as it is, `warning` and `error` to standard error
+logger = logging.getLogger("restoration")
+logger.handlers, logger.propagate = [_ConsoleHandler()], False
+logger.setLevel(logging.INFO)
+
+
 class Lasting:
     """A stream of the console that outlives its reader: what nobody can receive any more is dropped.
 
@@ -55,7 +61,7 @@ class Lasting:
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
             if error.errno != errno.EPIPE:
-                get_logger().warning(f"{str(self.stream.name).strip('<>')} cannot be written: {error.strerror}")
+                logger.warning(f"{str(self.stream.name).strip('<>')} cannot be written: {error.strerror}")
 
 
 def outlive_readers() -> None:
@@ -85,13 +91,3 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def get_logger() -> logging.Logger:
-    """The project's logger; `info` goes to standard output as it is, `warning` and `error` to standard error."""
-    logger = logging.getLogger("restoration")
-    if not logger.handlers:
-        logger.addHandler(_ConsoleHandler())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    return logger

@@ -18,7 +18,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from guided_diffusion.benchmark.arguments import parse_arguments
-from util.command import DEFAULT_PRECISION, check_command_line, choose_device, output_file, run_command, run_program
+from util.command import DEFAULT_PRECISION, check_command_line, choose_device, command, output_file, run_program
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -32,7 +32,7 @@ from util.config.registry import check_arguments
 from util.errors import UserError
 from util.files import write_atomically
 from util.img_utils import save_image
-from util.logger import aligned, get_logger
+from util.logger import aligned, logger
 from util.reproduce_table.job import PROGRAM, Options, launch, reason
 from util.reproduce_table.spec import Run
 from util.run.console import environment
@@ -43,23 +43,17 @@ OFFICIAL = ("-m", "guided_diffusion.benchmark.official")
 BLURS = ("gaussian_blur", "motion_blur")            # which the released code computes directly
 MARK = b'"seconds_per_image_step"'                  # in the file of a benchmark
 
-logger = get_logger()
 
-
-@dataclass(frozen=True)
+@dataclass
 class Case:
-    """A line of the table: batches of `batch` images by `method`."""
+    """A line of the table: batches of `batch` images by `method`.
+
+    What its runs took, a number per run: seconds of a step of the whole batch, and besides the sampling.
+    """
 
     setting: str
     method: str
     batch: int
-
-
-@dataclass
-class Result:
-    """What runs of a case took, a number per run: seconds of a step of the whole batch, and besides the sampling."""
-
-    case: Case
     step_seconds: list[float] = field(default_factory=list)
     besides_seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
@@ -67,15 +61,7 @@ class Result:
     @property
     def per_image(self) -> float:
         """Seconds of a step of one image: the median of the runs."""
-        return median(self.step_seconds) / self.case.batch
-
-
-def place_for(file: str) -> Path:
-    """Where --out goes; UserError where it cannot be written, or is there and is no benchmark's."""
-    out = output_file(file, "benchmark.json")
-    if out.exists() and not (out.is_file() and MARK in out.read_bytes()):
-        raise UserError(f"--out {file} is there already and holds no benchmark; choose another name")
-    return out
+        return median(self.step_seconds) / self.batch
 
 
 def network(path: str) -> tuple[UNetModel, str | None]:
@@ -121,7 +107,7 @@ class Bench:
         return [sys.executable, *program, *run.options(), *options.arguments(), "--save_dir",
                 str(self.folder / "results"), *(["--compile"] if args.compile and not official else [])]
 
-    def measure(self, case: Case, result: Result) -> None:
+    def measure(self, case: Case) -> None:
         """Run a case once more; UserError if the run fails."""
         rmtree(self.folder / "results", ignore_errors=True)
         began = time.perf_counter()
@@ -133,34 +119,34 @@ class Bench:
         if len(rows) < 2 * case.batch or lost:
             raise UserError(f"{case.setting}, {case.method}, batches of {case.batch}: "
                             f"{lost[0] if lost else reason(status, lines)}")
-        result.step_seconds.append(sum(row.seconds for row in rows[case.batch:]) / self.args.steps)
-        result.besides_seconds.append(total - sum(row.seconds for row in rows))
-        result.peak_bytes = (read_summary(run) or {}).get("peak_memory_bytes")
+        case.step_seconds.append(sum(row.seconds for row in rows[case.batch:]) / self.args.steps)
+        case.besides_seconds.append(total - sum(row.seconds for row in rows))
+        case.peak_bytes = (read_summary(run) or {}).get("peak_memory_bytes")
 
 
-def measure_all(bench: Bench, cases: Sequence[Case], repeats: int) -> list[Result]:
+def measure_all(bench: Bench, cases: Sequence[Case], repeats: int) -> list[Case]:
     """Run all cases `repeats` times, in turns, so that they meet the same disturbances; one that fails is left out."""
-    results = {case: Result(case) for case in cases}
+    left = list(cases)
     with tqdm(total=repeats * len(cases), desc="Benchmark", unit=" runs", leave=False) as bar:
         for _ in range(repeats):
-            for case in list(results):
+            for case in tuple(left):
                 bar.set_postfix_str(f"{case.setting}, {case.method}, {case.batch}")
                 try:
-                    bench.measure(case, results[case])
+                    bench.measure(case)
                 except UserError as error:
                     logger.warning(f"{error}; left out")
-                    del results[case]
+                    left.remove(case)
                 bar.update()
-    return list(results.values())
+    return left
 
 
-def lines_of(results: Sequence[Result]) -> list[dict[str, object]]:
+def lines_of(cases: Sequence[Case]) -> list[dict[str, object]]:
     """The figures of each case; `x_official` is how many times as fast an image is as with the released habits."""
-    official = {r.case.method: r.per_image for r in results if r.case.setting == "official-like"}
-    return [{**asdict(r), "seconds_per_image_step": r.per_image,
-             "images_per_second_of_1000_steps": 1 / (1000 * r.per_image),
-             "x_official": official[r.case.method] / r.per_image if r.case.method in official else None}
-            for r in results]
+    official = {case.method: case.per_image for case in cases if case.setting == "official-like"}
+    return [{**asdict(case), "seconds_per_image_step": case.per_image,
+             "images_per_second_of_1000_steps": 1 / (1000 * case.per_image),
+             "x_official": official[case.method] / case.per_image if case.method in official else None}
+            for case in cases]
 
 
 def show(lines: Sequence[dict[str, object]]) -> None:
@@ -168,8 +154,8 @@ def show(lines: Sequence[dict[str, object]]) -> None:
     table = [["setting", "method", "images", "ms per step", "per image", "images/s", "peak GiB", "besides s",
               "x official"]]
     for line in lines:
-        case, ratio, peak = line["case"], line["x_official"], line["peak_bytes"]
-        table.append([case["setting"], case["method"], str(case["batch"]),
+        ratio, peak = line["x_official"], line["peak_bytes"]
+        table.append([line["setting"], line["method"], str(line["batch"]),
                       f"{1e3 * median(line['step_seconds']):.1f}", f"{1e3 * line['seconds_per_image_step']:.1f}",
                       f"{line['images_per_second_of_1000_steps']:.3g}",
                       "-" if peak is None else f"{peak / 2 ** 30:.2f}", f"{median(line['besides_seconds']):.1f}",
@@ -177,9 +163,12 @@ def show(lines: Sequence[dict[str, object]]) -> None:
     logger.info("\n".join(aligned(table, left=2)))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure, show and save what the command line asks for; return the exit status."""
-    out, device = place_for(args.out), choose_device(args.gpu)
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Measure, show and save; exit status 0, 1 if a run failed, 2 for a mistake, 130 when interrupted."""
+    out, device = output_file(args.out, "benchmark.json"), choose_device(args.gpu)
+    if out.exists() and not (out.is_file() and MARK in out.read_bytes()):
+        raise UserError(f"--out {args.out} is there already and holds no benchmark; choose another name")
     model, checkpoint = network(args.model_config)
     size = args.image_size or model.image_size
     model.check_image_size(size, size)
@@ -201,11 +190,6 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(out, (json.dumps({**facts, "results": lines}, indent=2, allow_nan=False) + "\n").encode())
     logger.info(f"\nall figures in {args.out}")
     return 0 if len(lines) == len(cases) else 1
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if a run failed, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,9 @@
 """The command line of `guided_diffusion.benchmark`, without what takes seconds to import."""
 
-import argparse
-from collections.abc import Callable, Sequence
-
-from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive
+from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive, some_of
 
 SETTINGS = ("official-like", "fast")
 METHODS = ("ps", "dpps")
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.benchmark", description="Measure what a restoration costs.",
-                    allow_abbrev=False)
-    add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml", help="the network, whatever the task names; "
-        "without its checkpoint, random weights, which take the same time")
-    add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="the reverse process")
-    add("--task_config", default="configs/demo_gaussian_deblur_config.yaml", help="operator and noise")
-    add("--methods", type=names(METHODS), default=METHODS, metavar="NAME,NAME", help="default: ps,dpps")
-    add("--settings", type=names(SETTINGS), default=SETTINGS, metavar="NAME,NAME", help="default: both")
-    add("--batch_sizes", type=numbers, default=(1, 8), metavar="N,N", help="of `fast`; default 1,8")
-    add("--image_size", type=positive, metavar="N", help="side of the images; default: the network's")
-    add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION, help="of `fast`; default %(default)s")
-    add("--compile", action="store_true", help="`fast` with --compile")
-    add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
-        help="change a configuration value of every run; repeatable")
-    add("--steps", type=positive, default=4, metavar="K", help="of a restoration; default %(default)s")
-    add("--repeats", type=positive, default=2, metavar="K", help="runs of each line, in turns; default %(default)s")
-    add("--gpu", type=natural, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
-    add("--out", default="benchmark.json", metavar="FILE", help="all figures as JSON; default %(default)s")
-    return parser.parse(argv)
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -38,11 +11,22 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(map(positive, text.split(",")))
 
 
-def names(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """A reader of some of `choices`, separated by commas, for argparse."""
-    def read(text: str) -> tuple[str, ...]:
-        words = tuple(word.strip() for word in text.split(","))
-        if not set(words) <= set(choices):
-            raise argparse.ArgumentTypeError(f"'{text}': choose from {', '.join(choices)}")
-        return words
-    return read
+parser = Parser(prog="python -m guided_diffusion.benchmark", description="Measure what a restoration costs.")
+add = parser.add_argument
+add("--model_config", default="configs/demo_model_config.yaml", help="the network, whatever the task names; "
+    "without its checkpoint, random weights, which take the same time")
+add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="the reverse process")
+add("--task_config", default="configs/demo_gaussian_deblur_config.yaml", help="operator and noise")
+add("--methods", type=some_of(METHODS), default=METHODS, metavar="NAME,NAME", help="default: ps,dpps")
+add("--settings", type=some_of(SETTINGS), default=SETTINGS, metavar="NAME,NAME", help="default: both")
+add("--batch_sizes", type=numbers, default=(1, 8), metavar="N,N", help="of `fast`; default 1,8")
+add("--image_size", type=positive, metavar="N", help="side of the images; default: the network's")
+add("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION, help="of `fast`; default %(default)s")
+add("--compile", action="store_true", help="`fast` with --compile")
+add("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",
+    help="change a configuration value of every run; repeatable")
+add("--steps", type=positive, default=4, metavar="K", help="of a restoration; default %(default)s")
+add("--repeats", type=positive, default=2, metavar="K", help="runs of each line, in turns; default %(default)s")
+add("--gpu", type=natural, metavar="N", help="index of the GPU; default: GPU 0, or the CPU where there is none")
+add("--out", default="benchmark.json", metavar="FILE", help="all figures as JSON; default %(default)s")
+parse_arguments = parser.parse

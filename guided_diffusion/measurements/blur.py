@@ -17,11 +17,9 @@ from util.arrays import read_array
 from util.command import user_path
 from util.config.registry import Bounds, Fraction, Positive
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.resizer import apply_matrices
 from util.seeding import ImageRandomness
-
-logger = get_logger()
 
 Convolution = Literal["auto", "fft", "direct"]
 KernelSize = Annotated[int, Bounds(least=3)]

@@ -10,10 +10,8 @@ from util.arrays import read_array
 from util.command import user_path
 from util.config.registry import Count, Fraction, Natural, check_arguments
 from util.errors import UserError, did_you_mean
-from util.logger import get_logger
+from util.logger import logger
 from util.seeding import ImageRandomness
-
-logger = get_logger()
 
 NEEDS = {"box": ("mask_len_range",), "extreme": ("mask_len_range",), "random": ("mask_prob_range",),
          "both": ("mask_len_range", "mask_prob_range"), "file": ("file",)}

@@ -12,14 +12,12 @@ from guided_diffusion.measurements.base import Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
 from util.checkpoint import fingerprint
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.run.measurements import MeasurementFolder, StoredMeasurement
 from util.seeding import ImageRandomness
 
 COLOURS = 3
 LARGEST_VALUE = 5                                   # of a photograph on [-1, 1], with much noise
-
-logger = get_logger()
 
 
 class Source(ABC):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.command import Parser, output_folder, positive, run_command, run_program
+from util.command import Parser, command, output_folder, positive, run_program, whole
 
 if __name__ == "__main__":
     from util.command import end_at_once
@@ -28,13 +28,12 @@ from guided_diffusion.posterior_benchmark.report import (
     draw_distances,
     draw_samples,
     table,
-    write_csv,
     write_json,
 )
 from guided_diffusion.posterior_benchmark.scores import average, score
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import duration, get_logger
+from util.logger import duration, logger
 
 PRIORS = ("gaussian", "gaussian_lowrank", "gaussian_mixture", PLANE)
 OPERATORS = ("inpainting", "super_resolution", "gaussian_blur")
@@ -43,28 +42,6 @@ METHODS = ("ps", "ps:likelihood=gaussian", "ps:likelihood=stationary", "dpps", "
            "fps_smc", "mcgdiff:particles=16")
 BRACKETS = ("exact", "unconditional")
 FILE = "posterior_benchmark.json"
-
-logger = get_logger()
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m guided_diffusion.posterior_benchmark", allow_abbrev=False,
-                    description="Compare the samples of methods with posteriors that are known exactly.")
-    add = parser.add_argument
-    add("--priors", nargs="+", default=list(PRIORS), metavar="NAME", help="default %(default)s")
-    add("--methods", nargs="+", default=list(METHODS), metavar="NAME",
-        help="names, or name:key=value,key=value; default %(default)s")
-    add("--operators", nargs="+", default=list(OPERATORS), metavar="NAME", help="default %(default)s")
-    add("--sigma", nargs="+", type=sigma, default=[0.05], metavar="S", help="of the noise; default %(default)s")
-    add("--steps", nargs="+", type=steps, default=[20, 100], metavar="N",
-        help="of the process, or of its equal parts from the least noise on, as 12,4,2,1,1; default %(default)s")
-    add("--sampler", choices=list(SAMPLERS), default="ddpm", help="default %(default)s")
-    add("--images", type=positive, default=3, metavar="N", help="measured, per problem; default %(default)s")
-    add("--samples", type=at_least_two, default=64, metavar="N", help="of each of them; default %(default)s")
-    add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
-    add("--out", default="results/posterior_benchmark", metavar="FOLDER", help="default %(default)s")
-    return parser.parse(argv)
 
 
 def sigma(text: str) -> float:
@@ -84,11 +61,22 @@ def steps(text: str) -> int | str:
     return parts[0] if len(parts) == 1 else ",".join(map(str, parts))
 
 
-def at_least_two(text: str) -> int:
-    """A whole number of 2 or more, for argparse."""
-    if positive(text) < 2:
-        raise argparse.ArgumentTypeError(f"'{text}' is less than 2, which have no variance")
-    return int(text)
+parser = Parser(prog="python -m guided_diffusion.posterior_benchmark",
+                description="Compare the samples of methods with posteriors that are known exactly.")
+add = parser.add_argument
+add("--priors", nargs="+", default=list(PRIORS), metavar="NAME", help="default %(default)s")
+add("--methods", nargs="+", default=list(METHODS), metavar="NAME",
+    help="names, or name:key=value,key=value; default %(default)s")
+add("--operators", nargs="+", default=list(OPERATORS), metavar="NAME", help="default %(default)s")
+add("--sigma", nargs="+", type=sigma, default=[0.05], metavar="S", help="of the noise; default %(default)s")
+add("--steps", nargs="+", type=steps, default=[20, 100], metavar="N",
+    help="of the process, or of its equal parts from the least noise on, as 12,4,2,1,1; default %(default)s")
+add("--sampler", choices=list(SAMPLERS), default="ddpm", help="default %(default)s")
+add("--images", type=positive, default=3, metavar="N", help="measured, per problem; default %(default)s")
+add("--samples", type=whole(2), default=64, metavar="N", help="of each of them, 2 or more; default %(default)s")
+add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
+add("--out", default="results/posterior_benchmark", metavar="FOLDER", help="default %(default)s")
+parse_arguments = parser.parse
 
 
 def read_rows(path: Path, settings: dict[str, object]) -> list[Row]:
@@ -135,29 +123,24 @@ def file_name(*parts: str) -> str:
 def conduct(args: argparse.Namespace, out: Path) -> list[Row]:
     """Fill in all rows that are missing."""
     settings = {name: vars(args)[name] for name in ("images", "samples", "seed", "sampler")}
-    rows = read_rows(out / FILE, settings)
+    rows = {(row.problem, row.title): row for row in read_rows(out / FILE, settings)}
     entrants = [Entrant.parse(text, steps) for text in dict.fromkeys([*BRACKETS, *args.methods])
                 for steps in args.steps]
     cases = problems(args.priors, args.operators, args.sigma)
-    done = {(row.problem, row.title) for row in rows}
-    todo = [(problem, [e for e in entrants if (str(problem), f"{e.text} ({e.steps})") not in done])
-            for problem in cases]
-    work = sum(entrant.count for _, missing in todo for entrant in missing)
+    todo = {problem: [e for e in entrants if (str(problem), e.title) not in rows] for problem in cases}
+    work = sum(entrant.count for missing in todo.values() for entrant in missing)
     started, finished = time.perf_counter(), 0
-    for problem, missing in todo:
+    for problem, missing in todo.items():
         place = arena(problem, args.images, args.samples, args.seed) if missing else None
         for entrant in missing:
             if entrant.method.serves(place.measurement.operator, place.measurement.noiser):
-                rows.append(evaluate(entrant, place, args.sampler, out / "samples"))
-                write_json(settings, rows, out / FILE)
+                rows[str(problem), entrant.title] = evaluate(entrant, place, args.sampler, out / "samples")
+                write_json(settings, list(rows.values()), out / FILE)
             finished += entrant.count
             left = (time.perf_counter() - started) * (work - finished) / finished
-            logger.info(f"{problem}: {entrant.text} ({entrant.steps}); {100 * finished // work} %, about "
+            logger.info(f"{problem}: {entrant.title}; {100 * finished // work} %, about "
                         f"{duration(left)} left")
-    order = {(str(problem), f"{e.text} ({e.steps})"): i for i, (problem, e) in enumerate(
-        (problem, e) for problem in cases for e in entrants)}
-    return sorted((row for row in rows if (row.problem, row.title) in order),
-                  key=lambda row: order[row.problem, row.title])
+    return [row for problem in cases for e in entrants if (row := rows.get((str(problem), e.title)))]
 
 
 def pictures(rows: Sequence[Row], cases: Sequence[Problem], out: Path) -> None:
@@ -172,21 +155,16 @@ def pictures(rows: Sequence[Row], cases: Sequence[Problem], out: Path) -> None:
         draw_samples(exact, samples, problem, out / f"{file_name(problem)}.png")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the benchmark, show and save it; return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Run the benchmark, show and save it; exit status 0, 2 for a mistake, 130 when interrupted."""
     out = output_folder(args.out)
     rows = conduct(args, out)
-    write_csv(rows, out / "posterior_benchmark.csv")
     text = table(rows)
     write_atomically(out / "posterior_benchmark.txt", (text + "\n").encode())
     pictures(rows, problems(args.priors, args.operators, args.sigma), out)
     logger.info(f"\n{text}\n\nresults in {args.out}")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 2 for a mistake, or 130 when stopped."""
-    return run_command(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

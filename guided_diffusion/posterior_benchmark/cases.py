@@ -83,6 +83,11 @@ class Entrant:
         return cls(text, steps, get_conditioning_method(name, **values))
 
     @property
+    def title(self) -> str:
+        """The method, and its steps."""
+        return f"{self.text} ({self.steps})"
+
+    @property
     def count(self) -> int:
         """How many steps there are."""
         return sum(map(int, str(self.steps).split(",")))
@@ -142,15 +147,10 @@ def draw(entrant: Entrant, place: Arena, sampler: str) -> tuple[Tensor, int]:
     """The entrant's samples (B, C, H, W), and how often the network was evaluated for each."""
     process = create_sampler(sampler, clip_denoised=False, timestep_respacing=entrant.steps)
     prior = AnalyticPrior(process.schedule, place.distribution, learn_sigma=True)
-    evaluations = 0
-
-    def count(*_) -> None:
-        nonlocal evaluations
-        evaluations += 1
-
-    prior.register_forward_pre_hook(count)
+    calls: list[None] = []
+    prior.register_forward_pre_hook(lambda *_: calls.append(None))
     x = entrant.method.restore(prior, process, place.measurement, place.randomness())
-    return x, evaluations
+    return x, len(calls)
 
 
 def problems(priors: Sequence[str], operators: Sequence[str], sigmas: Sequence[float]) -> list[Problem]:

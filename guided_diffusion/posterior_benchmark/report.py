@@ -1,15 +1,15 @@
-"""What was found, as a table, CSV, JSON and plots."""
+"""What was found, as a table, JSON and plots."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion.posterior_benchmark.scores import LEVELS, Scores
-from util.files import content_of, csv_text, write_atomically
+from guided_diffusion.posterior_benchmark.scores import Scores
+from util.files import content_of, write_atomically
 from util.logger import aligned
 
 COLUMNS = ("bias", "variance", "sliced W2", "MMD^2", "cover 50", "cover 90", "cover 95", "chi-square", "modes", "evals")
@@ -61,18 +61,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """A line per row, with every number; empty cells where the samples diverged."""
-    names = [field.name for field in fields(Scores) if field.name not in ("coverage", "modes", "exact_modes")]
-    names_of_coverage = [f"coverage_{100 * level:g}" for level in LEVELS]
-    lines = [["problem", "method", "steps", "evaluations", "seconds", *names, *names_of_coverage]]
-    for row in rows:
-        found = [*(vars(row.scores)[name] for name in names), *row.scores.coverage.values()] if row.scores else (
-            [""] * len(names + names_of_coverage))
-        lines.append([row.problem, row.method, row.steps, row.evaluations, f"{row.seconds:.2f}", *found])
-    write_atomically(path, csv_text(lines).encode())
-
-
 def write_json(settings: dict[str, object], rows: Sequence[Row], path: Path) -> None:
     """Settings and rows, from which a benchmark continues."""
     write_atomically(path, json.dumps({"settings": settings, "rows": [asdict(row) for row in rows]}, indent=1).encode())
@@ -87,8 +75,7 @@ def draw_calibration(rows: Sequence[Row], path: Path) -> None:
         for row in own:
             axis.plot(list(row.scores.coverage), list(row.scores.coverage.values()), lw=1.2, label=row.title,
                       **styles[row.title])
-        axis.set_xlabel("credible level")
-        axis.set_ylabel("probability under the posterior")
+        axis.set(xlabel="credible level", ylabel="probability under the posterior")
 
     _panels(rows, panel, path)
 
@@ -107,12 +94,9 @@ def draw_distances(rows: Sequence[Row], path: Path) -> None:
                 axis.axhline(line[-1][1], color="#999999", ls="-" if name == "exact" else ":", lw=1)
             else:
                 axis.plot(*zip(*line, strict=True), ms=3, lw=1, label=name, **styles[name])
-        axis.set_xscale("log")
-        axis.set_yscale("log")
+        axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="sliced W2")
         axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(),
                        major_formatter=StrMethodFormatter("{x:g}"))
-        axis.set_xlabel("network evaluations")
-        axis.set_ylabel("sliced W2")
 
     _panels(rows, panel, path)
 
@@ -130,8 +114,7 @@ def draw_samples(exact: np.ndarray, samples: dict[str, np.ndarray], title: str, 
         axis.scatter(*exact.T, s=3, color="#bbbbbb", lw=0)
         axis.scatter(*points.T, s=3, color="C0", lw=0)
         axis.set_title(name, fontsize=8)
-        axis.set_xlim(-1.6, 1.6)
-        axis.set_ylim(-1.6, 1.6)
+        axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
     for axis in axes[len(samples):]:
         axis.set_visible(False)
     _save(figure, path)

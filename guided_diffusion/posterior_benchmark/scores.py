@@ -90,16 +90,11 @@ def average(parts: Sequence[Scores]) -> Scores:
         sliced_w2_error=root_mean_square("sliced_w2_error") / count, mmd_error=root_mean_square("mmd_error") / count)
 
 
-def components_of(posterior: Distribution) -> tuple[list[Distribution], Tensor]:
-    """The Gaussians that a distribution is a mixture of, and their weights."""
-    if isinstance(posterior, GaussianMixture):
-        return list(posterior.components), posterior.weights
-    return [posterior], torch.ones(1, dtype=torch.float64)
-
-
 def marginals(posterior: Distribution, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Means and variances of every value in each component, (K, d), and the weights (K,)."""
-    components, weights = components_of(posterior)
+    components, weights = [posterior], torch.ones(1, dtype=torch.float64)
+    if isinstance(posterior, GaussianMixture):
+        components, weights = posterior.components, posterior.weights
     like = torch.zeros(1, *shape, dtype=torch.float64)
     means = torch.stack([c.mean.expand(shape).flatten() for c in components])
     variances = torch.stack([c.diagonal(lambda e: e, like).expand_as(like).flatten() for c in components])

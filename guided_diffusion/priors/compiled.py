@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from guided_diffusion.priors.tiling import TiledPrior
-from util.logger import get_logger
+from util.logger import logger
 
 
 def compiled(model: nn.Module, batch_size: int, image_size: int | None, device: torch.device) -> nn.Module:
@@ -37,5 +37,5 @@ def compiled(model: nn.Module, batch_size: int, image_size: int | None, device: 
 
 
 def _as_it_is(model: nn.Module, reason: str) -> nn.Module:
-    get_logger().warning(f"--compile: the network runs as it is, because {reason}")
+    logger.warning(f"--compile: the network runs as it is, because {reason}")
     return model

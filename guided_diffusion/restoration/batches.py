@@ -10,11 +10,9 @@ from guided_diffusion.measurements.sources import Source
 from guided_diffusion.restoration.monitor import Monitor
 from guided_diffusion.restoration.plan import Plan
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.memory import free_memory, is_out_of_memory
 from util.run.team import Team
-
-logger = get_logger()
 
 
 class Batches:

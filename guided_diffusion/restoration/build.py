@@ -32,12 +32,10 @@ from util.config.config import REPOSITORY, Choice, Config, find_file
 from util.config.registry import Registry, defaults
 from util.errors import UserError
 from util.fetch import fetch, known_weights
-from util.logger import get_logger
+from util.logger import logger
 from util.run.measurements import MeasurementFolder
 from util.run.team import Team
 from util.seeding import ImageRandomness
-
-logger = get_logger()
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from guided_diffusion.restoration.monitor import Monitor
 from guided_diffusion.restoration.plan import Plan
 from util.command import Terminated
 from util.errors import StorageError, UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.run.console import environment, log_table
 from util.run.directory import RunDirectory
 from util.run.team import Team
-
-logger = get_logger()
 
 
 class Ending:

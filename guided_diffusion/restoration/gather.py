@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.dataloader import Batch
 from guided_diffusion.measurements.measurement import Measurement
-from guided_diffusion.measurements.sources import Source, to_store
+from guided_diffusion.measurements.sources import to_store
 from guided_diffusion.method import Method
 from guided_diffusion.restoration.build import Task
 from guided_diffusion.restoration.monitor import Course
@@ -19,40 +19,39 @@ from guided_diffusion.restoration.plan import Plan
 from util.config.config import Config
 from util.config.registry import defaults
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.memory import free_memory, is_out_of_memory
 from util.metrics.perceptual import PERCEPTUAL
 from util.metrics.scores import Metrics
 from util.run.directory import RunDirectory
-from util.run.measurements import StoredMeasurement, write_measurement
+from util.run.measurements import write_measurement
 from util.run.table import MEAN, Outcome, finite_samples
 
-logger = get_logger()
+THREADED = ("cuda",)                                # devices beside which images are scored and saved
 
 
 class Gatherer:
     """Brings the samples of an image together, and has complete images scored and saved; a context manager.
 
-    In the background that happens in a thread, while the device restores the next batch. What goes wrong there is
-    raised by the next `add`, or at the end, where the context waits for all that is left.
-
-    Args:
-        source: knows the truth, and what else an image is saved with.
-        metrics: scores images whose truth is known.
-        num_samples: posterior samples per image.
-        remedy: what to try where images diverge, in words.
-        finished: images that are left as they are.
-        to_store: to_store(measurement, b) -> entry b as it is saved; None where measurements are not saved.
-        background: score and save in a thread.
+    Beside a GPU that happens in a thread, while the device restores the next batch. What goes wrong there is raised by
+    the next `add`, or at the end, where the context waits for all that is left. Images that are finished stay as they
+    are. The networks that judge are loaded if the truth is known and there is something to judge.
     """
 
-    def __init__(self, run: RunDirectory, source: Source, metrics: Metrics | None, num_samples: int,
-                 remedy: str, finished: Collection[str] = (),
-                 to_store: Callable[[Measurement, int], StoredMeasurement] | None = None, background: bool = False):
-        self.run, self.source, self.metrics, self.num_samples = run, source, metrics, num_samples
-        self.remedy, self.finished, self.to_store = remedy, finished, to_store
+    def __init__(self, args: Namespace, config: Config, task: Task, run: RunDirectory, plan: Plan,
+                 device: torch.device):
+        self.run, self.source, self.num_samples, self.finished = run, task.source, args.num_samples, plan.finished
+        self.metrics = None
+        if task.source.knows_truth:
+            self.metrics = Metrics(device, args.weights_dir, PERCEPTUAL if plan.groups else ())
+        self.remedy = remedy_for(task.method)
+        self.to_store = None                        # to_store(measurement, b) -> entry b as it is saved
+        if args.save_measurements:
+            settings = config.as_dict()["measurement"]
+            self.to_store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
+                                    observed=config.observed)
         self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
-        self.thread = ThreadPoolExecutor(1) if background else None
+        self.thread = ThreadPoolExecutor(1) if device.type in THREADED else None
         self.pending: list[tuple[Callable[[], None], Future]] = []
         self.again: list[Callable[[], None]] = []   # what found no memory
 
@@ -132,16 +131,6 @@ class Gatherer:
             self.pending.append((save, self.thread.submit(save)))
 
 
-def gatherer_for(args: Namespace, config: Config, task: Task, run: RunDirectory, plan: Plan, device: torch.device,
-                 metrics: Metrics | None) -> Gatherer:
-    """The gatherer of a run; beside a GPU it works in the background."""
-    settings = config.as_dict()["measurement"]
-    store = partial(to_store, operator=settings["operator"], noise=settings["noise"], seed=args.seed,
-                    observed=config.observed) if args.save_measurements else None
-    return Gatherer(run, task.source, metrics, args.num_samples, remedy_for(task.method), plan.finished, store,
-                    device.type == "cuda")
-
-
 def remedy_for(method: Method) -> str:
     """What to try where images diverge under `method`."""
     accepted = defaults(type(method))
@@ -149,13 +138,6 @@ def remedy_for(method: Method) -> str:
         f"other conditioning.params ({', '.join(accepted)})" if accepted else "another conditioning.method")
     return (f"probably too large a step for this noise level: try {milder}, check measurement.noise and the data, and "
             "use --precision fp32 in place of half precision")
-
-
-def load_metrics(task: Task, plan: Plan, weights_dir: str | None, device: torch.device) -> Metrics | None:
-    """What judges the images, with the networks that are needed; None where nobody knows the truth."""
-    if not task.source.knows_truth:
-        return None
-    return Metrics(device, weights_dir, PERCEPTUAL if plan.groups else ())
 
 
 def ran_out_of_memory(future: Future) -> bool:

@@ -10,14 +10,12 @@ from tqdm import tqdm
 
 from data.dataloader import Batch
 from guided_diffusion.measurements.measurement import Measurement
-from util.logger import duration, get_logger
+from util.logger import duration, logger
 from util.run.directory import RunDirectory
 from util.run.team import Team
 
 CHECK_EVERY = 50                                    # steps between two questions whether all of a batch has diverged
 LONG = 7200                                         # seconds to go that some advice is given for
-
-logger = get_logger()
 
 
 class Monitor:

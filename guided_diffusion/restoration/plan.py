@@ -19,7 +19,7 @@ from guided_diffusion.measurements.sources import Source
 from guided_diffusion.restoration.build import Task
 from guided_diffusion.schedule import NEARLY_CLEAN
 from util.errors import UserError
-from util.logger import count, get_logger
+from util.logger import count, logger
 from util.memory import free_memory, is_out_of_memory
 from util.run.console import device_name
 from util.run.directory import RunDirectory
@@ -30,8 +30,6 @@ from util.seeding import ImageRandomness
 DEFAULT_BATCH_PIXELS = {"cpu": 4 * 128 ** 2, "cuda": 8 * 256 ** 2}
 WARM_UP, MEASURED = 1, 2                            # steps of every attempt
 WORTHWHILE = 1.03                                   # a doubling goes on while it gives this many times the images
-
-logger = get_logger()
 
 
 @dataclass(frozen=True)

@@ -13,27 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guided_diffusion.tune.arguments import parse_arguments
-from util.command import check_command_line, choose_device, output_file, run_command, run_program, user_path
+from util.command import check_command_line, choose_device, command, output_file, run_program, user_path
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
 
 from guided_diffusion.restoration.build import build_task
-from guided_diffusion.tune.grid import (
-    Point,
-    Result,
-    at_the_edge,
-    choose,
-    markdown,
-    points,
-    read_grid,
-    result_of,
-)
+from guided_diffusion.tune.grid import Point, Result, at_the_edge, choose, markdown, points, read_grid, result_of
 from util.config.config import find_file, read_yaml
 from util.config.yaml_text import parse_yaml, set_values
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import count, duration, get_logger
+from util.logger import count, duration, logger
 from util.metrics.weights import weights_folders
 from util.reproduce_table.job import Job, Options, execute
 from util.reproduce_table.spec import Run
@@ -41,40 +32,25 @@ from util.reproduce_table.spec import Run
 FILES = ("model_config", "diffusion_config")        # what a tuned file names, where they were given
 SECTIONS = ("conditioning", "measurement")          # and says; its images are to be others'
 
-logger = get_logger()
-
-
-def place_for(file: str, overwrite: bool) -> Path:
-    """Where --out goes; UserError where it cannot be written, or is there and must not be replaced."""
-    out = output_file(file, "tuned.yaml")
-    if out.exists() and not overwrite:
-        raise UserError(f"--out {file} is there already; choose another name, or replace it with --overwrite")
-    return out
-
 
 def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[Job]:
-    """A job per point, under `folder`; UserError where a point's settings are wrong or the images cannot be had."""
+    """A job per point, under `folder`; UserError for whatever is wrong in a point, the checkpoint's content aside, or
+    where the images cannot be had."""
     weights_folders(args.weights_dir)               # complains about a folder that is not there
     choose_device(args.gpu)                         # and this about a GPU
-    jobs = []
+    options, jobs = Options.of(args, num_samples=args.samples, overwrite=False), []
     for point in grid:
+        run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
+                  (*args.overrides, *point.overrides))
         try:
-            jobs.append(make_job(args, point, folder / point.name))
+            config = run.load(args.data)
+            task = build_task(config, chosen=args.data is not None, limit=args.limit)
         except UserError as error:
             raise UserError(f"{', '.join(point.overrides)}: {error}") from None
+        job = Job(run, config, task.source.names[:args.limit], folder / point.name, options,
+                  task.method.num_steps(task.sampler), task.method.num_evaluations(task.sampler))
+        jobs.append(job.replacing() if args.overwrite else job)
     return jobs
-
-
-def make_job(args: argparse.Namespace, point: Point, save_dir: Path) -> Job:
-    """The run of a point; UserError for whatever is wrong in it, the checkpoint's content aside."""
-    run = Run(Path(args.task_config).stem, point.name, args.model_config, args.diffusion_config, args.task_config,
-              (*args.overrides, *point.overrides))
-    config = run.load(args.data)
-    task = build_task(config, chosen=args.data is not None, limit=args.limit)
-    options = Options.of(args, num_samples=args.samples, overwrite=False)
-    job = Job(run, config, task.source.names[:args.limit], save_dir, options,
-              task.method.num_steps(task.sampler), task.method.num_evaluations(task.sampler))
-    return job.replacing() if args.overwrite else job
 
 
 def chosen_text(args: argparse.Namespace, best: Point, remark: str) -> str:
@@ -101,11 +77,14 @@ def remark(args: argparse.Namespace, result: Result, by: str, grid: dict[str, li
             f"over {values}{f', with {chr(44).join(others)}' if others else ''}")
 
 
-def tune(args: argparse.Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Tune; exit status 0, 1 if a point went wrong, 2 for a mistake, 130 when interrupted."""
     if args.of == "mean" and args.samples < 2:
         raise UserError(f"--of mean needs several samples, found --samples {args.samples}; use --samples 4, say")
-    out = place_for(args.out, args.overwrite)
+    out = output_file(args.out, "tuned.yaml")
+    if out.exists() and not args.overwrite:
+        raise UserError(f"--out {args.out} is there already; choose another name, or replace it with --overwrite")
     read_yaml(args.task_config, "task configuration")
     grid = read_grid(args.grid)
     folder = user_path(args.save_dir or f"./results/tune/{Path(args.task_config).stem}")
@@ -128,11 +107,6 @@ def tune(args: argparse.Namespace) -> int:
     if wrong:
         logger.error(f"{wrong} of {len(jobs)} runs went wrong; the same command with --overwrite tries them again")
     return 1 if wrong else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if a point went wrong, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: tune(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,10 @@ def read_grid(options: Sequence[str]) -> dict[str, list[object]]:
             raise UserError(f"--grid {option}: {error}; {EXAMPLE}") from None
         if not equals or not key or not values:
             raise UserError(f"--grid {option}: {EXAMPLE}")
-        _check_key(key, option)
+        section, _, rest = key.partition(".")
+        if section not in TUNABLE or not rest:
+            raise UserError(f"--grid {option}: '{key}' cannot be tuned; expected a path such as "
+                            f"conditioning.params.scale; {did_you_mean(section, TUNABLE)}")
         if key in grid:
             raise UserError(f"--grid {option}: {key} stands in two of the options; give all its values in one")
         for other in grid:
@@ -77,13 +80,6 @@ def read_grid(options: Sequence[str]) -> dict[str, list[object]]:
                 raise UserError(f"--grid {option}: one of {key} and {other} is a part of the other; vary one of them")
         grid[key] = [value for i, value in enumerate(values) if value not in values[:i]]
     return grid
-
-
-def _check_key(key: str, option: str) -> None:
-    section, _, rest = key.partition(".")
-    if section not in TUNABLE or not rest:
-        raise UserError(f"--grid {option}: '{key}' cannot be tuned; expected a path such as conditioning.params.scale; "
-                        f"{did_you_mean(section, TUNABLE)}")
 
 
 def points(grid: dict[str, list[object]]) -> list[Point]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from util.errors import UserError
 from util.img_utils import load_image
-from util.logger import get_logger
+from util.logger import logger
 from util.metrics.pairs import MEAN, Pair
 from util.metrics.perceptual import EXTRACTOR, frechet_distance, kernel_distance
 from util.metrics.scores import PER_IMAGE, Metrics, Scores
@@ -71,5 +71,5 @@ def compare(pairs: Iterable[Pair], metrics: Metrics) -> Comparison:
             comparison.add(pair, metrics)
         except UserError as error:
             comparison.skipped += 1
-            get_logger().warning(f"{error}; passed over")
+            logger.warning(f"{error}; passed over")
     return comparison

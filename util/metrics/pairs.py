@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from util.command import user_path
-from util.errors import UserError
+from util.errors import UserError, first
 from util.files import files_below
 from util.img_utils import IMAGE_SUFFIXES
 
@@ -68,6 +68,4 @@ def _stem(file: str) -> str:
 
 def shorten(names: Iterable[str]) -> str:
     """"'a', 'b' and 4 more"."""
-    names = sorted(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(repr, names[:SHOWN])) + more
+    return first([repr(name) for name in sorted(names)], SHOWN)

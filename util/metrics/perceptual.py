@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from util.checkpoint import read_checkpoint
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.metrics.shift_tolerant import ShiftTolerantLPIPS
 from util.metrics.weights import ALEXNET, INCEPTION, ST_LPIPS, VGG16, WeightsFile
 
@@ -91,7 +91,7 @@ def load_networks(names: Sequence[str], folders: Sequence[Path], device: torch.d
             lost[name] = f"{file.name} is not the published file ({type(error).__name__})"
     if lost:
         titles = [NETWORKS[name][0] for name in lost]
-        get_logger().warning(f"left out: {', '.join(titles)}, as weights are missing: {'; '.join(lost.values())}")
+        logger.warning(f"left out: {', '.join(titles)}, as weights are missing: {'; '.join(lost.values())}")
     return found
 
 

@@ -7,9 +7,8 @@ needs no network and no other file.
 """
 
 import argparse
-from collections.abc import Sequence
 
-from util.command import check_command_line, output_file, run_command, run_program, user_path
+from util.command import check_command_line, command, output_file, run_program, user_path
 from util.report.arguments import parse_arguments
 
 if __name__ == "__main__":                          # before the imports that take seconds
@@ -17,7 +16,7 @@ if __name__ == "__main__":                          # before the imports that ta
 
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import count, get_logger
+from util.logger import count, logger
 from util.report.page import page
 from util.report.pictures import Pictures
 from util.report.runs import find_runs, group
@@ -25,8 +24,9 @@ from util.report.runs import find_runs, group
 PAGE = "report.html"
 
 
-def write_report(args: argparse.Namespace) -> int:
-    """Write the page; exit status 1 if pictures could not be read."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Write the page; exit status 0, 1 if pictures could not be read, 2 for a mistake, 130 when interrupted."""
     runs = find_runs(args.results, args.labels)
     tasks = group(runs)
     out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results[0]) / PAGE
@@ -34,13 +34,8 @@ def write_report(args: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: expected a file that ends in .html, such as {PAGE}")
     pictures = Pictures()
     write_atomically(out, page(args.title, tasks, pictures, args.images).encode())
-    get_logger().info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
+    logger.info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
     return 1 if pictures.unreadable else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if pictures could not be read, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: write_report(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

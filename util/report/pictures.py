@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from util.errors import UserError
 from util.files import content_of
 from util.img_utils import load_image, to_uint8, to_unit
-from util.logger import get_logger
+from util.logger import logger
 
 LARGEST_SIDE = 1024                                 # pixels of a picture in the report; larger ones are reduced
 CROP = 0.25                                         # of the shorter side
@@ -38,7 +38,7 @@ class Pictures:
             return load_image(file)
         except UserError as error:
             if file not in self.unreadable:
-                get_logger().warning(f"{error}; left out")
+                logger.warning(f"{error}; left out")
             self.unreadable.add(file)
             return None
 

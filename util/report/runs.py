@@ -1,7 +1,6 @@
 """What a report tells of: runs, finished or not, what each is called, and which of them had the same measurements."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,9 @@ import numpy as np
 from util.command import user_path
 from util.config.config import Key, leaves
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.run.config_file import read_settings
-from util.run.layout import SUMMARY, file_of, is_run
+from util.run.layout import CONFIG, SUMMARY, TABLE, file_of
 from util.run.table import Row, read_summary, read_table, read_trajectories
 
 ACRONYMS = ("dpps", "mcg", "ddrm", "ddnm", "ilvr", "daps", "dcps", "sitcom", "tmpd", "dsg", "dmps", "hio", "oss", "er")
@@ -83,7 +82,11 @@ def find_runs(folders: Sequence[str], labels: Sequence[str] = ()) -> list[Run]:
     found: dict[Path, Run] = {}
     names = dict(map(_split_label, labels))
     for folder in folders:
-        paths = _find(folder)
+        top = user_path(folder)
+        if not top.is_dir():
+            raise UserError(f"results folder '{folder}' {'is a file' if top.exists() else 'not found'}; expected the "
+                            "folder that sample_condition.py wrote to (--save_dir)")
+        paths = sorted({file.parent for name in (TABLE, CONFIG) for file in top.rglob(name)})
         if not paths:
             raise UserError(f"results folder '{folder}' holds no run; expected <operator>/<method>/metrics.csv below "
                             "it")
@@ -93,19 +96,6 @@ def find_runs(folders: Sequence[str], labels: Sequence[str] = ()) -> list[Run]:
         if not any(whole.is_relative_to(path) for whole in found):
             raise UserError(f"--label {path}={name}: none of the runs is there")
     return list(found.values())
-
-
-def _find(folder: str) -> list[Path]:
-    top, paths = user_path(folder), []
-    if not top.is_dir():
-        raise UserError(f"results folder '{folder}' {'is a file' if top.exists() else 'not found'}; expected the "
-                        "folder that sample_condition.py wrote to (--save_dir)")
-    for path, below, _ in os.walk(top):
-        below.sort()
-        if is_run(Path(path)):
-            paths.append(Path(path))
-            below.clear()
-    return paths
 
 
 def _split_label(text: str) -> tuple[Path, str]:
@@ -121,7 +111,7 @@ def _split_label(text: str) -> tuple[Path, str]:
 def _read_run(path: Path, labels: Mapping[Path, str]) -> Run:
     config, facts, method = read_settings(path), read_summary(path), path.resolve().name
     if facts is None and (path / SUMMARY).exists():
-        get_logger().warning(f"{path / SUMMARY} is damaged and left out; the run's own command writes it anew")
+        logger.warning(f"{path / SUMMARY} is damaged and left out; the run's own command writes it anew")
     given = [folder for folder in labels if path.resolve().is_relative_to(folder)]
     label = labels[max(given, key=lambda folder: len(folder.parts))] if given else TITLES.get(method, in_words(method))
     return Run(path, label, read_table(path), config, facts or {})
@@ -187,7 +177,7 @@ def read_curve(run: Run) -> np.ndarray | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError):
-            get_logger().warning(f"{file_of(run.path, 'trajectories', image)} is no trajectory of a run; left out")
+            logger.warning(f"{file_of(run.path, 'trajectories', image)} is no trajectory of a run; left out")
     steps = sorted((step for step, distances in found.items() if distances), reverse=True)
     curve = np.array([(step, np.mean(found[step]), *np.percentile(found[step], BAND)) for step in steps]).T
     return curve if len(steps) > 1 else None

@@ -10,31 +10,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.command import check_command_line, run_command, run_program, user_path
+from util.command import check_command_line, command, run_program, user_path
 from util.reproduce_table.arguments import parse_arguments
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
 
 from data.dataloader import DATASETS
+from util.config.ask import ask
 from util.errors import UserError, did_you_mean
 from util.files import write_atomically
-from util.logger import count, duration, get_logger
+from util.logger import count, duration, logger
 from util.metrics.weights import weights_folders
-from util.reproduce_table.job import (
-    Job,
-    Options,
-    ask_cost,
-    execute,
-    seconds_per_evaluation,
-)
+from util.reproduce_table.job import Job, Options, execute, seconds_per_evaluation
 from util.reproduce_table.picture import save_picture
 from util.reproduce_table.plots import draw, scatter
 from util.reproduce_table.scores import evaluate
 from util.reproduce_table.spec import PaperTable, load_table
 from util.reproduce_table.text import latex, markdown, to_csv
-
-logger = get_logger()
 
 
 def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]:
@@ -47,9 +40,10 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
                          num_samples=args.num_samples or spec.num_samples)
     weights_folders(args.weights_dir)               # complains about a folder that is not there
     jobs = []
-    for run, cost in zip(table.runs, ask_cost(table.runs, options.data), strict=True):
-        if isinstance(cost, UserError):
-            raise UserError(f"{table.title(run)}: {cost}")
+    costs = ask([{"run": run.arguments(options.data)} for run in table.runs]) if table.runs else []
+    for run, cost in zip(table.runs, costs, strict=True):
+        if "error" in cost:
+            raise UserError(f"{table.title(run)}: {cost['error']}")
         config = run.load(options.data)
         names = DATASETS.build(config.data.name, **config.data.params).names[:options.limit]
         jobs.append(Job(run, config, names, folder / run.task / run.method, options, **cost))
@@ -92,8 +86,9 @@ def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
     return 1 if unknown else 0
 
 
-def reproduce(args: argparse.Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+@command(parse_arguments)
+def main(args: argparse.Namespace) -> int:
+    """Make the table; exit status 0, 1 if a run went wrong, 2 for a mistake, 130 when interrupted."""
     methods, tasks = (None if names is None else names.split(",") for names in (args.methods, args.tasks))
     table = load_table(args.table, methods, args.overrides, tasks)
     folder = user_path(args.save_dir or f"./results/tables/{table.name}")
@@ -119,11 +114,6 @@ def reproduce(args: argparse.Namespace) -> int:
     if wrong:
         logger.error(f"{wrong} of {len(jobs)} runs went wrong; the same command tries them again")
     return 1 if wrong else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 if a run went wrong, 2 for a mistake, 130 when interrupted."""
-    return run_command(lambda: reproduce(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -3,24 +3,9 @@
 import argparse
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from util.command import DEFAULT_PRECISION, PRECISIONS, Parser, natural, positive
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; UserError for a mistake in it."""
-    parser = Parser(prog="python -m util.reproduce_table", description="Reproduce a paper's table, side by side.",
-                    allow_abbrev=False)
-    add = parser.add_argument
-    add("table", help="the table (YAML), such as configs/tables/demo.yaml")
-    add("--methods", metavar="A,B", help="run these methods of the table only; default: all that can be run")
-    add("--tasks", metavar="A,B", help="run these tasks of the table only; default: all")
-    add("--picture", metavar="IMAGE", help="also make IMAGE.png: the image of that name, restored by every method")
-    add("--dry_run", action="store_true", help="list the runs, their cost and the time they would take; run none")
-    add("--num_samples", type=positive, metavar="N", help="posterior samples per image; default: what the table says")
-    add_options(add, overwrite="replace the results of earlier runs")
-    return parser.parse(argv)
 
 
 def add_options(add: Callable[..., object], overwrite: str) -> None:
@@ -48,3 +33,15 @@ def launcher(text: str) -> tuple[str, ...]:
     if not words or shutil.which(words[0]) is None:
         raise argparse.ArgumentTypeError(f"'{text}': there is no such program")
     return words
+
+
+parser = Parser(prog="python -m util.reproduce_table", description="Reproduce a paper's table, side by side.")
+add = parser.add_argument
+add("table", help="the table (YAML), such as configs/tables/demo.yaml")
+add("--methods", metavar="A,B", help="run these methods of the table only; default: all that can be run")
+add("--tasks", metavar="A,B", help="run these tasks of the table only; default: all")
+add("--picture", metavar="IMAGE", help="also make IMAGE.png: the image of that name, restored by every method")
+add("--dry_run", action="store_true", help="list the runs, their cost and the time they would take; run none")
+add("--num_samples", type=positive, metavar="N", help="posterior samples per image; default: what the table says")
+add_options(add, overwrite="replace the results of earlier runs")
+parse_arguments = parser.parse

@@ -1,8 +1,6 @@
 """One run of a paper's table or of a grid: its folder, the command line that fills it, and what is already there."""
 
 import argparse
-import json
-import os
 import re
 import signal
 import subprocess
@@ -17,19 +15,17 @@ from tqdm import tqdm
 
 from util.checkpoint import fingerprint
 from util.command import DEFAULT_PRECISION
+from util.config.ask import environment
 from util.config.config import REPOSITORY, Config, find_file
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 from util.metrics.pairs import MEAN
 from util.reproduce_table.spec import Run
 from util.run.config_file import read_settings
 from util.run.layout import TABLE
 from util.run.table import Row, read_table
 
-logger = get_logger()
-
 PROGRAM = str(REPOSITORY / "sample_condition.py")
-CHECK = (sys.executable, "-m", "guided_diffusion.restoration.check")
 PROGRESS = re.compile(r"(\d+)/(\d+) \[")            # what a progress bar writes: steps done / of all
 
 
@@ -185,26 +181,6 @@ def reason(status: int, lines: Sequence[str]) -> str:
     """The line that says why a run ended with `status`."""
     errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
     return (errors or list(lines[-1:]) or [f"exit status {status}"])[0]
-
-
-def ask_cost(runs: Sequence[Run], data: str | None) -> list[dict[str, int] | UserError]:
-    """`steps` and `cost` of one sample in each run, or what is wrong with its configuration; the command line knows."""
-    answers = json.loads(ask(json.dumps([run.arguments(data) for run in runs]))) if runs else []
-    return [UserError(answer["error"]) if "error" in answer else answer for answer in answers]
-
-
-def ask(runs: str) -> str:
-    """What the command line's check says of runs, JSON to JSON, asked once: it takes seconds to start."""
-    process = subprocess.run(CHECK, input=runs, capture_output=True, text=True, encoding="utf-8", env=environment())
-    if process.returncode:
-        raise UserError(f"{' '.join(CHECK)}: {reason(process.returncode, process.stderr.splitlines())}")
-    return process.stdout
-
-
-def environment() -> dict[str, str]:
-    """That of this process, in which programs of this repository are found wherever they are started."""
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def seconds_per_evaluation(job: Job) -> float:

@@ -175,8 +175,7 @@ def _lines(figure, table: PaperTable, entries: Sequence[Entry], metrics: Sequenc
         ticks = [task.x for task in table.tasks.values()]
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
-        axes.set_xlabel(table.spec.x_label)
-        axes.set_title(metric_of(metric).heading)
+        axes.set(xlabel=table.spec.x_label, title=metric_of(metric).heading)
         axes.grid()
     for axes in list(panels)[len(metrics):]:
         axes.set_visible(False)

@@ -9,12 +9,12 @@ from importlib.metadata import version
 
 import torch
 
-from util.logger import get_logger
+from util.logger import aligned, logger
 from util.metrics.statistics import describe
 from util.run.directory import RunDirectory
 from util.run.table import MEAN, Row
 
-TABLE_ROWS = 20                                     # images shown in the closing table
+TABLE_ROWS, LONGEST_NAME = 20, 40                   # images in the closing table, and characters of their names
 INTERVAL = "95 % interval"                          # of a mean, see `util.metrics.statistics`
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "scikit-image", "lpips")
 
@@ -52,23 +52,18 @@ def _views(rows: Sequence[Row], known: bool) -> dict[str, View]:
 
 def _log(part: dict[str, list[Row]], views: dict[str, View], scores: dict[str, tuple[str, str]]) -> None:
     """Log a line per image: every view of the first score, then of the second, in the scores' formats."""
-    images, half, log = list(part), len(views), get_logger().info
+    images, log = list(part), logger.info
     columns = [([_mean([getattr(row, name + suffix) for row in filter(VIEWED[kind], own)]) for own in part.values()],
                 form) for name, form in scores.values() for kind, suffix in views.values()]
-    width = min(40, max(map(len, (INTERVAL, *images))))
-
-    def line(name: str, cells: Sequence[str]) -> None:
-        log(f"{name[:width]:{width}}  {''.join(cells[:half])}  {''.join(cells[half:])}")
-
-    log(f"\n{'':{width}}  {'  '.join(f'{group:^{12 * half}}' for group in scores)}".rstrip())
-    line("image", [f"{title:>12}" for title in views] * 2)
-    for i, image in enumerate(images[:TABLE_ROWS]):
-        line(image, [f"{values[i]:12{form}}" for values, form in columns])
+    lines = [["", *(word for score in scores for word in (score, *[""] * (len(views) - 1)))],
+             ["image", *[*views] * len(scores)]]
+    lines += [[image[:LONGEST_NAME], *(f"{values[i]:{form}}" for values, form in columns)]
+              for i, image in enumerate(images[:TABLE_ROWS])]
     if len(images) > 1:
-        line(f"mean of {len(images)}", [f"{_mean(values):12{form}}" for values, form in columns])
-        bounds = [describe(values, images)["ci95"] or () for values, _ in columns]
-        line(INTERVAL, [f" {'-'.join(f'{bound:{form}}' for bound in own) or '-':>11}"
-                        for own, (_, form) in zip(bounds, columns, strict=True)])
+        lines.append([f"mean of {len(images)}", *(f"{_mean(values):{form}}" for values, form in columns)])
+        bounds = [(describe(values, images)["ci95"] or (), form) for values, form in columns]
+        lines.append([INTERVAL, *("-".join(f"{bound:{form}}" for bound in own) or "-" for own, form in bounds)])
+    log("\n" + "\n".join(map(str.rstrip, aligned(lines))))
     if len(images) > TABLE_ROWS:
         log(f"({len(images) - TABLE_ROWS} more images are in metrics.csv)")
 

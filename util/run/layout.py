@@ -39,11 +39,6 @@ def run_path(save_dir: str | Path, operator: str, method: str) -> Path:
     return user_path(save_dir) / operator / method
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is one of a run."""
-    return (folder / TABLE).is_file() or (folder / CONFIG).is_file()
-
-
 def is_file_name(text: str) -> bool:
     """Whether a text may name a file in a folder, and none elsewhere."""
     return text not in ("", ".", "..") and not any(mark in text for mark in "/\\\0")

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from util.errors import UserError
 from util.files import write_atomically
-from util.logger import get_logger
+from util.logger import logger
 from util.run.layout import LOCK
 from util.run.team import POLL_SECONDS, Team
 
@@ -47,7 +47,7 @@ def locked(folder: Path, option: str = "--save_dir") -> Iterator[str]:
         if error.errno not in NO_LOCKS:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another folder with "
                             f"{option}") from None
-        get_logger().warning(f"the disk of {folder} has no locks; see to it that no other run works there")
+        logger.warning(f"the disk of {folder} has no locks; see to it that no other run works there")
     write_atomically(note, f"{owner}\n".encode())
     try:
         yield owner

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from util.command import choose_device
 from util.errors import UserError
-from util.logger import get_logger
+from util.logger import logger
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")   # what torchrun sets
 POLL_SECONDS = 0.1
@@ -45,12 +45,12 @@ class Team:
     def __enter__(self) -> "Team":
         if self.launched:
             self._join()
-            get_logger().addFilter(self._keep)
+            logger.addFilter(self._keep)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.launched:
-            get_logger().removeFilter(self._keep)
+            logger.removeFilter(self._keep)
 
     def _join(self) -> None:
         self.device = device_of(int(os.environ["LOCAL_RANK"]))
