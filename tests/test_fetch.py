@@ -102,7 +102,7 @@ def names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["whole", "redirect", "busy", "cut_once", "other"])
+@pytest.mark.parametrize("name", ["whole", "redirect", "gzip", "busy", "cut_once", "other"])
 def test_a_file_takes_its_place_whole(get, server, tmp_path, name):
     assert get(name, sha256=DIGEST[:8]).read_bytes() == CONTENT
     assert names(tmp_path) == {"tiny.pt", "tiny.pt.sha256", "files.lock"}
@@ -115,8 +115,7 @@ def test_a_file_takes_its_place_whole(get, server, tmp_path, name):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("page", "a web page, not the file"), ("gzip", "packed by gzip, not as it is"),
-    ("none", r"answers 404 \(Not Found\)"), ("closed", "answers 403"),
+    ("page", "a web page, not the file"), ("none", r"answers 404 \(Not Found\)"), ("closed", "answers 403"),
     ("cut", f"was cut {fetch.ATTEMPTS} times .*tiny.pt.part is kept, and the same command continues"),
 ])
 def test_what_is_no_file_is_told_in_a_line_and_takes_no_place(get, tmp_path, name, message):

@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +39,7 @@ CHUNK = 2 ** 20                                     # bytes
 TIMEOUT = 30.0                                      # seconds without a byte
 ATTEMPTS = 4                                        # per source, each continuing where the last was cut
 PAUSE = 1.0                                         # seconds before the second attempt, twice as long before each other
+GZIP = 16 + zlib.MAX_WBITS                          # zlib's number for the format
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _from_url(url: str, part: Path) -> None:
         except urllib.error.URLError as error:
             reason = getattr(error.reason, "strerror", None) or error.reason
             raise SourceError(f"{urlsplit(url).netloc} cannot be reached ({reason})") from None
-        except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
+        except (ConnectionError, TimeoutError, http.client.HTTPException, zlib.error) as error:
             cut = _first_line(error)
         except ValueError as error:
             raise SourceError(f"no address of a server: {_first_line(error)}") from None
@@ -199,20 +201,23 @@ def _receive(url: str, part: Path) -> None:
         headers = response.headers
         if headers.get_content_type() == "text/html":
             raise SourceError("the server gives a web page, not the file (a login, or a limit on downloads?)")
-        if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
-            raise SourceError(f"the server gives the file packed by {encoding}, not as it is")
         start = part.stat().st_size if response.status == 206 else 0
-        total = start + int(headers["Content-Length"]) if headers.get("Content-Length") else None
+        length = int(headers["Content-Length"]) if headers.get("Content-Length") else None
+        gzip = zlib.decompressobj(GZIP) if headers.get("Content-Encoding") == "gzip" else None
         tag = headers.get("ETag") or headers.get("Last-Modified")
+        tag = None if gzip else tag                 # compressed bytes are no part of the file to continue
         write_atomically(version, json.dumps({"url": url, "tag": tag}).encode())
+        total = None if length is None else start + length
+        received = 0
         with open(part, "ab" if start else "wb") as file, tqdm(
                 total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, dynamic_ncols=True,
                 disable=not sys.stderr.isatty()) as bar:
             while chunk := response.read(CHUNK):
-                file.write(chunk)
+                file.write(gzip.decompress(chunk) if gzip else chunk)
+                received += len(chunk)
                 bar.update(len(chunk))
-        if total is not None and (there := part.stat().st_size) < total:
-            raise ConnectionError(f"after {there} bytes of {total}")
+        if (length is not None and received < length) or (gzip and not gzip.eof):
+            raise ConnectionError(f"after {start + received} bytes{'' if total is None else f' of {total}'}")
 
 
 def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
