@@ -1,5 +1,9 @@
-"""DnCNN: golden outputs, scico's layout by hand, the names of other releases, what is refused."""
+"""DnCNN: golden outputs, the conversion of scico's weights, the names of other releases, what is refused."""
 
+import os
+from pathlib import Path
+
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,10 @@ from torch import nn
 
 from guided_diffusion.priors.dncnn import DnCNN, load_dncnn
 from tests.helpers import deterministic
+from util import flax_weights
 from util.errors import UserError
+
+WHEEL = Path(os.environ.get("SCICO_WHEEL", "scico-0.0.7-py3-none-any.whl"))
 
 
 def as_image(array):
@@ -22,7 +29,25 @@ def test_the_shipped_network_gives_the_golden_images(golden):
     assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
-# ---- scico's ---------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(not WHEEL.is_file(), reason="SCICO_WHEEL names no wheel of scico 0.0.7")
+@pytest.mark.parametrize("variant", flax_weights.VARIANTS)
+def test_every_network_in_the_wheel_gives_the_golden_images(golden, variant, tmp_path):
+    file = tmp_path / "weights.pt"
+    assert flax_weights.main([str(WHEEL), "--variant", variant, "--out", str(file)]) == 0
+    arrays, network = golden("classical"), load_dncnn(path=str(file))
+    assert network.told_sigma == variant.endswith("N")
+    expected = as_image(arrays[f"dncnn_{variant}" + "_sigma0.1" * network.told_sigma])
+    torch.testing.assert_close(network(as_image(arrays["dncnn_input"]), 0.1), expected, atol=2e-5, rtol=0)
+
+
+# ---- the conversion --------------------------------------------------------------------------------------------------
+
+def packed(tree):
+    """A tree of arrays as flax packs it."""
+    def pack(array):
+        return msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes())))
+    return msgpack.packb(tree, default=pack)
+
 
 def flax_tree(channels=1, features=4, blocks=2):
     """Three or more layers of small numbers: kernels are (height, width, in, out)."""
@@ -53,22 +78,25 @@ def by_hand(tree, v):
     return v - conv(x, tree["params"]["conv_end"]["kernel"]).mT
 
 
-def state_dict(tree):
-    """The tree as `models/dncnn17M.pt` has it: convolutions scico.0, .2, .5, ..., batch normalisations .3, .6, ..."""
-    params, statistics = tree["params"], tree["batch_stats"]
-    kernels = [params["conv_start"], *(params[block]["Conv_0"] for block in statistics), params["conv_end"]]
-    state = {f"scico.{max(0, 3 * i - 1)}.weight": conv["kernel"].T for i, conv in enumerate(kernels)}
-    names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-    for i, block in enumerate(statistics):
-        values = params[block]["BatchNorm_0"] | statistics[block]["BatchNorm_0"]
-        state |= {f"scico.{3 * i + 3}.{ours}": values[theirs] for theirs, ours in names.items()}
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in state.items()}
-
-
-def test_a_small_network_of_flax_by_hand(tmp_path):
+def test_a_small_network_of_flax_by_hand(tmp_path, capsys):
     tree, v = flax_tree(), torch.from_numpy(deterministic(5, (2, 1, 6, 8))).float()
-    torch.save(state_dict(tree), tmp_path / "w.pt")
-    torch.testing.assert_close(load_dncnn(str(tmp_path / "w.pt"))(v), by_hand(tree, v), atol=1e-6, rtol=0)
+    (tmp_path / "dncnn4M.mpk").write_bytes(packed(tree))
+    assert flax_weights.main([str(tmp_path / "dncnn4M.mpk"), "--out", str(tmp_path / "w.pt")]) == 0
+    assert "w.pt" in capsys.readouterr().out
+    torch.testing.assert_close(load_dncnn(path=str(tmp_path / "w.pt"))(v), by_hand(tree, v), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "No such file or directory; fetch the wheel by pip download"),
+    (b"<html>", "holds no scico/data/flax/dncnn17M.mpk, expected the wheel of scico 0.0.7"),
+    (packed({"params": {}}), "holds no scico/data/flax/dncnn17M.mpk"),
+    (packed(flax_tree())[:500], "holds no scico/data/flax/dncnn17M.mpk"),
+])
+def test_what_is_no_wheel(tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "file").write_bytes(content)
+    assert flax_weights.main([str(tmp_path / "file"), "--out", str(tmp_path / "w.pt")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "w.pt").exists()
 
 
 # ---- other releases --------------------------------------------------------------------------------------------------
@@ -94,7 +122,7 @@ def sequential(channels, bias, norm, eps=1e-5):
 def test_pytorch_releases_load_by_their_names(tmp_path, prefix, channels, bias, norm, eps):
     theirs = sequential(channels, bias, norm, eps)
     torch.save({f"{prefix}.{name}": tensor for name, tensor in theirs.state_dict().items()}, tmp_path / "w.pt")
-    ours = load_dncnn(str(tmp_path / "w.pt"))
+    ours = load_dncnn(path=str(tmp_path / "w.pt"))
     v = torch.rand(2, 3, 7, 9)
     expected = v - (theirs(v.flatten(0, 1)[:, None]).view_as(v) if channels == 1 else theirs(v))
     torch.testing.assert_close(ours(v), expected, atol=2e-6, rtol=0)
@@ -112,12 +140,12 @@ def test_pytorch_releases_load_by_their_names(tmp_path, prefix, channels, bias, 
 def test_other_weights_are_refused(tmp_path, state, message):
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(UserError, match=message):
-        load_dncnn(str(tmp_path / "w.pt"))
+        load_dncnn(path=str(tmp_path / "w.pt"))
 
 
 def test_weights_that_are_not_here(workplace):
-    with pytest.raises(UserError, match="dncnn6H.pt not found; .*give the state dict of a DnCNN"):
-        load_dncnn("models/dncnn6H.pt")
+    with pytest.raises(UserError, match="dncnn6H.pt not found; .*python -m util.flax_weights WHEEL --variant 6H"):
+        load_dncnn("6H")
 
 
 def test_a_network_of_one_layer_is_a_convolution():

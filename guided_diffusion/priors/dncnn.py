@@ -12,7 +12,6 @@ from util.checkpoint import read_state_dict, verify
 from util.config.config import find_file
 from util.errors import UserError
 
-SHIPPED = "models/dncnn17M.pt"
 LAYER = re.compile(r"\w+\.(?P<index>\d+)\.(?P<key>weight|bias|running_mean|running_var|num_batches_tracked)")
 
 
@@ -67,21 +66,23 @@ class DnCNN(nn.Module):
         return v - self.layers(images)[:, :self.channels - self.told_sigma].reshape(v.shape)
 
 
-def load_dncnn(path: str | None = None) -> DnCNN:
+def load_dncnn(variant: str = "17M", path: str | None = None) -> DnCNN:
     """A trained DnCNN, frozen.
 
     The file may hold any chain of 3 x 3 convolutions under the names of the usual PyTorch releases, `model.0.weight`
     (KAIR) or `dncnn.0.weight`, with batch normalisations or with them merged into the convolutions.
 
     Args:
-        path: of the file, from the working directory or the repository; None for the one that is shipped, which the DPS
-            paper used: scico's with 17 layers, trained for noise of 0.1 on [0, 1].
+        variant: a network of scico's: 6 or 17 layers, trained for noise of 0.06 (L), 0.1 (M) or 0.2 (H) on [0, 1], or
+            told its sigma (N). 17M, which the DPS paper used, is shipped.
+        path: another file, from the working directory or the repository.
 
     Raises:
         UserError: the file is missing, damaged, or no DnCNN.
     """
-    file = find_file(path or SHIPPED, "checkpoint",
-                     "give the state dict of a DnCNN" if path else "it is a part of this repository; get it from there")
+    remedy = f"convert it from scico's wheel: python -m util.flax_weights WHEEL --variant {variant}"
+    file = find_file(path or f"models/dncnn{variant}.pt", "checkpoint",
+                     "give the state dict of a DnCNN" if path else remedy)
     found = read_state_dict(file)
     verify(file)
     try:

@@ -64,7 +64,7 @@ class PlugAndPlayADMM(Solver):
     def load(self) -> DnCNN:
         """DnCNN, whose weights are read the first time."""
         if self._dncnn is None:
-            self._dncnn = load_dncnn(self.weights)
+            self._dncnn = load_dncnn(path=self.weights)
         return self._dncnn
 
     def num_steps(self, sampler: Sampler) -> int:
