@@ -29,6 +29,22 @@ def test_what_is_there_is_not_run_again_and_more_images_are_added(run, in_proces
     assert {r["images"] for r in read_csv("results/tables/tiny/table.csv") if r["method"] == "dps"} == {"2"}
 
 
+def test_tasks_may_name_their_priors(run, tree, prior, in_process):
+    """Without files of the table's own every task has its network; both are told."""
+    tree["set"].append(f"model.model_path={prior / 'tiny.pt'}")
+    del tree["model_config"], tree["diffusion_config"]
+    task = yaml.safe_load((prior / "task.yaml").read_text())
+    Path("other.yaml").write_text(yaml.safe_dump(MODEL))
+    for name, file in (("sr", str(prior / "model.yaml")), ("noise", "other.yaml")):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({**task, "model_config": file}))
+        tree["tasks"][name]["config"] = f"{name}.yaml"
+    assert run("--methods", "dps", "--limit", "1")[0] == 0
+    cells = {(r["task"], r["prior"]) for r in read_csv("results/tables/tiny/table.csv") if r["prior"]}
+    assert cells == {("sr", str(prior / "model.yaml")), ("noise", "other.yaml")}
+    text = Path("results/tables/tiny/table.md").read_text()
+    assert f"prior: {prior / 'model.yaml'} ({prior / 'tiny.pt'}), other.yaml ({prior / 'tiny.pt'}), network" in text
+
+
 def test_a_run_that_fails_leaves_the_others(run, tree, in_process):
     tree["methods"]["broken"] = {"title": "Broken", "method": "ps", "set": ["model.model_path=models/none.pt"],
                                  "tasks": ["sr"], "compare_with": "dps"}

@@ -43,7 +43,8 @@ class Choice:
 class Config:
     """What a run is: the resolved content of the three files.
 
-    `origins` has the file or the option that each value of `as_dict` comes from, `changed` the keys that --set changed.
+    `origins` has the file or the option that each value of `as_dict` comes from, `changed` the keys that --set changed,
+    `prior` the file of the network.
     """
 
     model: dict[str, object]                        # parameters of `create_model`
@@ -54,6 +55,7 @@ class Config:
     noise: Choice
     origins: dict[Key, str] = field(default_factory=dict, compare=False, repr=False)
     changed: frozenset[str] = field(default=frozenset(), compare=False)
+    prior: str = field(default="", compare=False)
 
     @property
     def observed(self) -> bool:
@@ -180,7 +182,7 @@ def load_config(model_config: str | Path | None, diffusion_config: str | Path | 
                 key = old + key[len(new):]
         return [text for start, text in layers if key[:len(start)] == start][-1]
 
-    return replace(config, changed=frozenset(map(".".join, changed)),
+    return replace(config, prior=str(files["model"]), changed=frozenset(map(".".join, changed)),
                    origins={key: origin(key) for key in leaves(config.as_dict())})
 
 

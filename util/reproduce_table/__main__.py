@@ -65,7 +65,7 @@ def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
     measured: dict[tuple[object, ...], float | None] = {}
     times: list[float] = []
     for job in jobs:
-        kind = (job.run.model_config, job.run.method, job.config.data.params.get("image_size"))
+        kind = (job.config.prior, job.run.method, job.config.data.params.get("image_size"))
         if job.evaluations and kind not in measured:
             try:
                 measured[kind] = seconds_per_evaluation(job)

@@ -1,7 +1,8 @@
 """A paper's table as a YAML file: the printed figures, where they stand, and which run reproduces each of them.
 
     title, note, metrics, plot          what is shown
-    model_config, diffusion_config      the prior; `data`, `set`, `limit`, `num_samples`: defaults of every run
+    model_config, diffusion_config      the prior of all tasks; by default what each task's file names, or the demo's
+    data, set, limit, num_samples       defaults of every run
     tasks: name -> TaskSpec             columns, or points of a line; each names the task file that it runs
     methods: name -> MethodSpec         rows; one without `method` is not implemented here and shows the paper's figures
     paper: [PaperSpec, ...]             the printed figures in their printed order
@@ -81,10 +82,10 @@ class TableSpec:
 
     title: str
     metrics: Sequence[str]
-    model_config: str
-    diffusion_config: str
     tasks: dict
     methods: dict
+    model_config: str | None = None
+    diffusion_config: str | None = None
     paper: Sequence[dict] = ()
     note: str = ""
     plot: Literal["bar", "line"] = "bar"

@@ -113,7 +113,8 @@ def _circumstances(table: PaperTable, entries: Sequence[Entry]) -> str:
                      f"image by image, with its interval; `{EXCLUDED.strip()}`: that excludes 0.")
     lines += [*(f"Figures of the paper: {source}." for source in sources), *filter(None, [table.spec.note.strip()])]
     if jobs:
-        options, model = jobs[0].options, jobs[0].config.model
+        options = jobs[0].options
+        priors = dict.fromkeys(f"{job.config.prior} ({job.config.model.get('model_path')})" for job in jobs)
         devices = dict.fromkeys(str((read_summary(job.path) or {}).get("device", "unknown")) for job in jobs
                                 if not job.failed)
         best = " (the one of lowest measurement error counts)" if options.num_samples > 1 else ""
@@ -121,7 +122,7 @@ def _circumstances(table: PaperTable, entries: Sequence[Entry]) -> str:
         lines.append(f"Seed {options.seed}; images: {options.data or 'as each task file says'}"
                      f"{f' ({listed})' if listed else ''}, {images} asked for; "
                      f"samples per image: {options.num_samples}{best}; "
-                     f"prior: {jobs[0].run.model_config} ({model.get('model_path')}), network in {options.precision}; "
+                     f"prior: {', '.join(priors)}, network in {options.precision}; "
                      f"device: {', '.join(devices)}.")
         lines.append("Runs:\n\n" + "\n".join(f"- {_settings(table, job)}" for job in jobs))
     return "".join(f"\n{line}\n" for line in lines)
@@ -183,7 +184,7 @@ def to_csv(entries: Sequence[Entry]) -> str:
     for entry in entries:
         cell, paper, job, found = entry.cell, entry.cell.paper, entry.job, entry.score
         run = [""] * 7 if job is None else [
-            job.options.seed, job.run.model_config, job.run.task_config, _choice(job.config.conditioning),
+            job.options.seed, job.config.prior, job.run.task_config, _choice(job.config.conditioning),
             _choice(job.config.noise), job.steps, job.path]
         figures = [paper.value, _number(paper.std), paper.source] if paper else [""] * 3
         lines.append([cell.metric, cell.task, cell.method, *figures, _number(found.value), _number(found.low),
