@@ -5,7 +5,7 @@ the tensor that was scored.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -89,7 +89,8 @@ def load_image(path: Path, size: int | None = None) -> Tensor:
         UserError: the file is missing, no image, truncated, or too large to be decoded safely; its numbers have no
             known range, or it is a TIFF with 16-bit colours.
     """
-    x = _read(path, _decode)
+    with _opened(path) as image:
+        x = _decode(image, path)
     return x if size is None else central_square(x, size)
 
 
@@ -99,7 +100,11 @@ def load_alpha(path: Path) -> Tensor | None:
     Raises:
         UserError: as `load_image`.
     """
-    return _read(path, _decode_alpha)
+    with _opened(path) as image:
+        if "A" not in image.getbands() and "transparency" not in image.info or image.mode.startswith("I"):
+            return None
+        alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+        return torch.from_numpy(alpha.astype(np.float32)) / 255
 
 
 @cache
@@ -108,15 +113,16 @@ def _tell_of_frames(path: str, frames: int) -> None:
         logger.warning(f"{path} has {frames} frames or pages: the first is read")
 
 
-def _read(path: Path, decode: Callable[[Image.Image, Path], Tensor | None]) -> Tensor | None:
-    """decode(the picture in a file, the file), with one UserError for whatever goes wrong."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture in a file; one UserError for whatever goes wrong with it in the block."""
     with _readable(printable(path)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as image:
             if image.format != "MPO":               # of many phones: a JPEG with a preview or a gain map
                 _tell_of_frames(printable(path), getattr(image, "n_frames", 1))
-            return decode(image, path)
+            yield image
 
 
 @contextmanager
@@ -173,13 +179,6 @@ def _from_pillow(image: Image.Image) -> Tensor:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return from_uint8(np.asarray(image.convert("RGB")))
-
-
-def _decode_alpha(image: Image.Image, _path: Path) -> Tensor | None:
-    if "A" not in image.getbands() and "transparency" not in image.info or image.mode.startswith("I"):
-        return None
-    alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
-    return torch.from_numpy(alpha.astype(np.float32)) / 255
 
 
 def central_square(x: Tensor, size: int) -> Tensor:
