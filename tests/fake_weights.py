@@ -71,11 +71,11 @@ def _save(state: dict[str, Tensor], path: Path, missing: int) -> None:
 
 
 class ChannelMeans(nn.Module):
-    """A feature extractor with Inception's interface: uint8 (B, 3, H, W) -> (B, 3)."""
+    """A feature extractor with Inception's interface: uint8 (B, 3, H, W) -> ((B, 3),)."""
 
     def forward(self, images):
         assert images.dtype == torch.uint8
-        return images.float().mean(dim=(2, 3))
+        return (images.float().mean(dim=(2, 3)),)
 
 
 class MeanDifference(nn.Module):

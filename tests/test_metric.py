@@ -9,12 +9,13 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch_fidelity import FeatureExtractorInceptionV3
 
 from tests.fake_weights import write_alexnet, write_inception, write_st_lpips, write_vgg16
 from util.errors import UserError
 from util.fetch import command_for
 from util.metrics import weights
-from util.metrics.perceptual import NETWORKS, InceptionFeatures, frechet_distance, kernel_distance
+from util.metrics.perceptual import NETWORKS, frechet_distance, kernel_distance
 from util.metrics.scores import Metrics, psnr, ssim
 from util.metrics.weights import ALEXNET, INCEPTION, VGG16
 
@@ -162,13 +163,14 @@ def test_a_folder_of_weights_serves_where_there_is_no_network(tmp_path, capsys):
 
 def test_inception_sees_the_saved_levels(tmp_path):
     write_inception(tmp_path / INCEPTION.name)
-    extractor = InceptionFeatures(tmp_path / INCEPTION.name)
+    extractor = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"],
+                                            feature_extractor_weights_path=str(tmp_path / INCEPTION.name))
     metrics = Metrics(weights_dir=tmp_path, networks=["inception"])
     x = image(0, 24) * 1.5
     levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     features = metrics.features(x)
     assert features.shape == (2048,)
-    torch.testing.assert_close(features, extractor(levels[None])[0])
+    torch.testing.assert_close(features, extractor(levels[None])[0][0])
     assert metrics.features(torch.full((3, 24, 24), 0.9)).min() > features.max() >= 0   # brightness
 
 

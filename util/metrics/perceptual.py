@@ -24,31 +24,19 @@ MIN_SIDE = {"lpips_vgg": 16, "lpips_alex": 31, "st_lpips": 18}      # below, the
 PERCEPTUAL = tuple(MIN_SIDE)                        # networks that score an image
 
 
-class InceptionFeatures(nn.Module):
-    """uint8 images (B, 3, H, W) -> features (B, 2048).
-
-    Args:
-        path: the file of weights.
+def _inception(path: Path) -> nn.Module:
+    """uint8 images (B, 3, H, W) -> (features (B, 2048),), frozen.
 
     Raises:
         UserError: the file is damaged, holds more than tensors and plain containers, or belongs to something else.
     """
+    read_checkpoint(path)           # the library's own load would run whatever code a file holds
+    from torch_fidelity import FeatureExtractorInceptionV3
 
-    def __init__(self, path: Path):
-        super().__init__()
-        read_checkpoint(path)       # the library's own load would run whatever code a file holds
-        from torch_fidelity import FeatureExtractorInceptionV3
-
-        try:
-            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"],
-                                                       feature_extractor_weights_path=str(path))
-        except (RuntimeError, TypeError, AttributeError):
-            raise UserError(f"{path} is not the published {INCEPTION.name}; download it again") from None
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        features, = self.network(images)
-        return features
+    try:
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    except (RuntimeError, TypeError, AttributeError):
+        raise UserError(f"{path} is not the published {INCEPTION.name}; download it again") from None
 
 
 def _lpips(net: str, backbone: str, path: Path) -> nn.Module:
@@ -71,7 +59,7 @@ NETWORKS: dict[str, tuple[str, WeightsFile, Callable[[Path], nn.Module]]] = {
     "lpips_vgg": ("LPIPS (vgg)", VGG16, partial(_lpips, "vgg", "vgg16")),
     "lpips_alex": ("LPIPS (alex)", ALEXNET, partial(_lpips, "alex", "alexnet")),
     "st_lpips": ("ST-LPIPS (vgg)", ST_LPIPS, ShiftTolerantLPIPS),
-    "inception": ("FID and KID", INCEPTION, InceptionFeatures),
+    "inception": ("FID and KID", INCEPTION, _inception),
 }
 
 

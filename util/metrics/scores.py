@@ -91,4 +91,5 @@ class Metrics:
         if "inception" not in self.networks:
             return None
         levels = torch.from_numpy(to_uint8(x)).permute(2, 0, 1)[None].to(self.device)
-        return self.networks["inception"](levels)[0].cpu()
+        features, = self.networks["inception"](levels)
+        return features[0].cpu()
