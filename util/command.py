@@ -79,10 +79,12 @@ def command(parse: Callable[[Sequence[str] | None], argparse.Namespace]
 def check_command_line(parse: Callable[[None], object]) -> None:
     """End the process here if --help is asked for or the command line holds a mistake, before imports take seconds.
 
+    From now on SIGINT and SIGTERM end the process with status 130 and a line, until `run_program` says otherwise.
     Of the processes that torchrun started, none ends here: one speaks for all, once they have met. Torch, imported
     after this, has threads that do not spin long where another program has their core, unless the user says how long.
     """
     outlive_readers()
+    end_at_once()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if "RANK" not in os.environ:
@@ -186,8 +188,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def end_at_once() -> None:
-    """From now on SIGINT ends the process with status 130 and a line, whatever it does."""
-    signal.signal(signal.SIGINT, _end)
+    """From now on SIGINT and SIGTERM end the process with status 130 and a line, whatever it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
 
 
 def catch_signals() -> None:
@@ -215,7 +218,7 @@ def undivided() -> Iterator[None]:
 
 
 def _end(_number: int, _frame: object) -> None:
-    os.write(2, b"error: interrupted before the first image\n")
+    os.write(2, b"error: interrupted\n")
     os._exit(130)
 
 
