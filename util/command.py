@@ -113,9 +113,9 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """What reads some of `choices`, separated by commas, for argparse."""
+    """What reads some of `choices`, each once, separated by commas, for argparse."""
     def names(text: str) -> tuple[str, ...]:
-        words = tuple(word.strip() for word in text.split(","))
+        words = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
         for word in words:
             if word not in choices:
                 raise argparse.ArgumentTypeError(f"unknown name '{word}'; {did_you_mean(word, choices)}")
