@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from guided_diffusion.restoration.arguments import parse_arguments
-from util.command import check_command_line, end_at_once, run_program
+from util.command import check_command_line, run_program
 
 if __name__ == "__main__":                          # before the imports that take seconds
-    end_at_once()
     check_command_line(parse_arguments)
 
 import torch

@@ -94,7 +94,7 @@ def test_a_case_that_fails_is_left_out(capsys):
 
 
 def test_command(config, programs, capsys):
-    assert benchmark.main([*config, "--methods", "ps", "--batch_sizes", "2", "--repeats", "1"]) == 0
+    assert benchmark.main([*config, "--methods", "ps,ps", "--batch_sizes", "2,2", "--repeats", "1"]) == 0
     shown = capsys.readouterr().out
     rows = [line.split()[:3] for line in shown.splitlines() if line.startswith(("official-like ", "fast "))]
     assert rows == [["official-like", "ps", "1"], ["fast", "ps", "2"]]
@@ -109,6 +109,8 @@ def test_command(config, programs, capsys):
     (["--settings", "fast,quick"], "official-like"),
     (["--image_size", "100"], "multiples of 8"),
     (["--model_config", "configs/no_config.yaml"], "no_config"),
+    (["--model_config", "configs/exact_gaussian_model_config.yaml"], "no network of this repository"),
+    (["--model_config", "configs/edm_model_config.yaml"], "no network of this repository"),
     (["--bach_sizes", "1"], "did you mean '--batch_sizes'"),
     (["--out", "/proc/self/x.json"], "--out /proc/self/x.json cannot be written"),
     (["--out", "mine.yaml"], "mine.yaml is there already and holds no benchmark"),

@@ -22,6 +22,14 @@ def work():
 
 run_program(lambda: run_command(work))
 """
+IMPORTS = """
+import os, signal
+from util.command import check_command_line
+
+check_command_line(lambda _: True)
+os.kill(os.getpid(), signal.{name})
+signal.pause()
+"""
 
 
 def fails(error):
@@ -44,9 +52,10 @@ def test_defects_are_not_hidden():
         run_command(fails(ZeroDivisionError()))
 
 
+@pytest.mark.parametrize("program", [PROGRAM, IMPORTS], ids=["at work", "while it imports"])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_signals_stop_a_program_even_in_the_background(name):
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(name=name)], capture_output=True, text=True, timeout=60,
+def test_signals_stop_a_program_even_in_the_background(program, name):
+    done = subprocess.run([sys.executable, "-c", program.format(name=name)], capture_output=True, text=True, timeout=60,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
@@ -60,5 +69,6 @@ def test_threads_spin_as_long_as_the_user_says_or_not_long(monkeypatch, given, s
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("util.command.end_at_once", lambda: None)
     check_command_line(lambda _: True)
     assert os.environ.get("GOMP_SPINCOUNT") == spins

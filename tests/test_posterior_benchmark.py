@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion.posterior_benchmark.__main__ import METHODS, main
+from guided_diffusion.posterior_benchmark.__main__ import FEWEST, METHODS, main
 from guided_diffusion.posterior_benchmark.cases import Problem, arena
 from guided_diffusion.posterior_benchmark.report import Row, table
 from guided_diffusion.posterior_benchmark.scores import LEVELS, average, score
@@ -47,6 +47,11 @@ def test_shifted_and_scaled_samples(shift, scale):
     q = torch.special.ndtri(torch.tensor(0.95).double())
     expected = torch.special.ndtr(shift + scale * q) - torch.special.ndtr(shift - scale * q)
     assert found.coverage[0.9] == pytest.approx(expected.item(), abs=0.02)
+
+
+def test_the_fewest_samples_have_finite_scores():
+    found = judged(standard(FEWEST))
+    assert 0 < found.mmd_error < 1 and 0 < found.sliced_w2_error < 1
 
 
 def test_weights_of_modes():
@@ -101,18 +106,21 @@ def test_the_program(workplace, capsys):
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--priors", "gausian"], "unknown prior 'gausian'; choose from gaussian"),
+    (["--priors", "plane", "gausian"], "unknown prior 'gausian'; did you mean 'gaussian'?"),
     (["--methods", "pss"], "unknown conditioning method 'pss'; did you mean 'ps'"),
     (["--methods", "ps:scale=-1"], "scale is -1"),
     (["--priors", "gaussian", "--operators", "hdr"], "closed form for operator 'hdr'; choose from"),
     (["--sigma", "0"], "'0' is no positive number"),
     (["--steps", "3,0"], "'0' is not a whole number"),
-    (["--samples", "1"], "'1' is not a whole number of 2 or more"),
+    (["--samples", "7"], "'7' is not a whole number of 8 or more"),
+    (["--steps", "3", "1001"], "expected at most 1000"),
+    (["--operators", "noise", "hdr"], "closed form for operator 'hdr'; choose from"),
     (["--out", "file"], "--out file cannot be written")])
 def test_mistakes_end_with_status_2_and_a_sentence(workplace, capsys, options, words):
     Path("file").write_text("in the way")
     assert main([*ARGUMENTS, *options]) == 2
     assert words in capsys.readouterr().err
+    assert not Path("results").exists()                                 # nothing was drawn before
 
 
 def test_another_seed_needs_another_folder(workplace, capsys):

@@ -79,10 +79,12 @@ def command(parse: Callable[[Sequence[str] | None], argparse.Namespace]
 def check_command_line(parse: Callable[[None], object]) -> None:
     """End the process here if --help is asked for or the command line holds a mistake, before imports take seconds.
 
+    From now on SIGINT and SIGTERM end the process with status 130 and a line, until `run_program` says otherwise.
     Of the processes that torchrun started, none ends here: one speaks for all, once they have met. Torch, imported
     after this, has threads that do not spin long where another program has their core, unless the user says how long.
     """
     outlive_readers()
+    end_at_once()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if "RANK" not in os.environ:
@@ -111,9 +113,9 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """What reads some of `choices`, separated by commas, for argparse."""
+    """What reads some of `choices`, each once, separated by commas, for argparse."""
     def names(text: str) -> tuple[str, ...]:
-        words = tuple(word.strip() for word in text.split(","))
+        words = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
         for word in words:
             if word not in choices:
                 raise argparse.ArgumentTypeError(f"unknown name '{word}'; {did_you_mean(word, choices)}")
@@ -186,8 +188,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def end_at_once() -> None:
-    """From now on SIGINT ends the process with status 130 and a line, whatever it does."""
-    signal.signal(signal.SIGINT, _end)
+    """From now on SIGINT and SIGTERM end the process with status 130 and a line, whatever it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
 
 
 def catch_signals() -> None:
@@ -215,7 +218,7 @@ def undivided() -> Iterator[None]:
 
 
 def _end(_number: int, _frame: object) -> None:
-    os.write(2, b"error: interrupted before the first image\n")
+    os.write(2, b"error: interrupted\n")
     os._exit(130)
 
 

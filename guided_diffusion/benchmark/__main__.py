@@ -71,6 +71,9 @@ def network(path: str) -> tuple[UNetModel, str | None]:
         UserError: the config or the checkpoint is wrong.
     """
     options = read_yaml(path, "model configuration")
+    if "prior" in options or options.pop("format", "adm") != "adm":
+        raise UserError(f"{path} is no network of this repository, which alone are timed; name one of those, such as "
+                        "configs/model_config.yaml")
     check_arguments(create_model, options, "model config")
     try:
         checkpoint = str(find_file(options.get("model_path") or "", "checkpoint"))

@@ -7,8 +7,8 @@ METHODS = ("ps", "dpps")
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers of 1 or more, separated by commas, for argparse."""
-    return tuple(map(positive, text.split(",")))
+    """Whole numbers of 1 or more, each once, separated by commas, for argparse."""
+    return tuple(dict.fromkeys(map(positive, text.split(","))))
 
 
 parser = Parser(prog="python -m guided_diffusion.benchmark", description="Measure what a restoration costs.")

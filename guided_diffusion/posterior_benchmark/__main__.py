@@ -21,7 +21,17 @@ if __name__ == "__main__":
 import numpy as np
 
 from guided_diffusion.gaussian_diffusion import SAMPLERS
-from guided_diffusion.posterior_benchmark.cases import PLANE, Arena, Entrant, Problem, arena, draw, problems
+from guided_diffusion.posterior_benchmark.cases import (
+    PLANE,
+    PRIOR_PARAMS,
+    Arena,
+    Entrant,
+    Problem,
+    arena,
+    draw,
+    problems,
+    process_of,
+)
 from guided_diffusion.posterior_benchmark.report import (
     Row,
     draw_calibration,
@@ -35,12 +45,13 @@ from util.errors import UserError
 from util.files import write_atomically
 from util.logger import duration, logger
 
-PRIORS = ("gaussian", "gaussian_lowrank", "gaussian_mixture", PLANE)
+PRIORS = (*PRIOR_PARAMS, PLANE)
 OPERATORS = ("inpainting", "super_resolution", "gaussian_blur")
 METHODS = ("ps", "ps:likelihood=gaussian", "ps:likelihood=stationary", "dpps", "mcg", "projection", "ddrm", "ddnm",
            "pigdm", "tmpd", "dmps", "diffpir", "dsg", "fast_dips", "red_diff", "dcps", "daps", "sitcom", "pnp_dm",
            "fps_smc", "mcgdiff:particles=16")
 BRACKETS = ("exact", "unconditional")
+FEWEST = 8                                          # samples, whose bootstrap has never the same one throughout
 FILE = "posterior_benchmark.json"
 
 
@@ -73,7 +84,8 @@ add("--steps", nargs="+", type=steps, default=[20, 100], metavar="N",
     help="of the process, or of its equal parts from the least noise on, as 12,4,2,1,1; default %(default)s")
 add("--sampler", choices=list(SAMPLERS), default="ddpm", help="default %(default)s")
 add("--images", type=positive, default=3, metavar="N", help="measured, per problem; default %(default)s")
-add("--samples", type=whole(2), default=64, metavar="N", help="of each of them, 2 or more; default %(default)s")
+add("--samples", type=whole(FEWEST), default=64, metavar="N",
+    help=f"of each of them, {FEWEST} or more; default %(default)s")
 add("--seed", type=int, default=0, help="of all random numbers; default %(default)s")
 add("--out", default="results/posterior_benchmark", metavar="FOLDER", help="default %(default)s")
 parse_arguments = parser.parse
@@ -127,6 +139,8 @@ def conduct(args: argparse.Namespace, out: Path) -> list[Row]:
     entrants = [Entrant.parse(text, steps) for text in dict.fromkeys([*BRACKETS, *args.methods])
                 for steps in args.steps]
     cases = problems(args.priors, args.operators, args.sigma)
+    for steps in args.steps:
+        process_of(args.sampler, steps)             # complains before anything is drawn
     todo = {problem: [e for e in entrants if (str(problem), e.title) not in rows] for problem in cases}
     work = sum(entrant.count for missing in todo.values() for entrant in missing)
     started, finished = time.perf_counter(), 0

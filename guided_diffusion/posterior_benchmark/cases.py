@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.condition_methods import get_conditioning_method
-from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.measurements import Measurement, get_noise, get_operator
 from guided_diffusion.method import Method
 from guided_diffusion.priors.analytic import PRIORS, AnalyticPrior
@@ -16,24 +16,24 @@ from guided_diffusion.priors.distributions import Distribution, GaussianMixture
 from guided_diffusion.priors.gaussians import DiagonalGaussian
 from guided_diffusion.solvers.exact import posteriors
 from util.config.yaml_text import parse_yaml
-from util.errors import UserError
+from util.errors import UserError, did_you_mean
 from util.seeding import ImageRandomness
 
 SIDE = 16                                           # of the images; a posterior's covariance is a matrix (768, 768)
 PLANE = "plane"                                     # the mixture of two dimensions, for pictures
+PRIOR_PARAMS: dict[str, dict] = {
+    "gaussian": {}, "gaussian_lowrank": {"folder": "skimage", "components": 40},
+    "gaussian_mixture": {"folder": "skimage", "components": 3},
+}
 
 
 @cache
 def prior_of(name: str) -> tuple[Distribution, tuple[int, int, int]]:
-    """A prior of the benchmark, and the shape of its images (C, H, W); UserError for another name."""
+    """A prior of the benchmark, and the shape of its images (C, H, W)."""
     if name == PLANE:                               # two channels of one pixel: colorization measures their mean
         means = torch.tensor([[-0.8, 0.8], [0.8, -0.6], [0.1, 0.6]], dtype=torch.float64).view(3, 2, 1, 1)
         return GaussianMixture([DiagonalGaussian(mean, 0.12 ** 2) for mean in means], [0.5, 0.3, 0.2]), (2, 1, 1)
-    params = {"gaussian": {}, "gaussian_lowrank": {"folder": "skimage", "components": 40},
-              "gaussian_mixture": {"folder": "skimage", "components": 3}}
-    if name not in params:
-        raise UserError(f"unknown prior '{name}'; choose from {', '.join([*params, PLANE])}")
-    return PRIORS.build(name, image_size=SIDE, **params[name]), (3, SIDE, SIDE)
+    return PRIORS.build(name, image_size=SIDE, **PRIOR_PARAMS[name]), (3, SIDE, SIDE)
 
 
 OPERATOR_PARAMS: dict[str, dict] = {
@@ -123,15 +123,8 @@ class Arena:
 
 
 def arena(problem: Problem, images: int, samples: int, seed: int) -> Arena:
-    """Draw `images` images of the prior, measure each once, and find the posteriors.
-
-    Raises:
-        UserError: an unknown prior, or an operator that is not linear, or does not fit the images.
-    """
+    """Draw `images` images of the prior, measure each once, and find the posteriors."""
     distribution, shape = prior_of(problem.prior)
-    if problem.operator not in OPERATOR_PARAMS:
-        raise UserError(f"no posterior is known in closed form for operator '{problem.operator}'; choose from "
-                        f"{', '.join(OPERATOR_PARAMS)}")
     names = [f"image{i}" for i in range(images)]
     truth = distribution.sample(torch.zeros(images, *shape), ImageRandomness(seed, names, purpose="truth"))
     entries = tuple(name for name in names for _ in range(samples))
@@ -143,9 +136,14 @@ def arena(problem: Problem, images: int, samples: int, seed: int) -> Arena:
                  seed)
 
 
+def process_of(sampler: str, steps: int | str) -> Sampler:
+    """The process; UserError for steps that it does not have."""
+    return create_sampler(sampler, clip_denoised=False, timestep_respacing=steps)
+
+
 def draw(entrant: Entrant, place: Arena, sampler: str) -> tuple[Tensor, int]:
     """The entrant's samples (B, C, H, W), and how often the network was evaluated for each."""
-    process = create_sampler(sampler, clip_denoised=False, timestep_respacing=entrant.steps)
+    process = process_of(sampler, entrant.steps)
     prior = AnalyticPrior(process.schedule, place.distribution, learn_sigma=True)
     calls: list[None] = []
     prior.register_forward_pre_hook(lambda *_: calls.append(None))
@@ -155,7 +153,18 @@ def draw(entrant: Entrant, place: Arena, sampler: str) -> tuple[Tensor, int]:
 
 def problems(priors: Sequence[str], operators: Sequence[str], sigmas: Sequence[float]) -> list[Problem]:
     """All combinations; in the plane, the mean of the two coordinates is measured, and both of them if `operators` has
-    denoising."""
+    denoising.
+
+    Raises:
+        UserError: an unknown prior, or an operator under which no posterior is known.
+    """
+    for name in priors:
+        if name not in (*PRIOR_PARAMS, PLANE):
+            raise UserError(f"unknown prior '{name}'; {did_you_mean(name, (*PRIOR_PARAMS, PLANE))}")
+    for name in operators:
+        if name not in OPERATOR_PARAMS:
+            raise UserError(f"no posterior is known in closed form for operator '{name}'; "
+                            f"{did_you_mean(name, OPERATOR_PARAMS)}")
     in_plane = ["noise"] * ("noise" in operators) + ["colorization"]
     return [Problem(prior, operator, sigma) for prior in priors
             for operator in (in_plane if prior == PLANE else operators) for sigma in sigmas]

@@ -1,6 +1,7 @@
 """The runs of a table: started, continued, failed, interrupted, and what they would cost."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -160,6 +161,20 @@ def test_a_process_is_read_line_by_line_and_interrupted_with_us(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         job.launch([sys.executable, "-c", waiting], stop)
     assert not witness.exists()
+
+
+def test_an_interrupt_while_a_run_is_being_started_stops_it(monkeypatch):
+    started, start = [], job.subprocess.Popen
+
+    def interrupted(*arguments, **options):
+        started.append(start(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(job.subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job.launch([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert started[0].poll() is not None
 
 
 def job_of(options: Options, **diffusion) -> Job:

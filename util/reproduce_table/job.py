@@ -5,8 +5,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from util.checkpoint import fingerprint
-from util.command import DEFAULT_PRECISION
+from util.command import DEFAULT_PRECISION, undivided
 from util.config.ask import environment
 from util.config.config import REPOSITORY, Config, find_file
 from util.errors import UserError
@@ -160,21 +160,34 @@ def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda 
            log: Callable[[str], object] = lambda line: None) -> tuple[int, list[str]]:
     """Run a command and return its exit status and lines; an interrupt is handed on and waited for."""
     lines: list[str] = []
-    # a group of its own: Ctrl-C in a terminal reaches this process only, which passes it on once
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                          errors="replace", start_new_session=True, env=environment()) as process:
-        try:
-            for line in process.stdout:             # universal newlines: a carriage return ends a line, too
-                if found := PROGRESS.search(line):
-                    advance(int(found[1]), int(found[2]))
-                elif line.strip():
-                    lines.append(line.rstrip())
-                    log(lines[-1])
-        except BaseException:                       # an interrupt, or the log cannot be written
-            process.send_signal(signal.SIGINT)
-            process.wait()
-            raise
+    with _started(command) as process:
+        for line in process.stdout:                 # universal newlines: a carriage return ends a line, too
+            if found := PROGRESS.search(line):
+                advance(int(found[1]), int(found[2]))
+            elif line.strip():
+                lines.append(line.rstrip())
+                log(lines[-1])
     return process.returncode, lines
+
+
+@contextmanager
+def _started(command: Sequence[str]) -> Iterator[subprocess.Popen]:
+    """The process of a command, which is at its end after the block; what ends the block early interrupts it."""
+    process = None
+    try:
+        with undivided():                           # a process that has begun is known here
+            # a group of its own: Ctrl-C in a terminal reaches this process only, which passes it on once
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                       encoding="utf-8", errors="replace", start_new_session=True, env=environment())
+        yield process
+    except BaseException:                           # an interrupt, or the log cannot be written
+        if process is not None:
+            process.send_signal(signal.SIGINT)
+        raise
+    finally:
+        if process is not None:
+            process.wait()
+            process.stdout.close()
 
 
 def reason(status: int, lines: Sequence[str]) -> str:
