@@ -52,7 +52,7 @@ tune() {
         fast_dips) try fast_dips rho=4,8,16,32,64 '{}' --set $forty ;;
         ddnm) tasks=${tasks% *}; try ddnm $etas '{steps: 40}' --set $forty ;;
         ddrm) tasks=${tasks% *}; try ddrm $etas '{steps: 40}' --set $forty ;;
-        red_diff) try red_diff lam=0.03,0.06,0.12,0.25,0.5 '{lr: 0.1}' --set $forty ;;
+        red_diff) try red_diff lam=0.01,0.04,0.1,0.25,0.6 '{lr: 0.3}' --set $forty ;;
         daps) try daps spread=0.1,0.2,0.4,0.7,1 '{ode_steps: 3}' --set $twenty ;;
         pnp_dm) try pnp_dm rho_min=0.05,0.1,0.15,0.25,0.4 '{iterations: 10}' --set $twenty ;;
         dmps) try dmps scale=0.5,1,1.75,3,5 '{}' --diffusion_config configs/demo_ddpm_diffusion_config.yaml ;;
