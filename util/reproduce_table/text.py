@@ -96,6 +96,7 @@ def _with_interval(entry: Entry) -> str:
 
 
 def _align(lines: list[list[str]]) -> str:
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     rule = ["---" if i < LABELS else "--:" for i in range(len(lines[0]))]
     return "".join(f"| {line} |\n" for line in aligned([lines[0], rule, *lines[1:]], LABELS, " | "))
 
