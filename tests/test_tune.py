@@ -205,8 +205,12 @@ def test_overrides_go_into_the_task_where_they_belong(run):
     assert "with diffusion.timestep_respacing=3,data.image_size=8" in Path("tuned.yaml").read_text()
 
 
-def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run):
+def test_by_a_figure_that_no_run_has_nothing_can_be_chosen(run, in_process):
     status, _, err = run("--by", "lpips", "--limit", "1")
+    assert status == 2 and "--by lpips: vgg16-397923af.pth is not there, 'python -m util.fetch vgg16' gets it" in err
+    assert not in_process                                               # told before anything is run
+    assert run("--limit", "1")[0] == 0
+    status, _, err = run("--by", "lpips", "--limit", "1", "--out", "other.yaml")
     assert status == 2 and "nothing can be chosen by lpips" in err and "psnr or ssim or st_lpips or chi_square" in err
 
 

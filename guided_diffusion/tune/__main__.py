@@ -25,6 +25,8 @@ from util.config.yaml_text import parse_yaml, set_values
 from util.errors import UserError
 from util.files import write_atomically
 from util.logger import count, duration, logger
+from util.metrics.names import SHORT
+from util.metrics.perceptual import NETWORKS
 from util.metrics.weights import weights_folders
 from util.reproduce_table.job import Job, Options, execute
 from util.reproduce_table.spec import Run
@@ -47,8 +49,10 @@ def plan(args: argparse.Namespace, grid: Sequence[Point], folder: Path) -> list[
             task = build_task(config, chosen=args.data is not None, limit=args.limit)
         except UserError as error:
             raise UserError(f"{', '.join(point.overrides)}: {error}") from None
-        job = Job(run, config, task.source.names[:args.limit], folder / point.name, options,
-                  task.method.num_steps(task.sampler), task.method.num_evaluations(task.sampler))
+        names = task.source.names[:args.limit]
+        job = Job(run, config, names, folder / point.name, options,
+                  task.method.num_steps(task.sampler), task.method.num_evaluations(task.sampler),
+                  {name: task.source.files(name)[0] for name in names})
         jobs.append(job.replacing() if args.overwrite else job)
     return jobs
 
@@ -89,6 +93,12 @@ def main(args: argparse.Namespace) -> int:
     grid = read_grid(args.grid)
     folder = user_path(args.save_dir or f"./results/tune/{Path(args.task_config).stem}")
     jobs = plan(args, tried := points(grid), folder)
+    judge = NETWORKS.get(SHORT.get(args.by, args.by))
+    if judge is not None and any(job.left for job in jobs):
+        try:
+            judge[1].find(weights_folders(args.weights_dir))
+        except UserError as error:
+            raise UserError(f"--by {args.by}: {error}; or choose by another figure") from None
     logger.info(f"{count(len(jobs), 'run')} of {count(len(jobs[0].names), 'image')}, "
                 f"{sum(not job.left for job in jobs)} of them finished before")
     started = time.perf_counter()

@@ -10,7 +10,9 @@ import torch
 import yaml
 
 import sample_condition
+from tests.helpers import normal
 from tests.reproduce_table.conftest import MODEL, read_csv
+from util.img_utils import save_image
 from util.reproduce_table import __main__ as reproduce_table
 from util.reproduce_table import job
 from util.reproduce_table.job import Job, Options
@@ -84,6 +86,48 @@ def test_figures_of_another_precision_or_checkpoint_are_not_shown_as_these(run, 
     assert status == 1 and "checkpoint" in err
     (tmp_path / "mine.pt").unlink()
     assert "1 of them finished before" in run(*only)[1]                     # results outlive their checkpoint
+
+
+@pytest.fixture
+def photographs(workplace) -> Path:
+    """A folder of two."""
+    for name in "ab":
+        save_image(Path(f"photographs/{name}.png"), normal(3, 16, 16, seed=ord(name)).clamp(-1, 1))
+    return Path("photographs")
+
+
+def test_figures_of_an_image_that_has_changed_are_not_shown_as_these(run, photographs, in_process):
+    only = ("--methods", "free", "--data", str(photographs))
+    assert run(*only)[0] == 0 and "1 of them finished before" in run(*only)[1]
+    (photographs / "b.png").write_bytes((photographs / "a.png").read_bytes())
+    status, _, err = run(*only, "--dry_run")
+    assert status == 1 and "results of other settings or images" in err and "--overwrite" in err
+    status, _, err = run(*only)
+    assert status == 1 and "image b was restored from a file that has other contents now" in err
+    assert run(*only, "--overwrite")[0] == 0 and "1 of them finished before" in run(*only)[1]
+
+
+def test_a_damaged_table_of_one_run_leaves_the_others(run, photographs, in_process):
+    only = ("--tasks", "sr", "--data", str(photographs))
+    assert run(*only)[0] == 0
+    Path("results/tables/tiny/sr/free/super_resolution/vanilla/metrics.csv").write_text("image\n")
+    status, out, err = run(*only)
+    assert status == 1 and "1 of them finished before" in out and "SR, Free" in err and "not a table of ours" in err
+    figures = {row["method"]: row["ours"] for row in read_csv("results/tables/tiny/table.csv")}
+    assert figures["dps"] and not figures["free"]
+
+
+def test_images_of_a_list_that_are_not_there_are_told_before_anything_is_run(run, photographs, in_process):
+    Path("mine.txt").write_text("a.png\nb.png\nc.png\n")
+    only = ("--methods", "free", "--data", str(photographs), "--set", "data.list=mine.txt")
+    status, _, err = run(*only, "--dry_run")
+    assert status == 2 and "1 of 3 images are not there (c.png)" in err
+    assert run(*only, "--limit", "2")[0] == 0
+
+
+def test_an_empty_name_of_a_folder_is_not_the_tables_own_data(run, in_process):
+    status, _, err = run("--data", "")
+    assert status == 2 and "image folder '' not found" in err and not in_process
 
 
 def test_an_interrupted_table_continues(run, interrupted):

@@ -36,7 +36,7 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
     Files that only some runs need, such as checkpoints, are looked for by these.
     """
     spec = table.spec
-    options = Options.of(args, data=args.data or spec.data, limit=args.limit or spec.limit,
+    options = Options.of(args, data=spec.data if args.data is None else args.data, limit=args.limit or spec.limit,
                          num_samples=args.num_samples or spec.num_samples)
     weights_folders(args.weights_dir)               # complains about a folder that is not there
     jobs = []
@@ -45,8 +45,11 @@ def plan(table: PaperTable, args: argparse.Namespace, folder: Path) -> list[Job]
         if "error" in cost:
             raise UserError(f"{table.title(run)}: {cost['error']}")
         config = run.load(options.data)
-        names = DATASETS.build(config.data.name, **config.data.params).names[:options.limit]
-        jobs.append(Job(run, config, names, folder / run.task / run.method, options, **cost))
+        dataset = DATASETS.build(config.data.name, **config.data.params)
+        names = dataset.names[:options.limit]
+        dataset.require(names)
+        jobs.append(Job(run, config, names, folder / run.task / run.method, options, **cost,
+                        files={name: dataset.path_of(name) for name in names}))
         if args.picture is not None and args.picture not in names:
             raise UserError(f"--picture: the data have no image '{args.picture}'; {did_you_mean(args.picture, names)}")
     fewest = min((len(job.names) for job in jobs), default=0)
@@ -66,14 +69,19 @@ def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
     times: list[float] = []
     for job in jobs:
         kind = (job.config.prior, job.run.method, job.config.data.params.get("image_size"))
-        if job.evaluations and kind not in measured:
+        refused = job.foreign and not job.options.overwrite
+        if refused:
+            logger.error(f"{table.title(job.run)}: {job.path} holds results of other settings or images; choose "
+                         "another folder with --save_dir, or replace them with --overwrite")
+        elif job.evaluations and kind not in measured:
             try:
                 measured[kind] = seconds_per_evaluation(job)
             except UserError as error:
                 logger.error(f"{table.title(job.run)}: {error}")
                 measured[kind] = None
         time_left = "unknown"
-        if (seconds := measured.get(kind) if job.evaluations else 0.0) is not None:
+        seconds = None if refused else measured[kind] if job.evaluations else 0.0
+        if seconds is not None:
             times.append(job.evaluations * seconds / nproc)
             time_left = duration(times[-1])
         logger.info(f"{table.title(job.run)[:44]:44}  {f'{job.left} of {len(job.names)}':>11}  {job.evaluations:11}  "
@@ -81,8 +89,8 @@ def dry_run(table: PaperTable, jobs: Sequence[Job], nproc: int) -> int:
     unknown = len(jobs) - len(times)
     more = f" and {count(unknown, 'run')} of unknown time" if unknown else ""
     logger.info(f"\n{count(len(jobs), 'run')}, {sum(job.evaluations for job in jobs)} network evaluations, "
-                f"{duration(sum(times))}{more} on this machine with {nproc} process{'' if nproc == 1 else 'es'}; "
-                "nothing was run")
+                f"{duration(sum(times))}{more} on this machine with {nproc} process{'' if nproc == 1 else 'es'}, "
+                "and some seconds for each to start; nothing was run")
     return 1 if unknown else 0
 
 

@@ -5,9 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -69,6 +70,7 @@ class Job:
         save_dir: the run's own --save_dir.
         steps: of one sample of one image.
         cost: evaluations of the network that these take, at most; as many as steps where there is no network.
+        files: what the images are read from.
         error: in one line why the run failed, or why images are missing from it.
         failed: whether there are no results to show for that reason.
         warnings: what the run said besides.
@@ -81,6 +83,7 @@ class Job:
     options: Options
     steps: int
     cost: int
+    files: Mapping[str, Path] = field(default_factory=dict)
     error: str = ""
     failed: bool = False
     warnings: list[str] = field(default_factory=list)
@@ -104,8 +107,8 @@ class Job:
         return [chosen[name] for name in self.names if name in chosen]
 
     def missing(self) -> int:
-        """How many images are not finished, all of them where the results are not of these settings."""
-        return len(self.names) - len(self.rows()) if self._same_settings() else len(self.names)
+        """How many images are not finished, all of them where the results are not this run's."""
+        return len(self.names) - len(self.rows()) if self._own() else len(self.names)
 
     @property
     def left(self) -> int:
@@ -117,22 +120,28 @@ class Job:
         """Network evaluations that this takes, at most."""
         return self.left * self.options.num_samples * self.cost
 
-    def replacing(self) -> "Job":
-        """This job, told to replace what is there if that is of other settings."""
-        foreign = (self.path / TABLE).is_file() and not self._same_settings()
-        return replace(self, options=replace(self.options, overwrite=True)) if foreign else self
+    @property
+    def foreign(self) -> bool:
+        """Whether its folder holds results that are not this run's, so that it takes --overwrite."""
+        return (self.path / TABLE).is_file() and not self._own()
 
-    def _same_settings(self) -> bool:
+    def replacing(self) -> "Job":
+        """This job, told to replace what is there if that is not its own."""
+        return replace(self, options=replace(self.options, overwrite=True)) if self.foreign else self
+
+    def _own(self) -> bool:
+        """Whether the results can be read, have these settings, and are of images whose files have not changed."""
         wanted = {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples,
                   "precision": self.options.precision}
         try:
-            found = read_settings(self.path)
+            found, rows = read_settings(self.path), self.rows()
         except UserError:
             return False
         if "checkpoint" in found:
             with suppress(UserError):               # results may outlive it
                 wanted["checkpoint"] = fingerprint(find_file(self.config.model.get("model_path", ""), "checkpoint"))
-        return all(found.get(key) == value for key, value in wanted.items())
+        return (all(found.get(key) == value for key, value in wanted.items())
+                and not any(_changed(self.files[row.image], row.source) for row in rows if row.image in self.files))
 
     def command(self) -> list[str]:
         """The command line, as a user would type it."""
@@ -154,6 +163,19 @@ class Job:
         self.warnings += [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
         if status:
             self.error, self.failed = reason(status, lines), status != 1
+
+
+def _changed(file: Path, before: str) -> bool:
+    """Whether a file has other contents than `before` tells; False where that is not known, or it cannot be read."""
+    try:
+        return before not in ("", _contents(file, file.stat().st_mtime_ns))
+    except OSError:
+        return False
+
+
+@cache
+def _contents(file: Path, _time: int) -> str:
+    return fingerprint(file)
 
 
 def launch(command: Sequence[str], advance: Callable[[int, int], None] = lambda done, total: None,

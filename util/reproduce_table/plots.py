@@ -54,7 +54,9 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
         figure = Figure(layout="constrained", figsize=(7.2, 4.6))
         axes = figure.subplots()
         axes.margins(0.2)                           # names and the arrow have room
-        axes.plot(*zip(*front, strict=True), color="#0072b2", lw=1, alpha=0.5, label="Pareto front")
+        if front:
+            axes.plot(*zip(*front, strict=True), color="#0072b2", lw=1, alpha=0.5, label="Pareto front")
+            axes.legend(loc="lower left", frameon=False, fontsize=7)
         for point in points.values():
             axes.plot(*point, "o", ms=5, color="#0072b2" if point in front else "#888888")
         for axis, metric in ((axes.xaxis, x), (axes.yaxis, y)):
@@ -65,7 +67,6 @@ def scatter(table: PaperTable, entries: Sequence[Entry], x: str, y: str) -> byte
         better = axes.annotate(
             "better", ((1 + signs[0]) / 2, (1 + signs[1]) / 2), (-40 * signs[0], -30 * signs[1]), ha="center",
             xycoords="axes fraction", textcoords="offset points", arrowprops={"arrowstyle": "->"}, fontsize=9)
-        axes.legend(loc="lower left", frameon=False, fontsize=7)
         axes.grid()
         _label(axes, {table.methods[name].title: point for name, point in points.items()}, better)
         return content_of(partial(figure.savefig, format="png", dpi=110))

@@ -13,16 +13,18 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from util.config.config import Config, load_config, read_yaml
-from util.config.registry import Count, check_arguments
+from util.config.registry import Count, NonNegative, check_arguments
 from util.errors import UserError, did_you_mean
-from util.metrics.names import METRICS, SHORT
+from util.metrics.names import METRICS, SHORT, metric_of
 
+SETTINGS = "{settings}"                             # in the config of a task: those of the method
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
@@ -73,7 +75,7 @@ class RowSpec:
 
     row: str
     values: Sequence[float | None]
-    std: Sequence[float | None] | None = None
+    std: Sequence[NonNegative | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,14 @@ def load_table(path: str | Path, only: Sequence[str] | None = None, overrides: S
     tasks = {name: _build(TaskSpec, entry, f"{path}: tasks.{name}") for name, entry in spec.tasks.items()}
     methods = {name: _build(MethodSpec, entry, f"{path}: methods.{name}") for name, entry in spec.methods.items()}
     _check(spec, tasks, methods, str(path))
-    figures = {key: value for i, entry in enumerate(spec.paper)
-               for key, value in _figures(entry, tasks, methods, f"{path}: paper[{i}]").items()}
-    runnable = [name for name, method in methods.items() if method.method]
+    figures: dict[tuple[str, str, str], Figure] = {}
+    for i, entry in enumerate(spec.paper):
+        printed = _figures(entry, tasks, methods, f"{path}: paper[{i}]")
+        if twice := sorted(printed.keys() & figures.keys()):
+            raise UserError(f"{path}: paper[{i}] prints {', '.join(twice[0])} once more, after "
+                            f"{figures[twice[0]].source}; keep one, or give this one a method of its own")
+        figures |= printed
+    runnable = _runnable(methods)
     for name in only or ():
         if name not in runnable:
             what = "is not implemented here, the table has the paper's figures only" if name in methods else (
@@ -192,12 +199,14 @@ def load_table(path: str | Path, only: Sequence[str] | None = None, overrides: S
     runs = {(task, method): _run(spec, task, tasks[task], method, methods[method], overrides, str(path))
             for task in tasks if task in (only_tasks or tasks) for method in runnable
             if method in (only or runnable) and task in (methods[method].tasks or tasks)}
-    if not runs and not figures:
-        raise UserError(f"{path}: nothing to show: no entry of methods has a `method` to run, and paper has no figures")
-    cells = [Cell(metric, task, method, figures.get((metric, task, methods[method].compare_with or method)),
+    cells = [Cell(metric, task, method,
+                  figures.get((SHORT.get(metric, metric), task, methods[method].compare_with or method)),
                   runs.get((task, method)))
              for metric in spec.metrics for task in tasks for method in methods]
     cells = [cell for cell in cells if cell.run or cell.paper and not methods[cell.method].compare_with]
+    if not cells:
+        raise UserError(f"{path}: nothing to show: no method of these has a `method` to run in these tasks, and paper "
+                        "has no figures of these metrics")
     return PaperTable(Path(path).stem, spec, tasks, methods, tuple(runs.values()), tuple(cells))
 
 
@@ -208,31 +217,62 @@ def _build(cls: type, entry: object, where: str):
     return cls(**entry)
 
 
+def _runnable(methods: dict[str, MethodSpec]) -> list[str]:
+    return [name for name, method in methods.items() if method.method is not None]
+
+
 def _check(spec: TableSpec, tasks: dict[str, TaskSpec], methods: dict[str, MethodSpec], path: str) -> None:
+    if not spec.metrics:
+        raise UserError(f"{path}: metrics is empty; name some, such as [psnr, ssim]")
     _check_names(spec.metrics, (*METRICS, *SHORT), f"{path}: metrics")
-    _check_names([spec.reference] if spec.reference else (), methods, f"{path}: reference")
+    _check_distinct({name: metric_of(name).title for name in spec.metrics}, f"{path}: metrics")
+    _check_names([spec.reference] if spec.reference is not None else (), _runnable(methods), f"{path}: reference")
     if "relative_seconds" in spec.metrics and not spec.reference:
         raise UserError(f"{path}: relative_seconds are those of a run over the reference's; name a reference")
     for axes in spec.scatter:
         _check_names(axes, spec.metrics, f"{path}: scatter")
         if len(axes) != 2 or not spec.reference:
             raise UserError(f"{path}: scatter takes pairs of metrics, [x, y], and a reference, found {axes}")
+        if neither := [name for name in axes if not metric_of(name).better]:
+            raise UserError(f"{path}: scatter: of {neither[0]} neither more nor less is better; choose other metrics")
     for name in (*tasks, *methods):
         if not FOLDER_NAME.fullmatch(str(name)):
             raise UserError(f"{path}: '{name}' names a folder; expected letters, digits, and inside also . _ + -")
+    for kind, entries in (("tasks", tasks), ("methods", methods)):
+        _check_distinct({name: entry.title for name, entry in entries.items()}, f"{path}: {kind}")
     for name, method in methods.items():
-        where = f"{path}: methods.{name}"
-        _check_names(method.tasks or (), tasks, f"{where}.tasks")
-        _check_names(method.params_of or (), tasks, f"{where}.params_of")
-        for task, params in (method.params_of or {}).items():
-            if not isinstance(params, dict):
-                raise UserError(f"{where}.params_of.{task} is {params!r:.60}, expected a mapping (key: value)")
-        _check_names([method.compare_with] if method.compare_with else (), methods, f"{where}.compare_with")
+        _check_method(method, tasks, methods, f"{path}: methods.{name}")
     for name, task in tasks.items():
         if spec.plot == "line" and (task.x is None or spec.log_x and task.x <= 0):
             raise UserError(f"{path}: tasks.{name}.x is {task.x}, a line plot needs a number, positive with log_x")
     if spec.plot != "line" and (spec.log_x or spec.x_label):
         raise UserError(f"{path}: x_label and log_x are for plot: line, found plot: {spec.plot}")
+
+
+def _check_method(method: MethodSpec, tasks: dict[str, TaskSpec], methods: dict[str, MethodSpec], where: str) -> None:
+    if method.tasks is not None and not method.tasks:
+        raise UserError(f"{where}.tasks is empty; leave it out for all tasks")
+    _check_names(method.tasks or (), tasks, f"{where}.tasks")
+    _check_names(method.params_of or (), method.tasks or tasks, f"{where}.params_of")
+    for task, params in (method.params_of or {}).items():
+        if not isinstance(params, dict):
+            raise UserError(f"{where}.params_of.{task} is {params!r:.60}, expected a mapping (key: value)")
+    _check_names([method.compare_with] if method.compare_with is not None else (), methods, f"{where}.compare_with")
+    if method.settings is not None and not any(SETTINGS in tasks[name].config for name in method.tasks or tasks):
+        raise UserError(f"{where}.settings is '{method.settings}', and no config of its tasks has {SETTINGS} in its "
+                        "place")
+
+
+def _check_distinct(titles: dict[str, str], where: str) -> None:
+    """UserError where two have the same title, or one is none: rows, columns and legends are known by them."""
+    for name, title in titles.items():
+        if not title.strip() or not title.isprintable():
+            raise UserError(f"{where}.{name}: title is {title!r:.60}, expected a line of text")
+    known = list(titles.values())
+    for number, (name, title) in enumerate(titles.items()):
+        if title in known[:number]:
+            raise UserError(f"{where}: {list(titles)[known.index(title)]} and {name} are both called '{title}'; give "
+                            "each a name of its own")
 
 
 def _check_names(names: Sequence[str], known: Collection[str], where: str) -> None:
@@ -246,7 +286,10 @@ def _figures(entry: dict, tasks: dict, methods: dict, where: str) -> dict[tuple[
     printed = _build(PaperSpec, entry, where)
     for key, known in (("tasks", tasks), ("metrics", (*METRICS, *SHORT)), ("rows", methods)):
         _check_names(getattr(printed, key), known, f"{where}.{key}")
-    places = [(metric, task) for task in printed.tasks for metric in printed.metrics]
+    for key in ("tasks", "metrics"):
+        if twice := [name for name, times in Counter(getattr(printed, key)).items() if times > 1]:
+            raise UserError(f"{where}.{key}: '{twice[0]}' stands twice")
+    places = [(SHORT.get(metric, metric), task) for task in printed.tasks for metric in printed.metrics]
     figures = {}
     for method, content in printed.rows.items():
         row = _build(RowSpec, content, f"{where}.rows.{method}")
@@ -262,7 +305,7 @@ def _figures(entry: dict, tasks: dict, methods: dict, where: str) -> dict[tuple[
 
 def _run(spec: TableSpec, name: str, task: TaskSpec, method_name: str, method: MethodSpec, changes: Sequence[str],
          path: str) -> Run:
-    if "{settings}" in task.config and method.settings is None:
+    if SETTINGS in task.config and method.settings is None:
         raise UserError(f"{path}: methods.{method_name} needs settings, which tasks.{name}.config names")
     params = method.params
     if method.params_of and name in method.params_of:
@@ -270,4 +313,4 @@ def _run(spec: TableSpec, name: str, task: TaskSpec, method_name: str, method: M
     overrides = [*spec.set, *task.set, f"conditioning.method={method.method}"]
     overrides += [f"conditioning.params={json.dumps(params)}"] if params is not None else []
     return Run(name, method_name, spec.model_config, spec.diffusion_config,
-               task.config.replace("{settings}", method.settings or ""), (*overrides, *method.set, *changes))
+               task.config.replace(SETTINGS, method.settings or ""), (*overrides, *method.set, *changes))

@@ -14,6 +14,7 @@ from util.reproduce_table.spec import PaperTable
 from util.run.table import read_summary
 
 LABELS = 2                                          # columns of words, task and method; numbers stand at the right
+FEW = 10                                            # images, from which a bootstrap interval is about what it says
 EXCLUDED = " *"                                     # behind a difference whose interval excludes the paper's figure
 COLUMNS = ("metric", "task", "method", "paper", "paper_std", "source", "ours", "ci95_low", "ci95_high", "difference",
            "excludes_paper", "against", "against_low", "against_high", "images", "seed", "prior", "task_config",
@@ -96,6 +97,7 @@ def _with_interval(entry: Entry) -> str:
 
 
 def _align(lines: list[list[str]]) -> str:
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     rule = ["---" if i < LABELS else "--:" for i in range(len(lines[0]))]
     return "".join(f"| {line} |\n" for line in aligned([lines[0], rule, *lines[1:]], LABELS, " | "))
 
@@ -104,7 +106,9 @@ def _circumstances(table: PaperTable, entries: Sequence[Entry]) -> str:
     """What stands underneath: how to read it, sources, images, seed, prior, and the settings of every run."""
     jobs = list({id(entry.job): entry.job for entry in entries if entry.job}.values())
     sources = dict.fromkeys(entry.cell.paper.source.rpartition(", row ")[0] for entry in entries if entry.cell.paper)
-    lines = ["± is half the width of the 95 % bootstrap interval over images."]
+    few = min((entry.score.images for entry in entries if not math.isnan(entry.score.low)), default=FEW) < FEW
+    lines = ["± is half the width of the 95 % bootstrap interval over images"
+             f"{f', which is too narrow for fewer than {FEW} (docs/metrics.md)' if few else ''}."]
     if sources:
         lines.append(f"`{EXCLUDED.strip()}`: the interval excludes the paper's figure. \"paper only\": the method is "
                      "not implemented here; \"not run\": it was not asked for.")
