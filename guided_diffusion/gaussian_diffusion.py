@@ -113,6 +113,7 @@ class Sampler(ABC):
         """The transition from x_t (B, C, H, W) at `index`; x0_hat has a graph if gradients are enabled."""
         channels = x_t.shape[1]
         output = model(x_t, self.schedule.model_timestep(index, x_t))
+        _check_output(output, x_t)
         self.check_model_channels(output.shape[1], channels)
         output, var_output = output[:, :channels], output[:, channels:] if self.learned_variance else None
         x0_hat = self.mean_processor.x0_hat(x_t, index, output)
@@ -124,6 +125,20 @@ class Sampler(ABC):
                     float(self.schedule.alphas_cumprod[index]), float(self.schedule.alphas_cumprod_prev[index]),
                     x0_coef, x_t_coef, int(self.schedule.timesteps[index]), self.schedule.num_train_steps,
                     self.schedule.stride(index), randomness)
+
+
+def _check_output(output: object, x_t: Tensor) -> None:
+    """UserError unless a prior gives (B, ..., H, W) for x_t (B, C, H, W), in no wider a dtype, with a gradient where
+    x_t asks for one."""
+    if not isinstance(output, Tensor):
+        raise UserError(f"the prior gives a {type(output).__name__}, expected a tensor")
+    alike = output.shape[:1] + output.shape[2:] == x_t.shape[:1] + x_t.shape[2:]
+    if not alike or torch.promote_types(output.dtype, x_t.dtype) != x_t.dtype:
+        raise UserError(f"the prior gives {list(output.shape)} of {output.dtype} for images of {list(x_t.shape)} and "
+                        f"{x_t.dtype}; expected the same, or twice as many channels")
+    if torch.is_grad_enabled() and x_t.requires_grad and not output.requires_grad:
+        raise UserError("the prior gives no gradient with respect to x_t, which this method needs; let it run without "
+                        "torch.no_grad, detach and numpy")
 
 
 @register_sampler("ddpm")

@@ -1,20 +1,18 @@
 """What every restoration method is, and the registry that `conditioning.method` names one in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler
-from guided_diffusion.measurements.base import LinearOperator, Noise, Operator
+from guided_diffusion.measurements.base import LinearOperator, Noise, Operator, kind_of
 from guided_diffusion.measurements.measurement import Measurement
 from util.config.registry import Registry
 from util.errors import UserError
 from util.logger import count
 from util.seeding import ImageRandomness
-
-CONDITIONING_METHODS = Registry("conditioning method")
-register_conditioning_method = CONDITIONING_METHODS.register
 
 
 class Method(ABC):
@@ -62,6 +60,26 @@ class Method(ABC):
         """How often `restore` evaluates the network for each image, at most; the steps where there is no network."""
         return self.num_steps(sampler)
 
+    def check_state(self, x: object, measurement: Measurement) -> None:
+        """Raise UserError unless x is a state of the images that were measured, (B, C, H, W) in the dtype of y."""
+        expected = measurement.y.new_empty(()).expand(measurement.image_shape)
+        if not isinstance(x, Tensor) or x.shape != expected.shape or x.dtype != expected.dtype:
+            raise UserError(f"conditioning method '{self.name}' gives {kind_of(x)} as the next state, expected "
+                            f"{kind_of(expected)}")
+
+    @contextmanager
+    def differentiated(self, operator: Operator) -> Iterator[None]:
+        """A block whose gradients fail with a UserError where there is nothing to take them of."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise UserError(f"conditioning method '{self.name}' takes a gradient of what has none; set needs_grad = "
+                            "True in its class, compute the distance within torch.enable_grad(), and see that the "
+                            f"forward of operator '{operator.name}' is made of differentiable functions of torch"
+                            ) from error
+
     @abstractmethod
     def restore(self, prior: Callable | None, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
                 callback: Callable | None = None) -> Tensor:
@@ -73,3 +91,7 @@ class Method(ABC):
             randomness: the streams of the samples, one per image.
             callback: callback(step, x, distance) after every step, `step` with `index` (0 is the last) and `x0_hat`.
         """
+
+
+CONDITIONING_METHODS = Registry("conditioning method", Method)
+register_conditioning_method = CONDITIONING_METHODS.register

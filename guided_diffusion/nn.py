@@ -26,7 +26,15 @@ class Network(nn.Module, ABC):
     process: Mapping[str, object] = {}
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Noisy images (B, 3, H, W), their timesteps (B,) and labels (B,) -> (B, 3 or 6, H, W)."""
+        """Noisy images (B, 3, H, W), their timesteps (B,) and labels (B,) -> (B, 3 or 6, H, W).
+
+        Raises:
+            UserError: images of another dtype than the weights, as of a measurement in float64.
+        """
+        weights = next(self.parameters(), x)
+        if x.dtype != weights.dtype:
+            raise UserError(f"the network takes images of {weights.dtype}, found {x.dtype}; convert the measurement: "
+                            f"y.to({weights.dtype})")
         if self.autocast_dtype is None:
             return self._forward(x, timesteps, y)
         with torch.autocast(x.device.type, dtype=self.autocast_dtype):

@@ -30,6 +30,7 @@ from data.dataloader import ARRAY_SUFFIX, Side, load_array, unique_names
 from guided_diffusion.gaussian_diffusion import Sampler, create_sampler
 from guided_diffusion.measurements import NOISES, OPERATORS, Measurement, Noise, Operator
 from guided_diffusion.measurements.sources import warn_of_observed
+from guided_diffusion.measurements.trial import check_measurement
 from guided_diffusion.method import Method
 from guided_diffusion.nn import Network
 from guided_diffusion.priors.analytic import AnalyticPrior
@@ -43,6 +44,7 @@ from util.config.registry import Bounds, Count, check_arguments
 from util.errors import UserError
 from util.files import content_of
 from util.img_utils import central_square, from_pillow, load_image, to_uint8
+from util.logger import count, logger
 from util.metrics.scores import Metrics, Scores
 from util.seeding import ImageRandomness
 
@@ -245,10 +247,14 @@ def restore(degraded: Degraded, prior: Callable | None, method: Named | Method =
     tensors = (*prior.parameters(), *prior.buffers()) if isinstance(prior, nn.Module) else ()
     device = tensors[0].device if tensors else torch.device("cpu")
     measurement, randomness = degraded.measure(num_samples, device)
+    check_measurement(measurement)
     with tqdm(total=method.num_steps(sampler), desc="Restoring", unit=" steps", disable=not progress) as bar:
         samples = method.restore(prior if method.needs_prior else None, sampler, measurement, randomness,
                                  lambda step, x, distance: bar.update())
     samples = measurement.finish(samples).cpu()
+    if diverged := [k for k, x in enumerate(samples) if not x.isfinite().all()]:
+        logger.warning(f"{len(diverged)} of {count(num_samples, 'sample')} diverged (NaN or infinity), probably too "
+                       f"large a step for this noise level: try a smaller scale of '{method.name}'")
     with torch.no_grad():
         misfit = {"distances": measurement.distance(samples.to(device)).cpu(),
                   "chi_squares": measurement.chi_square(samples.to(device)).cpu()}

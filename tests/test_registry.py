@@ -34,7 +34,7 @@ def test_build_makes_an_instance_that_knows_its_name():
 
 
 def test_a_name_is_taken_once():
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(UserError, match="there already"):
         THINGS.register("lens")(Plain)
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler, Step
+from guided_diffusion.measurements.base import kind_of
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import CONDITIONING_METHODS, Method, register_conditioning_method
+from util.errors import UserError
 from util.seeding import ImageRandomness
 
 __all__ = [
@@ -50,6 +52,20 @@ class ConditioningMethod(Method):
     def conditioning(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         """Return x_{t-1} (B, C, H, W) and the measurement distance (B,)."""
 
+    def _next(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        """What `conditioning` gives; UserError where that is something else than it says."""
+        with self.differentiated(measurement.operator):
+            found = self.conditioning(step, measurement)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise UserError(f"conditioning method '{self.name}' gives {kind_of(found)}, expected x_(t-1) and the "
+                            "distance of each image: return x, distance")
+        x, distance = found
+        self.check_state(x, measurement)
+        if not isinstance(distance, Tensor) or distance.shape != (len(x),):
+            raise UserError(f"conditioning method '{self.name}' gives {kind_of(distance)} as distances, expected one "
+                            f"number per image, [{len(x)}]")
+        return x, distance
+
     def restore(self, prior: Callable, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
                 callback: Callable | None = None) -> Tensor:
         """Run the whole reverse process and return the restored images (B, C, H, W)."""
@@ -58,7 +74,7 @@ class ConditioningMethod(Method):
             with torch.set_grad_enabled(self.gradient_at(index)):
                 step = sampler.step(prior, x_t.detach().requires_grad_(self.gradient_at(index)), index, randomness)
             with torch.no_grad():
-                x_t, distance = self.conditioning(step, measurement)
+                x_t, distance = self._next(step, measurement)
                 if callback is not None:
                     callback(step, x_t, distance)
         return x_t.detach()

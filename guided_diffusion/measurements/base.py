@@ -1,6 +1,7 @@
 """What a forward model, a noise model and a measurement are."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 
@@ -12,11 +13,6 @@ from guided_diffusion.measurements.svd import SVD
 from util.config.registry import Registry
 from util.errors import UserError
 from util.seeding import ImageRandomness
-
-OPERATORS = Registry("operator")
-NOISES = Registry("noise")
-register_operator = OPERATORS.register
-register_noise = NOISES.register
 
 NEGLIGIBLE_DAMPING = {torch.float32: (1e-3, 50), torch.float64: (1e-8, 1000)}   # rcond, and iterations allowed for it
 FALLBACK_RCOND = 1e-2
@@ -124,20 +120,27 @@ class Operator(nn.Module, ABC):
             UserError: the operator cannot serve images of `shape` (B, C, H, W).
         """
 
+    def __getattr__(self, name: str):
+        """What `nn.Module` finds; UserError where its `__init__` never ran."""
+        if "_modules" not in vars(self):
+            raise UserError(f"operator '{self.name}' lacks '{name}'; its __init__ has to begin with super().__init__()")
+        return super().__getattr__(name)
+
     def __call__(self, x: Tensor) -> Tensor:
         """A(x), see `forward`.
 
         Raises:
-            UserError: nobody has prepared the operator, or it does not give a real (B, ...) of the dtype of x.
+            UserError: nobody has prepared the operator, it changes x, or it does not give a real (B, ...) of the dtype
+                of x.
         """
         if self.image_shape is None:
             raise UserError(f"operator '{self.name}' is not prepared; use what its prepare(shape, randomness) returns")
-        y = super().__call__(x)
-        if y.dtype != x.dtype or y.dim() < 2 or len(y) != len(x):
-            remedy = "return torch.view_as_real(y), pairs of real numbers" if y.is_complex() else (
-                f"return a tensor ({len(x)}, ...) of two axes or more and of dtype {x.dtype}")
-            raise UserError(f"operator '{self.name}' gives measurements of shape {list(y.shape)} and dtype {y.dtype}; "
-                            f"{remedy}")
+        y = unchanged(super().__call__, x, f"operator '{self.name}'")
+        if not isinstance(y, Tensor) or y.dtype != x.dtype or y.dim() < 2 or len(y) != len(x):
+            remedy = f"return a tensor ({len(x)}, ...) of two axes or more and of dtype {x.dtype}"
+            if isinstance(y, Tensor) and y.is_complex():
+                remedy = "return torch.view_as_real(y), pairs of real numbers"
+            raise UserError(f"operator '{self.name}' gives {kind_of(y)} as measurements; {remedy}")
         return y
 
     @abstractmethod
@@ -261,7 +264,11 @@ class Noise(ABC):
         """Corrupt the clean measurement `y` (B, ...); image b uses stream b."""
 
     def __call__(self, y: Tensor, randomness: ImageRandomness) -> Tensor:
-        return self.forward(y, randomness)
+        """The noisy y, see `forward`; UserError if that changes y, or gives no tensor of its shape and dtype."""
+        noisy = unchanged(lambda y: self.forward(y, randomness), y, f"noise '{self.name}'")
+        if not isinstance(noisy, Tensor) or noisy.shape != y.shape or noisy.dtype != y.dtype:
+            raise UserError(f"noise '{self.name}' makes {kind_of(noisy)} of {kind_of(y)}; return what is like y")
+        return noisy
 
     def distance(self, y: Tensor, prediction: Tensor) -> Tensor:
         """The data misfit of each image, (B, ...) and (B, ...) -> (B,): the Euclidean norm unless overridden."""
@@ -280,6 +287,29 @@ class Noise(ABC):
     def has_variance(self) -> bool:
         """Whether `variance` gives one."""
         return self.variance(torch.zeros(1, 1)) is not None
+
+
+OPERATORS = Registry("operator", Operator)
+NOISES = Registry("noise", Noise)
+register_operator = OPERATORS.register
+register_noise = NOISES.register
+
+
+def kind_of(value: object) -> str:
+    """Words for what somebody's code has returned: "a tensor of shape [2, 3] and dtype torch.float64", "a tuple"."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)} and dtype {value.dtype}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def unchanged(function: Callable[[Tensor], Tensor], x: Tensor, owner: str) -> Tensor:
+    """function(x); UserError if that changes x in place."""
+    counts = not x.is_inference()
+    version = x._version if counts else 0
+    y = function(x)
+    if counts and x._version != version:
+        raise UserError(f"{owner} changes its input in place; let its forward begin with a clone of it")
+    return y
 
 
 def get_operator(name: str, device: torch.device | str = "cpu", **params) -> Operator:

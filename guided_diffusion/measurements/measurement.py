@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusion.measurements.base import Noise, Operator
+from guided_diffusion.measurements.base import Noise, Operator, kind_of
 from util.errors import UserError
 from util.seeding import ImageRandomness
 
@@ -73,8 +73,12 @@ class Measurement:
         return self.operator.image_shape
 
     def distance(self, x0: Tensor) -> Tensor:
-        """The data misfit of images `x0` (B, C, H, W) -> (B,)."""
-        return self.noiser.distance(self.y, self.operator(x0))
+        """The data misfit of images `x0` (B, C, H, W) -> (B,); UserError where the noise model gives something else."""
+        distance = self.noiser.distance(self.y, self.operator(x0))
+        if not isinstance(distance, Tensor) or distance.shape != self.y.shape[:1]:
+            raise UserError(f"noise '{self.noiser.name}': distance gives {kind_of(distance)}, expected one number per "
+                            f"image, [{len(self.y)}]")
+        return distance
 
     def chi_square(self, x0: Tensor) -> Tensor:
         """||y - A(x0)||^2 over what the noise makes of it if x0 is the truth, m sigma^2 for Gaussian noise on the m

@@ -10,6 +10,7 @@ from torch import Tensor
 from data.dataloader import ARRAY_SUFFIX, Batch, ImageDataset
 from guided_diffusion.measurements.base import Noise, Operator
 from guided_diffusion.measurements.measurement import Measurement
+from guided_diffusion.measurements.trial import check_measurement
 from util.checkpoint import fingerprint
 from util.errors import UserError
 from util.logger import logger
@@ -52,7 +53,7 @@ class Source(ABC):
         noiser.check(operator)
         if (trial := self._trial()) is not None:
             batch, randomness = trial
-            check_pictures(self.measure(operator, noiser, batch, torch.device("cpu"), randomness))
+            check_measurement(self.measure(operator, noiser, batch, torch.device("cpu"), randomness))
 
     def truth(self, batch: Batch, b: int) -> Tensor | None:
         """The clean image (3, H, W) of entry b; None where nobody knows it."""
@@ -216,15 +217,6 @@ class Stored(Source):
         except UserError as error:
             logger.warning(f"{error}; {name} is not scored")
         return None
-
-
-def check_pictures(measurement: Measurement) -> None:
-    """Raise UserError unless what a measurement begins with and is shown as are images."""
-    for name in ("initial_guess", "lift"):
-        found = tuple(getattr(measurement, name)().shape)
-        if found != measurement.image_shape:
-            raise UserError(f"operator '{measurement.operator.name}': {name} gives {list(found)}, expected "
-                            f"{list(measurement.image_shape)}, the shape of the images")
 
 
 def _stack_drawn(stored: list[StoredMeasurement]) -> dict[str, Tensor]:

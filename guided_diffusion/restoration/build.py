@@ -37,6 +37,7 @@ from util.run.measurements import MeasurementFolder
 from util.run.team import Team
 from util.seeding import ImageRandomness
 
+PLUGIN = "plugin_"                                  # begins the names of the modules of plugins
 
 @dataclass(frozen=True)
 class Task:
@@ -209,12 +210,20 @@ def load_plugin(file: str) -> None:
         UserError: there is no such file, or it fails.
     """
     path = find_file(file, "--plugin").resolve()
-    spec = importlib.util.spec_from_file_location(f"plugin_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{PLUGIN}{path.stem}", path)
     if spec is None:
         raise UserError(f"--plugin {file}: expected a Python file, which ends in .py")
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except Exception as error:                      # whatever the user's code raises
-        where = next((f", line {frame.lineno}" for frame in reversed(traceback.extract_tb(error.__traceback__))
-                      if frame.filename == str(path)), "")
-        raise UserError(f"--plugin {file}{where}: {type(error).__name__}: {error}") from None
+        raise UserError(plugin_mistake(error) or f"--plugin {file}: {type(error).__name__}: {error}") from None
+
+
+def plugin_mistake(error: BaseException) -> str | None:
+    """What is wrong in a line of a plugin, "--plugin mine.py, line 3: KeyError: 'k'"; None where the error came from
+    elsewhere."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__", "").startswith(PLUGIN):
+            name = os.path.relpath(frame.f_code.co_filename)
+            return f"--plugin {name}, line {line}: {type(error).__name__}: {error}"
+    return None

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.distributed import DistError
 
-from guided_diffusion.restoration.build import Task
+from guided_diffusion.restoration.build import Task, plugin_mistake
 from guided_diffusion.restoration.monitor import Monitor
 from guided_diffusion.restoration.plan import Plan
 from util.command import Terminated
@@ -64,6 +64,10 @@ class Ending:
                 self.status = 1
                 logger.error(f"the process that leads the run is gone ({str(error).splitlines()[0]}); what is finished "
                              "is kept, and the same command continues")
+            case Exception() if mistake := plugin_mistake(error):
+                self.status = 2
+                self.team.first("stopped")
+                logger.error(f"{mistake}; {self.kept}" if self.kept else mistake)
             case _:
                 return False
         return True

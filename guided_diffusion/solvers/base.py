@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import Sampler, Step
-from guided_diffusion.measurements.base import LinearOperator
+from guided_diffusion.measurements.base import LinearOperator, kind_of
 from guided_diffusion.measurements.measurement import Measurement
 from guided_diffusion.method import Method
+from util.errors import UserError
 from util.seeding import ImageRandomness
 
 
@@ -36,11 +37,20 @@ class Solver(Method):
 
     def restore(self, prior: Callable, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
                 callback: Callable | None = None) -> Tensor:
-        """The last of `iterates`, (B, C, H, W)."""
-        with torch.no_grad():
-            for step, x in self.iterates(prior, sampler, measurement, randomness):
+        """The last of `iterates`, (B, C, H, W); UserError where these are something else than it says."""
+        x = None
+        with torch.no_grad(), self.differentiated(measurement.operator):
+            for found in self.iterates(prior, sampler, measurement, randomness):
+                if not isinstance(found, tuple) or len(found) != 2:
+                    raise UserError(f"conditioning method '{self.name}' yields {kind_of(found)}, expected what "
+                                    "happened and the state after it: yield Iteration(index, x), x")
+                step, x = found
+                self.check_state(x, measurement)
                 if callback is not None:
                     callback(step, x, measurement.distance(x))
+        if x is None:
+            raise UserError(f"conditioning method '{self.name}' yields nothing, expected the state after every "
+                            "iteration")
         return x
 
 

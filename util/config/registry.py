@@ -56,19 +56,30 @@ Repeats = Annotated[int, Bounds(least=1, most=10_000)]
 
 
 class Registry:
-    """The named implementations of one kind of thing ("operator", "noise", "conditioning method", ...)."""
+    """The named implementations of one kind of thing ("operator", "noise", "conditioning method", ...).
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    Args:
+        base: the class that all of them are subclasses of; None for functions, or any.
+    """
+
+    def __init__(self, kind: str, base: type | None = None):
+        self.kind, self.base = kind, base
         self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator: make the class available under `name`. A class of the same module and name replaces itself,
-        as when a cell of a notebook runs again."""
+        as when a cell of a notebook runs again.
+
+        Raises:
+            UserError: another has the name, or the class is none of this kind.
+        """
         def decorate(cls: type) -> type:
             known = self._classes.get(name, cls)
             if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(f"{self.kind} '{name}' is registered twice")
+                raise UserError(f"{self.kind} '{name}' is there already, {known.__qualname__} in {known.__module__}; "
+                                "choose another name")
+            if self.base and not (inspect.isclass(cls) and issubclass(cls, self.base)):
+                raise UserError(f"{self.kind} '{name}': {cls.__qualname__} is no subclass of {self.base.__name__}")
             self._classes[name] = cls
             cls.name = name
             if "__init__" in vars(cls):             # an inherited one is checked already
@@ -106,9 +117,15 @@ class Registry:
         return self.build(name, **params)
 
     def build(self, name: str, /, **params):
-        """Instantiate the class registered as `name` after checking `params` against its signature."""
+        """Instantiate the class registered as `name` after checking `params` against its signature; UserError where it
+        lacks a method."""
         self.check(name, **params)
-        return self[name](**params)
+        try:
+            return self[name](**params)
+        except TypeError as error:
+            if "abstract" not in str(error):
+                raise
+            raise UserError(f"{self.kind} '{name}': {error}; write it") from None
 
 
 @dataclass(frozen=True)
