@@ -152,6 +152,7 @@ def test_some_images_may_have_a_truth_and_others_not(run):
     assert status == 0, err
     assert [bool(row["psnr"]) for row in rows(f"b/{RESULTS}")] == [True, False]
     assert "PSNR" in out and "chi-square" in out
+    assert "1 of 2 measurements restored without ground truth: the data hold no image of the same name as b" in err
     assert Path(f"b/{RESULTS}/grid.png").is_file()
 
 
@@ -248,6 +249,12 @@ def test_files_that_are_wrong_end_with_a_sentence(run, stored, change, words):
     line, = [line for line in err.splitlines() if line.startswith("error: ")]
     for word in words:
         assert word in line, line
+
+
+def test_grey_levels_in_a_file_are_warned_of(run, stored):
+    np.savez("astronaut.npz", **{**stored, "y": 127.5 * (stored["y"] + 1)})
+    status, _, err = run("--load_measurements", ".", "--save_dir", "b")
+    assert status == 0 and "astronaut: values up to 2" in err and "divide them by 127.5" in err
 
 
 def test_folders_that_are_wrong_end_with_a_sentence(run):

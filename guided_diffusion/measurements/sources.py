@@ -155,6 +155,13 @@ class Observed(Source):
         return self.dataset.alpha(name)
 
 
+def warn_of_scale(name: str, measurement: Measurement) -> None:
+    """Warn of pictures on another scale than [-1, 1]; `name` is that of the photograph."""
+    if measurement.operator.pictures and (largest := measurement.y.abs().max().item()) > LARGEST_VALUE:
+        logger.warning(f"{name}: values up to {largest:g}, but photographs are on [-1, 1]; if these are grey levels "
+                       "from 0 to 255, divide them by 127.5 and subtract 1")
+
+
 def warn_of_observed(name: str, first: Measurement, second: Measurement) -> None:
     """Warn of a photograph on another scale, and where it would be restored with a mask or a kernel that only the seed
     decides.
@@ -163,9 +170,7 @@ def warn_of_observed(name: str, first: Measurement, second: Measurement) -> None
         name: of the photograph.
         first, second: it as a measurement, with two seeds.
     """
-    if first.operator.pictures and (largest := first.y.abs().max().item()) > LARGEST_VALUE:
-        logger.warning(f"{name}: values up to {largest:g}, but photographs are on [-1, 1]; if these are grey levels "
-                       "from 0 to 255, divide them by 127.5 and subtract 1")
+    warn_of_scale(name, first)
     drawn = [name for name, values in second.operator.drawn().items()
              if not torch.equal(values, first.operator.drawn()[name])]
     if drawn:
@@ -198,6 +203,12 @@ class Stored(Source):
                                       (len(stored), *stored[0].image_shape), _stack_drawn(stored), randomness)
         except UserError as error:
             raise UserError(f"{batch.names[0]}: {error}") from None
+
+    def check(self, operator: Operator, noiser: Noise) -> None:
+        super().check(operator, noiser)
+        if (trial := self._trial()) is not None:
+            batch, randomness = trial
+            warn_of_scale(batch.names[0], self.measure(operator, noiser, batch, torch.device("cpu"), randomness))
 
     def files(self, name: str) -> list[Path]:
         known = self.truths is not None and name in self.truths.names

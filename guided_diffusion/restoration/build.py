@@ -32,12 +32,13 @@ from util.config.config import REPOSITORY, Choice, Config, find_file
 from util.config.registry import Registry, defaults
 from util.errors import UserError
 from util.fetch import fetch, known_weights
-from util.logger import logger
+from util.logger import count, logger
 from util.run.measurements import MeasurementFolder
 from util.run.team import Team
 from util.seeding import ImageRandomness
 
 PLUGIN = "plugin_"                                  # begins the names of the modules of plugins
+
 
 @dataclass(frozen=True)
 class Task:
@@ -150,6 +151,10 @@ def build_source(config: Config, folder: MeasurementFolder | None, chosen: bool,
         logger.warning(f"the measurements are restored without ground truth: {error}")
         return Stored(folder)
     if folder is not None:
+        names = folder.names[:limit]
+        if not dataset.observed and (alone := [name for name in names if name not in dataset.names]):
+            logger.warning(f"{len(alone)} of {count(len(names), 'measurement')} restored without ground truth: the "
+                           f"data hold no image of the same name as {alone[0]}")
         return Stored(folder, None if dataset.observed else dataset)
     dataset.require(dataset.names[:limit])
     side = usual_size(config.model)
