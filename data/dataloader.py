@@ -19,7 +19,7 @@ from util.config.registry import Bounds, Registry
 from util.errors import UserError, did_you_mean
 from util.files import files_below
 from util.img_utils import IMAGE_SUFFIXES, load_alpha, load_image
-from util.logger import logger
+from util.logger import count, logger
 
 DATASETS = Registry("dataset")
 register_dataset = DATASETS.register
@@ -137,8 +137,8 @@ class ImageFolder(ImageDataset):
             what = f"{root} is no image file" if alone else f"image folder {root} holds no images"
             raise UserError(f"{what}; {advice}")
         if others := [file for file in files if file.suffix.lower() in OTHER_PICTURES]:
-            logger.warning(f"passed over in {root}: {len(others)} pictures in formats that are not read "
-                                 f"({others[0]}{', ...' if others[1:] else ''}); save them as PNG")
+            logger.warning(f"passed over in {root}: {count(len(others), 'picture')} in formats that are not "
+                           f"read ({others[0]}{', ...' if others[1:] else ''}); save them as PNG")
         names = unique_names(images)
         if list is not None:
             wanted = read_list(list)

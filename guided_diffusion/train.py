@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from guided_diffusion.training.arguments import parse_training as parse_arguments
-from util.command import check_command_line, command, output_folder, run_program, undivided
+from util.command import check_command_line, command, output_folder, run_program, undivided, user_path
 
 if __name__ == "__main__":                          # before the imports that take seconds
     check_command_line(parse_arguments)
@@ -32,7 +32,7 @@ from data.random_crops import RandomCrops
 from guided_diffusion.schedule import Schedule
 from guided_diffusion.training.config import Phase, TrainConfig, build_model, resumable
 from guided_diffusion.training.losses import HybridLoss
-from util.checkpoint import load_state_dict, read_checkpoint
+from util.checkpoint import load_state_dict, read_checkpoint, record_of
 from util.config.config import find_file
 from util.config.registry import defaults
 from util.errors import UserError
@@ -75,7 +75,10 @@ class Trainer:
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-        schedule = Schedule.create(config.noise_schedule, config.diffusion_steps)
+        try:
+            schedule = Schedule.create(config.noise_schedule, config.diffusion_steps)
+        except UserError as error:
+            raise UserError(f"training file, noise_schedule and diffusion_steps: {error}") from None
         self.loss = HybridLoss(schedule, config.vlb_weight, config.loss_weight, config.coarse_weight).to(device)
 
     @property
@@ -180,7 +183,8 @@ class Trainer:
         state = {"config": resumable(self.config), "step": self.step, "model": self.model.state_dict(),
                  "ema": self.ema, "optimiser": self.optimiser.state_dict(), "history": self.history}
         _save_tensors(self.folder / "state.pt", state)
-        _save_tensors(self.folder / "ema.pt", {name: p.half() for name, p in self.ema.items()})
+        record_of(self.folder / "ema.pt").unlink(missing_ok=True)           # of what it held at an earlier use
+        _save_tensors(self.folder / "ema.pt", {name: p.half().contiguous() for name, p in self.ema.items()})
         rows = ["step,crop,loss,eps_mse,learning_rate"]
         rows += [f"{step},{crop},{loss:.6f},{mse:.6f},{rate:.3e}" for step, crop, loss, mse, rate in self.history]
         write_atomically(self.folder / "loss.csv", ("\n".join(rows) + "\n").encode())
@@ -241,6 +245,15 @@ def plot_losses(history: list[tuple]) -> bytes:
     return content_of(partial(figure.savefig, format="png", dpi=150))
 
 
+def place_for(out: str, data: str) -> Path:
+    """The folder of --out; UserError where it cannot be written, or lies among the photographs, of which loss.png would
+    be one when the training goes on."""
+    folder = output_folder(out)
+    if data != "skimage" and folder.resolve().is_relative_to(user_path(data).resolve()):
+        raise UserError(f"--out {out} lies in --data {data}: loss.png would be trained on; choose a place apart")
+    return folder
+
+
 @command(parse_arguments)
 def main(args: argparse.Namespace) -> int:
     """Train; exit status 0, 2 for a mistake, 130 when interrupted."""
@@ -252,7 +265,7 @@ def main(args: argparse.Namespace) -> int:
         if world > 1:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         config, phases = TrainConfig.read(args.config)
-        folder = output_folder(args.out)
+        folder = place_for(args.out, args.data)
         trainer = Trainer(config, phases, args.data, folder, device, rank, world, args.init)
         with locked(folder, "--out") if rank == 0 else nullcontext():
             trainer.resume()

@@ -22,6 +22,7 @@ from guided_diffusion.nn import Network
 from guided_diffusion.notebook import degrade, restore
 from guided_diffusion.notebook import load_prior as load_for_notebook
 from guided_diffusion.priors.analytic import AnalyticPrior
+from guided_diffusion.priors.diffusers import DiffusersFolder
 from guided_diffusion.priors.edm import EDMPrior
 from guided_diffusion.priors.edm_networks import NETWORKS
 from guided_diffusion.priors.gaussians import StationaryGaussian
@@ -70,6 +71,14 @@ CASES = {
     "sample": dict(safetensors=True, beta_schedule="squaredcos_cap_v2"),
     "learned": dict(safetensors=False, outputs=6, variance_type="learned_range", prediction_type="epsilon"),
 }
+
+
+def test_a_scheduler_of_samplers_without_a_variance_will_do(diffusers, tmp_path):
+    """As DPMSolverMultistepScheduler saves it: variance_type null."""
+    _, _, model = save_folder(diffusers, tmp_path / "net")
+    diffusers.DPMSolverMultistepScheduler().save_pretrained(tmp_path / "net")
+    process = DiffusersFolder(model["model_path"]).process({})
+    assert (process["steps"], process["model_mean_type"], process["model_var_type"]) == (1000, "epsilon", "fixed_small")
 
 
 @pytest.mark.parametrize("case", CASES)

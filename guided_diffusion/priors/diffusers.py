@@ -123,7 +123,7 @@ class DiffusersFolder:
             raise UserError(f"{file} describes a {config.get('_class_name')}, which has no betas; expected a scheduler "
                             "of discrete timesteps, such as DDPMScheduler")
         kinds = {"prediction_type": MEAN_TYPES, "variance_type": VAR_TYPES}
-        found = {key: config.get(key, next(iter(names))) for key, names in kinds.items()}
+        found = {key: config.get(key) or next(iter(names)) for key, names in kinds.items()}
         for key, names in kinds.items():
             if found[key] not in names:
                 raise UserError(f"{file} has {key} {found[key]}, expected one of {', '.join(names)}; choose another "

@@ -15,6 +15,7 @@ from guided_diffusion.train import main, plot_losses
 from guided_diffusion.unet import create_model
 from tests.forks import ranks
 from tests.training.tiny import MODEL, PHASES
+from util.checkpoint import load_state_dict
 
 
 def test_the_prior_it_leaves_is_a_checkpoint(tmp_path, train):
@@ -24,6 +25,20 @@ def test_the_prior_it_leaves_is_a_checkpoint(tmp_path, train):
     assert model.out[2].weight.abs().max() > 0                              # starts at zero
     rows = np.genfromtxt(tmp_path / "out" / "loss.csv", delimiter=",", names=True)
     assert rows["step"].tolist() == [1, 2, 3, 4, 5, 6] and rows["crop"].tolist() == [8] * 3 + [16] * 3
+
+
+def test_a_longer_training_leaves_a_new_prior_not_a_changed_file(tmp_path, train, capsys):
+    """Whose weights safetensors takes as they are."""
+    for phases in (PHASES[:1], PHASES):
+        assert train(tmp_path / "out", phases) == 0
+        load_state_dict(create_model(**MODEL), tmp_path / "out" / "ema.pt")
+        assert "other contents" not in capsys.readouterr().err
+    assert all(p.is_contiguous() for p in torch.load(tmp_path / "out" / "ema.pt", weights_only=True).values())
+
+
+def test_results_are_no_photographs(train, photographs, capsys):
+    assert train(photographs / "run", PHASES[:1]) == 2
+    assert "run lies in --data" in capsys.readouterr().err and not (photographs / "run").exists()
 
 
 def test_the_curve_of_the_losses_is_a_picture():
@@ -154,6 +169,8 @@ def test_loss_falls(tmp_path, train):
     (dict(vlb_weight=10 ** 18), "vlb_weight is 1000000000000000000, expected a finite number, 0 to 1e+12"),
     (dict(warmup_steps=0), "warmup_steps is 0, expected an integer, 1 or more"),
     (dict(model_config="nowhere.yaml"), "nowhere.yaml not found"),
+    (dict(diffusion_steps=0), "training file, noise_schedule and diffusion_steps: steps is 0"),
+    (dict(noise_schedule="cosin"), "training file, noise_schedule and diffusion_steps: unknown noise_schedule 'cosin'"),
 ])
 def test_mistakes_in_the_training_file(tmp_path, train, capsys, settings, message):
     assert train(tmp_path / "out", **{"phases": PHASES, **settings}) == 2
