@@ -60,15 +60,14 @@ class Method(ABC):
         """How often `restore` evaluates the network for each image, at most; the steps where there is no network."""
         return self.num_steps(sampler)
 
-    def check_state(self, x: object, measurement: Measurement) -> None:
-        """Raise UserError unless x is a state of the images that were measured, (B, C, H, W) in the dtype of y."""
-        expected = measurement.y.new_empty(()).expand(measurement.image_shape)
-        if not isinstance(x, Tensor) or x.shape != expected.shape or x.dtype != expected.dtype:
+    def check_state(self, x: object, like: Tensor) -> None:
+        """Raise UserError unless x has shape and dtype of the state `like` (B, C, H, W)."""
+        if not isinstance(x, Tensor) or x.shape != like.shape or x.dtype != like.dtype:
             raise UserError(f"conditioning method '{self.name}' gives {kind_of(x)} as the next state, expected "
-                            f"{kind_of(expected)}")
+                            f"{kind_of(like)}")
 
     @contextmanager
-    def differentiated(self, operator: Operator) -> Iterator[None]:
+    def differentiated(self) -> Iterator[None]:
         """A block whose gradients fail with a UserError where there is nothing to take them of."""
         try:
             yield
@@ -77,8 +76,7 @@ class Method(ABC):
                 raise
             raise UserError(f"conditioning method '{self.name}' takes a gradient of what has none; set needs_grad = "
                             "True in its class, compute the distance within torch.enable_grad(), and see that the "
-                            f"forward of operator '{operator.name}' is made of differentiable functions of torch"
-                            ) from error
+                            "operator's forward is made of differentiable functions of torch") from error
 
     @abstractmethod
     def restore(self, prior: Callable | None, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,

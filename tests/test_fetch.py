@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from safetensors.torch import save
 
 from guided_diffusion.restoration.check import answer
 from guided_diffusion.unet import create_model
@@ -23,7 +24,7 @@ from util import fetch
 from util.errors import UserError
 from util.fetch import Weights
 
-CONTENT = bytes(range(256)) * 400
+CONTENT = save({"weight": torch.arange(102_000).to(torch.uint8)})
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -137,6 +138,15 @@ def test_the_next_source_and_the_mirror_are_tried(get, server):
     assert [path for path, _ in server.asked] == ["/closed/tiny.pt", "/none", "/whole"]
 
 
+def test_a_mirror_of_other_contents_is_told_of(get, server, capsys):
+    server.content = b"random bytes"
+    with pytest.raises(UserError, match="is no checkpoint, perhaps a web page"):
+        get("whole")
+    server.content = CONTENT
+    get("none", "whole")
+    assert re.search("warning: tiny: not from .*/none: the server answers 404", capsys.readouterr().err)
+
+
 def test_a_mirror_that_is_no_address_is_passed_over(get):
     assert get("whole", mirror="server.of.ours").read_bytes() == CONTENT
 
@@ -228,6 +238,7 @@ def test_hubs_are_asked_through_their_libraries(tmp_path, monkeypatch, server):
             Path(output).write_text(f"drive {id}")
             return output
 
+    monkeypatch.setattr(fetch, "read_checkpoint", lambda part, mend: {})
     libraries = {"huggingface_hub": Hub, "gdown": Drive}
     monkeypatch.setattr(fetch, "_optional", libraries.get)
     for source, content in (({"hub": "me/net", "file": "x.pt"}, "me/net/x.pt"),

@@ -152,7 +152,7 @@ def test_methods(base, members, message):
 
 def test_an_operator_without_gradients_under_a_method_that_takes_them():
     operator = own(Operator, forward=lambda self, x: x.detach() + 0)
-    with pytest.raises(UserError, match="forward of operator 'mine' is made of differentiable"):
+    with pytest.raises(UserError, match="the operator's forward is made of differentiable"):
         restored(CONDITIONING_METHODS.build("ps"), operator)
 
 

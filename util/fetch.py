@@ -1,8 +1,8 @@
 """Published weights, fetched and verified: `python -m util.fetch ffhq_10m`; `--list` shows what there is.
 
 A file takes its place once it is whole: its digest is the known one, or the one that an earlier fetch pinned in
-models/files.lock, and the network that it belongs to loads it, every name and shape. Until then it is FILE.part, which
-the same command continues.
+models/files.lock, and the network that it `fits` loads it, every name and shape; where neither is known, it is a
+checkpoint. Until then it is FILE.part, which the same command continues.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from util.checkpoint import WHERE_TO_GET, record_of, sha256_of
+from util.checkpoint import WHERE_TO_GET, read_checkpoint, record_of, sha256_of
 from util.command import Parser, command, run_program
 from util.config.ask import ask
 from util.config.config import REPOSITORY, find_file, read_yaml
@@ -129,6 +129,8 @@ def _fetch(weights: Weights, mirror: str | None, lock: Path) -> None:
             if digest != weights.sha256:
                 _pin(lock, weights.name, digest)
             known = "as published" if weights.sha256 else f"not known before, pinned in {PINNED}"
+            if reasons:
+                logger.warning(f"{weights.name}: not from {'; '.join(reasons)}")
             logger.info(f"{weights.name}: {weights.place} (SHA-256 {digest}; {known}; licence: {weights.licence})")
             return
         except SourceError as error:
@@ -284,10 +286,20 @@ def _verified(part: Path, weights: Weights, pinned: str | None) -> str:
             answer, = ask([{"weights": {"config": str(REPOSITORY / weights.fits), "file": str(part)}}])
             if "error" in answer:
                 raise SourceError(f"it does not fit {weights.fits}: {answer['error']}")
+        elif not weights.sha256:
+            _check_readable(part)
     except SourceError:
         _forget(part)
         raise
     return digest
+
+
+def _check_readable(part: Path) -> None:
+    """SourceError unless the file holds weights of some network."""
+    try:
+        read_checkpoint(part, "another source may have it")
+    except UserError as error:
+        raise SourceError(error) from None
 
 
 def _forget(part: Path) -> None:

@@ -54,13 +54,13 @@ class ConditioningMethod(Method):
 
     def _next(self, step: Step, measurement: Measurement) -> tuple[Tensor, Tensor]:
         """What `conditioning` gives; UserError where that is something else than it says."""
-        with self.differentiated(measurement.operator):
+        with self.differentiated():
             found = self.conditioning(step, measurement)
         if not isinstance(found, tuple) or len(found) != 2:
             raise UserError(f"conditioning method '{self.name}' gives {kind_of(found)}, expected x_(t-1) and the "
                             "distance of each image: return x, distance")
         x, distance = found
-        self.check_state(x, measurement)
+        self.check_state(x, step.x_t)
         if not isinstance(distance, Tensor) or distance.shape != (len(x),):
             raise UserError(f"conditioning method '{self.name}' gives {kind_of(distance)} as distances, expected one "
                             f"number per image, [{len(x)}]")

@@ -38,14 +38,14 @@ class Solver(Method):
     def restore(self, prior: Callable, sampler: Sampler, measurement: Measurement, randomness: ImageRandomness,
                 callback: Callable | None = None) -> Tensor:
         """The last of `iterates`, (B, C, H, W); UserError where these are something else than it says."""
-        x = None
-        with torch.no_grad(), self.differentiated(measurement.operator):
+        x, like = None, measurement.y.new_empty(()).expand(measurement.image_shape)
+        with torch.no_grad(), self.differentiated():
             for found in self.iterates(prior, sampler, measurement, randomness):
                 if not isinstance(found, tuple) or len(found) != 2:
                     raise UserError(f"conditioning method '{self.name}' yields {kind_of(found)}, expected what "
                                     "happened and the state after it: yield Iteration(index, x), x")
                 step, x = found
-                self.check_state(x, measurement)
+                self.check_state(x, like)
                 if callback is not None:
                     callback(step, x, measurement.distance(x))
         if x is None:
