@@ -293,7 +293,15 @@ def _from_tensor(image: Tensor) -> Tensor:
         limits = f", {float(image.min()):g} to {float(image.max()):g}" if real else ""
         raise UserError(f"the image is a tensor of shape {list(image.shape)}, {image.dtype}{limits}; expected "
                         "(3, H, W) in [-1, 1]")
+    _warn_of_unit_scale(image)
     return image.detach().to(torch.float32, copy=True)
+
+
+def _warn_of_unit_scale(x: Tensor) -> None:
+    """Warn of a picture without a value below 0."""
+    if 0 <= x.min() < x.max() <= 1:
+        logger.warning(f"the tensor has values from {float(x.min()):g} to {float(x.max()):g}, but pictures are on "
+                       "[-1, 1]; if these are on [0, 1], as torchvision makes them, give 2 x - 1")
 
 
 def _measured(y: Picture, operator: Operator) -> Tensor:
@@ -310,6 +318,8 @@ def _measured(y: Picture, operator: Operator) -> Tensor:
     if operator.pictures and y.dim() != 3:
         raise UserError(f"the measurement is of shape {list(y.shape)}; expected a picture (3, H, W), or (1, H, W) "
                         "where it is grey, without a batch axis")
+    if operator.pictures:
+        _warn_of_unit_scale(y)
     return y.detach().to(torch.float32, copy=True)
 
 

@@ -187,3 +187,19 @@ def test_the_tutorial_runs(monkeypatch):
     shown = [output["data"]["text/html"] for cell in notebook.cells for output in cell.get("outputs", ())
              if "text/html" in output.get("data", {})]
     assert len(shown) == 4 and all("<img" in page for page in shown)
+
+
+def test_a_tensor_of_torchvision_is_warned_of(capsys):
+    x = torch.linspace(0, 1, 3 * 8 * 8).view(3, 8, 8)
+    for take in (degrade, observe):
+        take(x, "noise")
+        assert "values from 0 to 1, but pictures are on [-1, 1]" in capsys.readouterr().err
+        take(2 * x - 1, "noise")
+        take(0 * x, "noise")
+        assert not capsys.readouterr().err
+
+
+def test_what_diverges_is_warned_of(capsys):
+    degraded = degrade(torch.zeros(3, 8, 8), "noise", 0.1)
+    restore(degraded, lambda x, t: torch.cat([x / 0, x], 1), "ps", diffusion={"timestep_respacing": 2}, progress=False)
+    assert "1 of 1 sample diverged (NaN or infinity)" in capsys.readouterr().err
