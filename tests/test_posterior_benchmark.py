@@ -1,6 +1,7 @@
 """The posterior benchmark: scores that mean what they say, and the program as a user runs it."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from guided_diffusion.posterior_benchmark.__main__ import FEWEST, METHODS, main
 from guided_diffusion.posterior_benchmark.cases import Problem, arena
-from guided_diffusion.posterior_benchmark.report import Row, table
+from guided_diffusion.posterior_benchmark.report import Row, draw_distances, table
 from guided_diffusion.posterior_benchmark.scores import LEVELS, average, score
 from guided_diffusion.priors.distributions import GaussianMixture
 from guided_diffusion.priors.gaussians import DiagonalGaussian
@@ -86,6 +87,13 @@ ARGUMENTS = ["--priors", "plane", "--operators", "noise", "--sigma", "0.3", "--s
 def test_a_row_whose_samples_diverged_has_empty_cells():
     _, header, row = table([Row("blur", "mcg", 20, 20, 1.0, None)]).splitlines()
     assert header.split()[-1] == "evals" and row.split() == ["mcg", "(20)", "diverged", "20"]
+
+
+def test_a_restorer_that_evaluates_no_network_is_drawn_without_a_warning(tmp_path):
+    rows = [Row("blur", name, 2, evaluations, 1.0, judged(standard(FEWEST)))
+            for name, evaluations in (("exact", 0), ("unconditional", 2), ("lift", 0))]
+    with warnings.catch_warnings(action="error"):
+        draw_distances(rows, tmp_path / "distances.png")
 
 
 def test_the_program(workplace, capsys):

@@ -228,6 +228,9 @@ def test_a_picture_of_one_image_by_every_method(run, tree, in_process, monkeypat
     assert torch.equal(rows[1][2], torch.ones_like(rows[1][3]))
     assert run("--limit", "2", "--tasks", "noise", "--picture", "chelsea")[0] == 0
     assert [line[0] for line in shown[1][2]] == ["Denoising"]
+    (folder / runs[1] / "recon/chelsea.png").write_bytes(b"")
+    status, out, err = run("--limit", "2", "--tasks", "noise", "--picture", "chelsea")
+    assert status == 2 and f"delete {folder / 'noise/dps'}" in err and "| Denoising | DPS" in out   # the table is shown
 
 
 def test_costs_of_runs(run, tree, in_process):

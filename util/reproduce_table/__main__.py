@@ -115,9 +115,9 @@ def main(args: argparse.Namespace) -> int:
     write_atomically(folder / "table.png", draw(table, entries))
     for x, y in table.spec.scatter:
         write_atomically(folder / f"{y}_against_{x}.png", scatter(table, entries, x, y))
+    logger.info(f"\n{text}\n{folder / 'table.md'}, .tex, .csv and .png, in {duration(time.perf_counter() - started)}")
     if args.picture is not None:
         save_picture(folder / f"{args.picture}.png", table, jobs, args.picture)
-    logger.info(f"\n{text}\n{folder / 'table.md'}, .tex, .csv and .png, in {duration(time.perf_counter() - started)}")
     wrong = sum(bool(job.error) for job in jobs)
     if wrong:
         logger.error(f"{wrong} of {len(jobs)} runs went wrong; the same command tries them again")

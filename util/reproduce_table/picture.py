@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from util.errors import UserError
 from util.img_utils import load_image, save_grid
@@ -17,7 +18,7 @@ def save_picture(path: Path, table: PaperTable, jobs: Sequence[Job], image: str)
     """Save the restorations of `image` by all methods, with their PSNR; of several samples the one that fits y best.
 
     Raises:
-        UserError: no run has restored it.
+        UserError: no run has restored it, or a file of it is damaged or gone.
     """
     found = {(job.run.task, job.run.method): (job, row) for job in jobs for row in job.rows()
              if row.image == image and row.ok}
@@ -28,12 +29,19 @@ def save_picture(path: Path, table: PaperTable, jobs: Sequence[Job], image: str)
     rows, captions = [], []
     for task in tasks:
         first = next(job for (name, _), (job, _) in found.items() if name == task)
-        measured, truth = (load_image(file_of(first.path, folder, image)) for folder in ("input", "label"))
+        measured, truth = (_load(first, folder, image) for folder in ("input", "label"))
         restored, texts = [torch.ones_like(truth)] * len(methods), [""] * len(methods)          # white: refused
         for i, (job, row) in ((i, found[task, name]) for i, name in enumerate(methods) if (task, name) in found):
-            sample = row.sample if job.options.num_samples > 1 else None
-            restored[i] = load_image(file_of(job.path, "recon", image, sample))
+            restored[i] = _load(job, "recon", image, row.sample if job.options.num_samples > 1 else None)
             texts[i] = f"{metric_of('psnr').words(row.psnr)} dB"
         rows.append([measured, *restored, truth])
         captions.append([table.tasks[task].title, *texts, ""])
     save_grid(path, rows, captions, ["Measurement", *(table.methods[name].title for name in methods), "Ground truth"])
+
+
+def _load(job: Job, folder: str, image: str, sample: str | None = None) -> Tensor:
+    try:
+        return load_image(file_of(job.path, folder, image, sample))
+    except UserError as error:
+        raise UserError(f"--picture {image}: {error}; delete {job.save_dir}, and the same command makes this run anew"
+                        ) from None
