@@ -216,8 +216,12 @@ def test_an_interrupt_while_a_run_is_being_started_stops_it(monkeypatch):
         return started[0]
 
     monkeypatch.setattr(job.subprocess, "Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        job.launch([sys.executable, "-c", "import time; time.sleep(60)"])
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)     # tests may run where it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            job.launch([sys.executable, "-c", "import time; time.sleep(60)"])
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert started[0].poll() is not None
 
 
