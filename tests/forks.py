@@ -102,19 +102,21 @@ def program(file: str | Path, *options: str) -> int:
 def ranks(processes: int, module: str, options: Sequence[str]) -> int:
     """main(options) of the module in so many processes, as torchrun would start them; the highest exit status."""
     work = importlib.import_module(module).main
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE=str(processes),
-                      TORCHELASTIC_USE_AGENT_STORE="True")
+    os.environ.update(MASTER_ADDR="127.0.0.1", WORLD_SIZE=str(processes), TORCHELASTIC_USE_AGENT_STORE="True")
+    port, told = os.pipe()
     started = []
     for rank in range(processes):
         if pid := os.fork():
             started.append(pid)
             continue
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
         status = 99
         try:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=os.read(port, 5).decode())
             status = work(options)
             sys.stdout.flush()
         finally:
             os._exit(status)
+    # whose thread may hold a lock of the C library: after the last fork
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(told, f"{store.port:05}".encode() * processes)
     return max(map(_wait, started))
