@@ -196,6 +196,8 @@ FAULTS = [
           "test_gaussian_solvers.py"),
     Fault("red_diff: weight of the posterior without s", GD + "solvers/red_diff.py", "(weakest / s,",
           "(weakest + 0 * s,", "test_gaussian_solvers.py"),
+    Fault("red_diff: moves of one length", GD + "solvers/red_diff.py", "** 0.5 if self.posterior",
+          "** 0.0 if self.posterior", "test_gaussian_solvers.py"),
     Fault("sitcom: all images go on", GD + "solvers/sitcom.py",
           "torch.where(column(active, v), v + adam.move(gradient), v)", "v + adam.move(gradient)",
           "test_gaussian_solvers.py test_solver_loops.py"),
