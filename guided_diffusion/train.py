@@ -31,7 +31,8 @@ from tqdm import tqdm
 from data.random_crops import RandomCrops
 from guided_diffusion.schedule import Schedule
 from guided_diffusion.training.config import Phase, TrainConfig, build_model, resumable
-from guided_diffusion.training.losses import HybridLoss
+from guided_diffusion.training.losses import HybridLoss, random_steps
+from guided_diffusion.training.widen import widened
 from util.checkpoint import load_state_dict, read_checkpoint, record_of
 from util.config.config import find_file
 from util.config.registry import defaults
@@ -52,7 +53,8 @@ class Trainer:
         folder: receives state.pt (to resume), ema.pt (the prior: averaged weights in half precision), loss.csv and
             loss.png.
         rank, world: this process and the number of processes; process 0 alone writes files.
-        init: weights to begin with, a checkpoint of the config's network; None for random ones.
+        init: weights to begin with, a checkpoint of the config's network or of a narrower one, which is widened; None
+            for random ones.
 
     Raises:
         UserError: nothing to train on, a network, weights or a batch that does not fit.
@@ -67,14 +69,14 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(config).to(device)
         if init is not None:
-            load_state_dict(self.model, find_file(init, "checkpoint"))
+            load_state_dict(self.model, find_file(init, "checkpoint"), select=partial(widened, model=self.model))
         for phase in phases:
             self.model.check_image_size(phase.crop, phase.crop)
             if phase.batch_size % world:
                 raise UserError(f"batch_size {phase.batch_size} cannot be shared by {world} processes; use a multiple")
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         try:
             schedule = Schedule.create(config.noise_schedule, config.diffusion_steps)
         except UserError as error:
@@ -121,7 +123,7 @@ class Trainer:
         """Timesteps (B,) and noise like x0 of this process's crops: its share of what one process draws for all."""
         generator = torch.Generator(self.device).manual_seed(self._key(0))
         whole = len(x0) * self.world
-        index = torch.randint(self.config.diffusion_steps, (whole,), generator=generator, device=self.device)
+        index = random_steps(self.config.diffusion_steps, self.config.timestep_power, whole, generator)
         noise = torch.randn(whole, *x0.shape[1:], generator=generator, device=self.device)
         return index[self.rank::self.world], noise[self.rank::self.world]
 

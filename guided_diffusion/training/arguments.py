@@ -14,8 +14,8 @@ add = parser.add_argument
 add("--data", required=True, metavar="FOLDER", help="of photographs")
 add("--config", default="configs/train_demo.yaml", metavar="FILE", help="training file; default %(default)s")
 add("--out", default="runs/train_demo", metavar="FOLDER", help="for checkpoints and curves; default %(default)s")
-add("--init", metavar="FILE", help="weights to begin with, instead of random ones; once --out holds a state.pt, "
-    "that is continued")
+add("--init", metavar="FILE", help="weights to begin with, instead of random ones, of the network or a narrower one; "
+    "once --out holds a state.pt, that is continued")
 parse_training = parser.parse
 
 parser = Parser(prog="python -m guided_diffusion.validate",

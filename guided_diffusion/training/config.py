@@ -17,6 +17,7 @@ MOST_PIXELS = 2 ** 28                               # of a batch: its crops alon
 Rate = Annotated[float, Bounds(above=0, most=LARGEST)]
 Weight = Annotated[float, Bounds(least=0, most=LARGEST)]
 Share = Annotated[float, Bounds(least=0, below=1)]
+Power = Annotated[float, Bounds(above=0, most=100)]
 Zoom = Annotated[float, Bounds(least=1)]
 
 
@@ -42,6 +43,8 @@ class TrainConfig:
         ema_decay: decay of the averaged weights, which are the ones to use.
         vlb_weight: share of the variational bound (bits per dimension, summed over timesteps) in the loss.
         loss_weight: weight of the timesteps in the squared error of eps: "none", "min_snr" or "p2".
+        timestep_power: timesteps are diffusion_steps u^power, u uniform on [0, 1): above 1 more of them have little
+            noise, where restorations take most of their steps, see `losses.random_steps`.
         coarse_weight: of the error of eps in colours and coarse shapes, see `losses.coarse_errors`.
         gradient_clip: largest norm of the gradient.
         micro_batch: crops that go through the network at once, in each process; the gradients of a batch are summed
@@ -67,6 +70,7 @@ class TrainConfig:
     ema_decay: Share = 0.999
     vlb_weight: Weight = 1e-3
     loss_weight: LossWeight = "none"
+    timestep_power: Power = 1.0
     coarse_weight: Weight = 0.0
     gradient_clip: Rate = 1.0
     micro_batch: Natural = 0

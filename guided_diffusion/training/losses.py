@@ -30,6 +30,18 @@ def loss_weights(schedule: Schedule, kind: LossWeight) -> Tensor:
     return (weights / weights.mean()).float()
 
 
+def random_steps(steps: int, power: float, count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps to train on, (count,) integers in 0..steps - 1: steps u^power rounded down, u uniform on [0, 1).
+
+    1 is the uniform distribution of Ho et al. (2020), drawn as torch draws integers. With 2 the first tenth of the
+    timesteps, those with the least noise, are 32 % of them.
+    """
+    if power == 1:
+        return torch.randint(steps, (count,), generator=generator, device=generator.device)
+    u = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+    return (steps * u ** power).long()
+
+
 def coarse_errors(error: Tensor, snr: Tensor) -> Tensor:
     """What an error of eps, (B, 3, H, W), does to colours and coarse shapes, at SNRs (B,) -> (B,), in float32.
 

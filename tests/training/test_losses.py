@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.training.losses import HybridLoss, coarse_errors, discretised_nll, loss_weights
+from guided_diffusion.training.losses import HybridLoss, coarse_errors, discretised_nll, loss_weights, random_steps
 from util.img_utils import PIXEL_STEP
 
 
@@ -122,3 +122,12 @@ def test_coarse_errors_are_added_by_their_weight():
                      for w in (0.0, 0.5))
     snr = schedule.alphas_cumprod[900] / (1 - schedule.alphas_cumprod[900])
     assert (coarse - plain).item() == pytest.approx(0.5 * 16 / (1 + 4 * snr), rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 1.0, 2, 3.0])
+def test_timesteps_follow_a_power_of_a_uniform_number(power):
+    """P(t < k) = (k / T)^(1 / power), and every timestep is one of the process."""
+    steps = random_steps(50, power, 40_000, torch.Generator().manual_seed(1))
+    assert steps.dtype == torch.int64 and steps.min() == 0 and steps.max() == 49
+    share = torch.bincount(steps, minlength=50).cumsum(0) / len(steps)
+    assert (share - (torch.arange(1, 51) / 50) ** (1 / power)).abs().max() < 0.01
