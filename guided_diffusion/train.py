@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data.random_crops import RandomCrops
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.training.config import Phase, TrainConfig, build_model, resumable
+from guided_diffusion.training.config import Phase, TrainConfig, build_model, configs_of_prior, resumable
 from guided_diffusion.training.losses import HybridLoss, random_steps
 from guided_diffusion.training.widen import widened
 from util.checkpoint import load_state_dict, read_checkpoint, record_of
@@ -50,8 +50,8 @@ class Trainer:
     """Network, averaged weights, optimiser and the folder that they are saved in.
 
     Args:
-        folder: receives state.pt (to resume), ema.pt (the prior: averaged weights in half precision), loss.csv and
-            loss.png.
+        folder: receives state.pt (to resume), ema.pt (the prior: averaged weights in half precision), the two files of
+            `configs_of_prior`, loss.csv and loss.png.
         rank, world: this process and the number of processes; process 0 alone writes files.
         init: weights to begin with, a checkpoint of the config's network or of a narrower one, which is widened; None
             for random ones.
@@ -191,6 +191,9 @@ class Trainer:
         rows += [f"{step},{crop},{loss:.6f},{mse:.6f},{rate:.3e}" for step, crop, loss, mse, rate in self.history]
         write_atomically(self.folder / "loss.csv", ("\n".join(rows) + "\n").encode())
         write_atomically(self.folder / "loss.png", plot_losses(self.history))
+        for name, text in configs_of_prior(self.config, self.folder / "ema.pt").items():
+            if not (self.folder / name).exists():   # somebody may have changed it
+                write_atomically(self.folder / name, text.encode())
 
     def resume(self) -> None:
         """Continue from the folder's state.pt, if there is one.
@@ -280,8 +283,9 @@ def main(args: argparse.Namespace) -> int:
         if distributed.is_initialized():
             distributed.destroy_process_group()
     if rank == 0:
-        seconds = time.perf_counter() - started
-        logger.info(f"{trainer.step - first} steps in {seconds:.0f} s; the prior is {args.out}/ema.pt")
+        out, seconds = args.out, time.perf_counter() - started
+        logger.info(f"{trainer.step - first} steps in {seconds:.0f} s; the prior is {out}/ema.pt; to restore with it: "
+                    f"--model_config {out}/model_config.yaml --diffusion_config {out}/diffusion_config.yaml")
     return 0
 
 

@@ -1,17 +1,20 @@
 """What a training file says: the network, the crops, the optimiser, and how long each of them lasts."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
 from guided_diffusion.training.losses import LossWeight
 from guided_diffusion.unet import UNetModel, create_model
-from util.config.config import read_yaml
+from util.config.config import DEMO, find_file, read_yaml
 from util.config.registry import Bounds, Count, Natural, Positive, check_arguments
+from util.config.yaml_text import set_values
 from util.errors import UserError
 
 LARGEST = 1e12                                      # times another such number, or the timesteps, fits any tensor
+FEW_STEPS = 100                                     # a process of fewer takes all of them
 MOST_PIXELS = 2 ** 28                               # of a batch: its crops alone take 3 GiB
 
 Rate = Annotated[float, Bounds(above=0, most=LARGEST)]
@@ -107,6 +110,20 @@ def resumable(config: TrainConfig) -> dict:
     changed where it diverges."""
     free = ("phases", "save_every", "workers", "cache", "learning_rate", "precision", "micro_batch")
     return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items() if key not in free}
+
+
+def configs_of_prior(config: TrainConfig, prior: Path) -> dict[str, str]:
+    """Contents of `model_config.yaml` and `diffusion_config.yaml`, to restore with the weights in `prior`, which cannot
+    tell of what network and process they are; steps and sampler are the demo's, as far as the process has them."""
+    steps = config.diffusion_steps
+    process = {"noise_schedule": config.noise_schedule, "steps": steps}
+    if steps < FEW_STEPS:
+        process["timestep_respacing"] = steps
+    changed = {"model_config": (config.model_config, {"model_path": str(prior.resolve())}),
+               "diffusion_config": (DEMO["diffusion"], process)}
+    return {f"{name}.yaml": set_values(find_file(file, name).read_text(encoding="utf-8-sig"),
+                                       [((key,), value) for key, value in values.items()])
+            for name, (file, values) in changed.items()}
 
 
 def build_model(config: TrainConfig) -> UNetModel:

@@ -11,20 +11,39 @@ import yaml
 from PIL import Image
 
 from data.random_crops import RandomCrops
+from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.train import main, plot_losses
 from guided_diffusion.unet import create_model
 from tests.forks import ranks
 from tests.training.tiny import MODEL, PHASES
 from util.checkpoint import load_state_dict
+from util.config.config import load_config
 
 
 def test_the_prior_it_leaves_is_a_checkpoint(tmp_path, train):
     assert train(tmp_path / "out", PHASES, save_every=2) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"state.pt", "ema.pt", "loss.csv", "loss.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "state.pt", "ema.pt", "loss.csv", "loss.png", "model_config.yaml", "diffusion_config.yaml"}
     model = create_model(**MODEL, model_path=str(tmp_path / "out" / "ema.pt"))
     assert model.out[2].weight.abs().max() > 0                              # starts at zero
     rows = np.genfromtxt(tmp_path / "out" / "loss.csv", delimiter=",", names=True)
     assert rows["step"].tolist() == [1, 2, 3, 4, 5, 6] and rows["crop"].tolist() == [8] * 3 + [16] * 3
+
+
+@pytest.mark.parametrize("steps, respacing", [(50, 50), (400, "12,4,2,1,1")])
+def test_the_prior_restores_with_the_files_beside_it(tmp_path, train, monkeypatch, steps, respacing):
+    out = tmp_path / "out"
+    assert train(out, PHASES[:1], noise_schedule="cosine", diffusion_steps=steps) == 0
+    monkeypatch.chdir(tmp_path)                                             # the weights are found from anywhere
+    config = load_config(str(out / "model_config.yaml"), str(out / "diffusion_config.yaml"),
+                         "configs/demo_task_config.yaml")
+    assert torch.equal(create_model(**config.model).out[2].bias,
+                       torch.load(out / "ema.pt", weights_only=True)["out.2.bias"].float())
+    expected = create_sampler("renoise", steps, "cosine", timestep_respacing=respacing).schedule.alphas_cumprod
+    assert create_sampler(**config.diffusion).schedule.alphas_cumprod.tolist() == expected.tolist()
+    (out / "diffusion_config.yaml").write_text("mine")
+    assert train(out, PHASES, noise_schedule="cosine", diffusion_steps=steps) == 0
+    assert (out / "diffusion_config.yaml").read_text() == "mine"
 
 
 def test_a_longer_training_leaves_a_new_prior_not_a_changed_file(tmp_path, train, capsys):
