@@ -14,7 +14,7 @@ from guided_diffusion.method import CONDITIONING_METHODS, Method
 from guided_diffusion.solvers.base import Iteration, Solver
 from guided_diffusion.unet import create_model
 from tests.command_line import MODEL
-from tests.helpers import NAMES, OPERATOR_EXAMPLES, normal
+from tests.helpers import NAMES, NOISE_EXAMPLES, OPERATOR_EXAMPLES, normal
 from util.config.registry import Registry
 from util.errors import UserError
 from util.seeding import ImageRandomness
@@ -93,11 +93,23 @@ def louder(self, y, randomness):
     return y
 
 
+@pytest.mark.parametrize("name", NOISE_EXAMPLES)
+@pytest.mark.parametrize("operator", ["super_resolution", "phase_retrieval", "fourier"])
+def test_noises_without_mistakes_pass(name, operator):
+    noise, operator = get_noise(name, **NOISE_EXAMPLES[name]), OPERATORS.build(operator, **OPERATOR_EXAMPLES[operator])
+    if operator.pictures or not noise.of_pictures:
+        check_measurement(measured(operator, noise, 16))
+
+
 NOISES_WITH_MISTAKES = {
     "in place": ({"forward": louder}, "noise 'mine' changes its input in place"),
     "float64": ({"forward": lambda self, y, randomness: y.double()}, "torch.float64 of a tensor .*torch.float32"),
     "shape": ({"forward": lambda self, y, randomness: y[0]}, r"of shape \[3, 8, 8\]"),
     "nan": ({"forward": lambda self, y, randomness: y.log()}, "gives NaN or infinity"),
+    "a number": ({"variance": lambda self, prediction: 0.01}, "variance gives a float, expected one number for each"),
+    "one for all": ({"variance": lambda self, prediction: prediction.new_ones(1)}, r"of shape \[1\].*such as"),
+    "negative": ({"variance": lambda self, prediction: prediction}, "variance gives numbers that are negative"),
+    "square": ({"expected_square": lambda self, prediction: prediction.mean()}, "expected_square gives a tensor"),
     "of the batch": ({"distance": lambda self, y, prediction: (y - prediction).norm()}, "one number per image"),
     "of pixels": ({"distance": lambda self, y, prediction: (y - prediction) ** 2}, "one number per image"),
 }

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from guided_diffusion.measurements.base import LinearOperator, Operator, kind_of
+from guided_diffusion.measurements.base import LinearOperator, Noise, Operator, kind_of
 from guided_diffusion.measurements.conjugate_gradients import dot
 from guided_diffusion.measurements.measurement import Measurement
 from util.errors import UserError
@@ -18,10 +18,12 @@ def check_measurement(measurement: Measurement) -> None:
     is shown are images, and a `LinearOperator` is linear, with `transpose` its adjoint."""
     operator, y = measurement.operator, measurement.y
     u, v = (_white(operator, y, purpose) for purpose in "uv")
-    if not operator(u.clamp(-1, 1)).isfinite().all():
+    clean = operator(u.clamp(-1, 1))
+    if not clean.isfinite().all():
         raise UserError(f"operator '{operator.name}' gives NaN or infinity for images in [-1, 1]; mend its forward")
     if not y.isfinite().all():
         raise UserError(f"noise '{measurement.noiser.name}' gives NaN or infinity; mend its forward")
+    _check_variances(measurement.noiser, clean)
     if isinstance(operator, LinearOperator):
         _check_linear(operator, u, v)
     for name in ("initial_guess", "lift"):
@@ -29,6 +31,18 @@ def check_measurement(measurement: Measurement) -> None:
         if found != measurement.image_shape:
             raise UserError(f"operator '{operator.name}': {name} gives {list(found)}, expected "
                             f"{list(measurement.image_shape)}, the shape of the images")
+
+
+def _check_variances(noise: Noise, clean: Tensor) -> None:
+    """UserError unless what a noise model says of its size is None, or 0 or more for each entry of `clean`."""
+    for name in ("variance", "expected_square"):
+        found = getattr(noise, name)(clean)
+        where = f"noise '{noise.name}': {name} gives"
+        if found is not None and (not isinstance(found, Tensor) or found.shape != clean.shape):
+            raise UserError(f"{where} {kind_of(found)}, expected one number for each entry of its argument, "
+                            f"{kind_of(clean)}, such as torch.full_like(prediction, sigma ** 2)")
+        if found is not None and not (found.isfinite() & (found >= 0)).all():
+            raise UserError(f"{where} numbers that are negative or not finite, expected variances")
 
 
 def _check_linear(operator: LinearOperator, u: Tensor, v: Tensor) -> None:
