@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data.random_crops import RandomCrops
 from guided_diffusion.schedule import Schedule
-from guided_diffusion.training.config import Phase, TrainConfig, build_model, configs_of_prior, resumable
+from guided_diffusion.training.config import CONFIGS, Phase, TrainConfig, build_model, configs_of_prior, resumable
 from guided_diffusion.training.losses import HybridLoss, random_steps
 from guided_diffusion.training.widen import widened
 from util.checkpoint import load_state_dict, read_checkpoint, record_of
@@ -191,9 +191,10 @@ class Trainer:
         rows += [f"{step},{crop},{loss:.6f},{mse:.6f},{rate:.3e}" for step, crop, loss, mse, rate in self.history]
         write_atomically(self.folder / "loss.csv", ("\n".join(rows) + "\n").encode())
         write_atomically(self.folder / "loss.png", plot_losses(self.history))
-        for name, text in configs_of_prior(self.config, self.folder / "ema.pt").items():
-            if not (self.folder / name).exists():   # somebody may have changed it
-                write_atomically(self.folder / name, text.encode())
+        missing = [name for name in CONFIGS if not (self.folder / name).exists()]       # others may be changed by now
+        texts = configs_of_prior(self.config, self.folder / "ema.pt") if missing else {}
+        for name in missing:
+            write_atomically(self.folder / name, texts[name].encode())
 
     def resume(self) -> None:
         """Continue from the folder's state.pt, if there is one.

@@ -138,7 +138,7 @@ def load_state_dict(model: nn.Module, path: Path, unused: Mapping[str, tuple[int
     verify(path)
     own = model.state_dict()
     wanted = {**{name: tensor.shape for name, tensor in own.items()}, **(unused or {})}
-    if others := [name for name in wanted if name in found and not _is_weights(found[name])]:
+    if others := [name for name in wanted if name in found and not is_weights(found[name])]:
         raise UserError(f"checkpoint {path} holds {first(others, 3)} as something else than dense tensors of "
                         f"{', '.join(map(str, DTYPES))}; save its weights so, or download it again ({WHERE_TO_GET})")
     if problems := _differences(found, wanted):
@@ -172,7 +172,7 @@ def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
-def _is_weights(tensor: Tensor) -> bool:
+def is_weights(tensor: Tensor) -> bool:
     """Whether a tensor is dense, has values, and is of one of DTYPES."""
     return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta) and tensor.dtype in DTYPES
 

@@ -14,6 +14,7 @@ from util.config.yaml_text import set_values
 from util.errors import UserError
 
 LARGEST = 1e12                                      # times another such number, or the timesteps, fits any tensor
+CONFIGS = ("model_config.yaml", "diffusion_config.yaml")        # beside the weights that a training leaves
 FEW_STEPS = 100                                     # a process of fewer takes all of them
 MOST_PIXELS = 2 ** 28                               # of a batch: its crops alone take 3 GiB
 
@@ -113,17 +114,16 @@ def resumable(config: TrainConfig) -> dict:
 
 
 def configs_of_prior(config: TrainConfig, prior: Path) -> dict[str, str]:
-    """Contents of `model_config.yaml` and `diffusion_config.yaml`, to restore with the weights in `prior`, which cannot
-    tell of what network and process they are; steps and sampler are the demo's, as far as the process has them."""
+    """The contents of CONFIGS, to restore with the weights in `prior`, which cannot tell of what network and process
+    they are; steps and sampler are the demo's, as far as the process has them."""
     steps = config.diffusion_steps
     process = {"noise_schedule": config.noise_schedule, "steps": steps}
     if steps < FEW_STEPS:
         process["timestep_respacing"] = steps
-    changed = {"model_config": (config.model_config, {"model_path": str(prior.resolve())}),
-               "diffusion_config": (DEMO["diffusion"], process)}
-    return {f"{name}.yaml": set_values(find_file(file, name).read_text(encoding="utf-8-sig"),
-                                       [((key,), value) for key, value in values.items()])
-            for name, (file, values) in changed.items()}
+    changed = ((config.model_config, {"model_path": str(prior.resolve())}), (DEMO["diffusion"], process))
+    return {name: set_values(find_file(file, name).read_text(encoding="utf-8-sig"),
+                             [((key,), value) for key, value in values.items()])
+            for name, (file, values) in zip(CONFIGS, changed, strict=True)}
 
 
 def build_model(config: TrainConfig) -> UNetModel:

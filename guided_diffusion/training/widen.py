@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from guided_diffusion.unet import UNetModel
 from guided_diffusion.unet_blocks import AttentionBlock, Downsample, ResBlock, TimestepSequential, Upsample
+from util.checkpoint import is_weights
 from util.errors import UserError
 
 UNEVEN = 0.4                                        # of the shares of copies: with equal ones they would learn the same
@@ -33,8 +34,9 @@ def widened(weights: Mapping[str, Tensor], model: UNetModel) -> Mapping[str, Ten
 
 
 def _trunk(weights: Mapping[str, Tensor]) -> set[str]:
-    """Names of the tensors, without the convolutions that only blocks have whose width changes."""
-    return {name for name, tensor in weights.items() if isinstance(tensor, Tensor) and "skip_connection" not in name}
+    """Names of the weights, without the convolutions that only blocks have whose width changes."""
+    return {name for name, tensor in weights.items()
+            if isinstance(tensor, Tensor) and is_weights(tensor) and "skip_connection" not in str(name)}
 
 
 class _Different(Exception):
@@ -104,7 +106,7 @@ class _Widening:
 
     def _old(self, module: nn.Module, part: str, dims: int) -> Tensor:
         tensor = self.weights.get(f"{self.names[module]}.{part}")
-        if not isinstance(tensor, Tensor) or tensor.dim() != dims:
+        if not isinstance(tensor, Tensor) or not is_weights(tensor) or tensor.dim() != dims:
             raise _Different
         return tensor.float()
 

@@ -60,7 +60,11 @@ def test_weights_of_the_same_network_and_of_others_stay_as_they_are():
                     dict(channel_mult="1,2", num_res_blocks=2)):
         weights = network(**options).state_dict()
         assert widened(weights, model) is weights
-    assert widened(nested := {"ema": {}, "x": 1}, model) is nested
+    for mistake in (torch.zeros(4, 3, 3, 3, dtype=torch.int64), torch.zeros(64, 32, 3, 3).to_sparse(), 3,
+                    torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)):
+        weights = {**network(channel_mult="1,2").state_dict(), "input_blocks.0.0.weight": mistake}
+        assert widened(weights, network(channel_mult="2,3")) is weights
+    assert widened(nested := {"ema": {}, 1: 1}, model) is nested
 
 
 def test_a_training_begins_with_a_narrower_network(tmp_path, train, photographs, capsys):
