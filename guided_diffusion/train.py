@@ -43,7 +43,7 @@ from util.run.lock import locked
 from util.run.team import device_of
 
 STATE = {"config": dict, "step": int, "model": dict, "ema": dict, "optimiser": dict, "history": list}     # of state.pt
-RESULTS = ("ema.pt", "loss.csv", "loss.png")        # beside state.pt, which a run continues from
+RESULTS = ("ema.pt", "loss.csv", "loss.png", *CONFIGS)          # beside state.pt, which a run continues from
 
 
 class Trainer:

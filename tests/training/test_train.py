@@ -46,6 +46,26 @@ def test_the_prior_restores_with_the_files_beside_it(tmp_path, train, monkeypatc
     assert (out / "diffusion_config.yaml").read_text() == "mine"
 
 
+def test_a_model_config_that_is_gone_does_not_end_a_training(tmp_path, train, monkeypatch):
+    read = RandomCrops.__getitem__
+
+    def remove(self, number):
+        if number >= PHASES[0]["batch_size"]:                               # after the first step, which is saved
+            (tmp_path / "model.yaml").unlink(missing_ok=True)
+        return read(self, number)
+
+    monkeypatch.setattr(RandomCrops, "__getitem__", remove)
+    assert train(tmp_path / "out", PHASES, save_every=1) == 0 and not (tmp_path / "model.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["model_config.yaml", "diffusion_config.yaml"])
+def test_configs_of_another_training_are_not_believed(tmp_path, train, name, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("steps: 7")
+    assert train(tmp_path / "out", PHASES) == 2
+    assert f"holds {name} but no state.pt to continue from; choose another --out" in capsys.readouterr().err
+
+
 def test_a_longer_training_leaves_a_new_prior_not_a_changed_file(tmp_path, train, capsys):
     """Whose weights safetensors takes as they are."""
     for phases in (PHASES[:1], PHASES):
