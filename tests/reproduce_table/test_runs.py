@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -104,6 +105,18 @@ def test_figures_of_an_image_that_has_changed_are_not_shown_as_these(run, photog
     assert status == 1 and "results of other settings or images" in err and "--overwrite" in err
     status, _, err = run(*only)
     assert status == 1 and "image b was restored from a file that has other contents now" in err
+    assert run(*only, "--overwrite")[0] == 0 and "1 of them finished before" in run(*only)[1]
+
+
+def test_figures_of_a_kernel_that_has_changed_are_not_shown_as_these(run, tree, in_process):
+    np.save("kernel.npy", np.ones((3, 3)))
+    tree["tasks"]["sr"]["set"] = ["measurement.operator={name: blur, kernel: kernel.npy}"]
+    only = ("--limit", "1", "--methods", "free")
+    assert run(*only)[0] == 0 and "1 of them finished before" in run(*only)[1]
+    np.save("kernel.npy", np.eye(3))
+    status, _, err = run(*only)
+    assert status == 1 and "files.kernel.npy" in err and "--overwrite" in err
+    assert "FAILED" in Path("results/tables/tiny/table.md").read_text()
     assert run(*only, "--overwrite")[0] == 0 and "1 of them finished before" in run(*only)[1]
 
 

@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from util.checkpoint import fingerprint
-from util.command import DEFAULT_PRECISION, undivided
+from util.command import DEFAULT_PRECISION, undivided, user_path
 from util.config.ask import environment
-from util.config.config import REPOSITORY, Config, find_file
+from util.config.config import REPOSITORY, Config, find_file, leaves
 from util.errors import UserError
 from util.logger import logger
 from util.metrics.pairs import MEAN
@@ -130,7 +130,8 @@ class Job:
         return replace(self, options=replace(self.options, overwrite=True)) if self.foreign else self
 
     def _own(self) -> bool:
-        """Whether the results can be read, have these settings, and are of images whose files have not changed."""
+        """Whether the results can be read, have these settings, and are of images, masks and kernels whose files have not
+        changed."""
         wanted = {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples,
                   "precision": self.options.precision}
         try:
@@ -140,8 +141,11 @@ class Job:
         if "checkpoint" in found:
             with suppress(UserError):               # results may outlive it
                 wanted["checkpoint"] = fingerprint(find_file(self.config.model.get("model_path", ""), "checkpoint"))
+        named = set(map(str, leaves(self.config.operator.params).values()))         # a mask or kernel may be
+        read = [(self.files[row.image], row.source) for row in rows if row.image in self.files]
+        read += [(user_path(name), before) for name, before in (found.get("files") or {}).items() if name in named]
         return (all(found.get(key) == value for key, value in wanted.items())
-                and not any(_changed(self.files[row.image], row.source) for row in rows if row.image in self.files))
+                and not any(_changed(file, before) for file, before in read))
 
     def command(self) -> list[str]:
         """The command line, as a user would type it."""
