@@ -87,7 +87,7 @@ def test_means_and_intervals_are_those_of_the_statistics(tmp_path, report):
 def test_of_several_samples_the_best_fit_is_shown(tmp_path, report):
     path = make_run(tmp_path, samples=2, images=("a",))
     page = report()[1]
-    run, = find_runs([str(tmp_path)])
+    (run,), _ = find_runs([str(tmp_path)])
     assert run.shown("a").sample == "1" and run.picture(run.shown("a")) == path / "recon" / "a_1.png"
     assert f"{read_table(path)[1].psnr:.2f} dB" in page.texts
     make_run(tmp_path, method="dpps", images=("a",))
@@ -111,7 +111,7 @@ def test_trajectories_are_a_plot_with_words_and_absent_where_nothing_was_kept(tm
     assert plot["alt"] == "Measurement distance over the steps: DPS from 4.5 to 2.5"
     svg = base64.b64decode(plot["src"].partition(",")[2]).decode()
     assert svg.count("#0072b2") == 0 and svg.count("#d55e00") >= 2                  # the second run's line and band
-    run, other = find_runs([str(path), str(tmp_path)])
+    (run, other), _ = find_runs([str(path), str(tmp_path)])
     assert read_curve(run) is None
     assert read_curve(other).tolist() == [[2, 1, 0], *[[4.5, 3.5, 2.5]] * 3]
 

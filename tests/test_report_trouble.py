@@ -71,6 +71,19 @@ def test_a_run_without_a_configuration_is_refused(tmp_path, report):
     assert report()[0] == 2
 
 
+def test_damaged_runs_are_named_and_the_others_shown(tmp_path, report):
+    make_run(tmp_path)
+    make_run(tmp_path, method="dpps")
+    (make_run(tmp_path, method="mcg") / "metrics.csv").write_text("what,ever\n1,2\n")
+    (make_run(tmp_path, method="ddrm") / "config.yaml").unlink()
+    status, page, out = report()
+    assert status == 1 and "2 runs of 1 task" in out and {"DPS", "DPPS"} <= {*page.texts}
+    assert not {"MCG", "DDRM"} & {*page.texts}
+    left_out = [line for line in out.splitlines() if "left out" in line]
+    assert ["ddrm" in line and "is missing" in line or "mcg" in line and "not a table of ours" in line
+            for line in left_out] == [True, True], out
+
+
 def test_an_empty_table_is_shown(tmp_path, report):
     (make_run(tmp_path) / "metrics.csv").write_text("")
     status, page, out = report()

@@ -26,8 +26,10 @@ PAGE = "report.html"
 
 @command(parse_arguments)
 def main(args: argparse.Namespace) -> int:
-    """Write the page; exit status 0, 1 if pictures could not be read, 2 for a mistake, 130 when interrupted."""
-    runs = find_runs(args.results, args.labels)
+    """Write the page; exit status 0, 1 if runs or pictures could not be read, 2 for a mistake, 130 when interrupted."""
+    runs, damaged = find_runs(args.results, args.labels)
+    for error in damaged:
+        logger.error(f"left out: {error}")
     tasks = group(runs)
     out = output_file(args.out, PAGE) if args.out is not None else user_path(args.results[0]) / PAGE
     if out.suffix != ".html":
@@ -35,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     pictures = Pictures()
     write_atomically(out, page(args.title, tasks, pictures, args.images).encode())
     logger.info(f"{count(len(runs), 'run')} of {count(len(tasks), 'task')}: {out}")
-    return 1 if pictures.unreadable else 0
+    return 1 if damaged or pictures.unreadable else 0
 
 
 if __name__ == "__main__":

@@ -70,16 +70,17 @@ class Task:
     runs: Sequence[Run]
 
 
-def find_runs(folders: Sequence[str], labels: Sequence[str] = ()) -> list[Run]:
-    """The runs at or below folders, in the order given, below each by path.
+def find_runs(folders: Sequence[str], labels: Sequence[str] = ()) -> tuple[list[Run], list[UserError]]:
+    """The runs at or below folders, in the order given, below each by path; and what is wrong with those left out.
 
     Args:
         labels: "folder=name" texts: what runs at or below a folder are called, in place of the method.
 
     Raises:
-        UserError: there is no such folder, it holds no run, or a file of a run cannot be read.
+        UserError: there is no such folder, it holds no run, or all that it holds are damaged.
     """
     found: dict[Path, Run] = {}
+    damaged: dict[Path, UserError] = {}
     names = dict(map(_split_label, labels))
     for folder in folders:
         top = user_path(folder)
@@ -91,11 +92,16 @@ def find_runs(folders: Sequence[str], labels: Sequence[str] = ()) -> list[Run]:
             raise UserError(f"results folder '{folder}' holds no run; expected <operator>/<method>/metrics.csv below "
                             "it")
         for path in paths:
-            found.setdefault(path.resolve(), _read_run(path, names))
+            try:
+                found.setdefault(path.resolve(), _read_run(path, names))
+            except UserError as error:
+                damaged.setdefault(path.resolve(), error)
+    if not found:
+        raise next(iter(damaged.values()))
     for path, name in names.items():
-        if not any(whole.is_relative_to(path) for whole in found):
+        if not any(whole.is_relative_to(path) for whole in (*found, *damaged)):
             raise UserError(f"--label {path}={name}: none of the runs is there")
-    return list(found.values())
+    return list(found.values()), list(damaged.values())
 
 
 def _split_label(text: str) -> tuple[Path, str]:
