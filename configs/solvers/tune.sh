@@ -6,8 +6,8 @@
 # projection have nothing to tune, fps_smc and mcgdiff have their defaults.
 faces=$1
 shift
-scales=scale=0.7,0.9,1.1,1.4,1.8
-corners=likelihood.corner=0.015,0.03,0.06,0.12,0.25
+scales=scale=0.7,1,1.4,1.8,2.4
+corners=likelihood.corner=0.007,0.02,0.05,0.12,0.3
 etas=eta=0,0.3,0.6,0.85,1
 ten='diffusion.timestep_respacing="6,2,1,1"'
 few='diffusion.timestep_respacing="6,1,1,1,1"'
@@ -44,24 +44,24 @@ tune() {
             tasks="box random"      # missing pixels: steps with and without a gradient take turns
             try $name $scales '{likelihood: {name: stationary, corner: 0.03, gradients: [1, 3, 5, 7]}}' --set $few ;;
         stationary_48) method=dpps; try $name $corners '{scale: 1.5, likelihood: {name: stationary}}' --set $more ;;
-        dps) method=ps; try dps scale=0.05,0.15,0.4,1,2.5 '{likelihood: point}' --set $twenty ;;
-        dps_100) method=ps; try $name scale=0.4,0.8,1.5,3,6 '{likelihood: point}' --set $hundred ;;
+        dps) method=ps; try dps scale=0.1,0.25,0.6,1.5,4 '{likelihood: point}' --set $twenty ;;
+        dps_100) method=ps; try $name scale=0.5,1,2,4,8 '{likelihood: point}' --set $hundred ;;
         diffpir) try diffpir lam=0.2,0.4,0.8,1.75,3.5 '{zeta: 1.0}' --set $forty ;;
-        pigdm) try pigdm scale=0.4,0.7,1,1.4,2 '{}' --set $twenty ;;
+        pigdm) try pigdm scale=0.7,1,1.4,2.4,4 '{}' --set $twenty ;;
         dsg) try dsg weight=0.1,0.2,0.4,0.6,0.8 '{}' --set $twenty ;;
-        fast_dips) try fast_dips rho=4,8,16,32,64 '{}' --set $forty ;;
+        fast_dips) try fast_dips rho=16,32,64,128,256 '{}' --set $forty ;;
         ddnm) tasks=${tasks% *}; try ddnm $etas '{steps: 40}' --set $forty ;;
         ddrm) tasks=${tasks% *}; try ddrm $etas '{steps: 40}' --set $forty ;;
-        red_diff) try red_diff lam=0.01,0.04,0.1,0.25,0.6 '{lr: 0.3}' --set $forty ;;
+        red_diff) try red_diff lam=0.003,0.02,0.1,0.4,1.5 '{lr: 0.3}' --set $forty ;;
         daps) try daps spread=0.1,0.2,0.4,0.7,1 '{ode_steps: 3}' --set $twenty ;;
-        pnp_dm) try pnp_dm rho_min=0.05,0.1,0.15,0.25,0.4 '{iterations: 10}' --set $twenty ;;
+        pnp_dm) try pnp_dm rho_min=0.02,0.05,0.1,0.2,0.4 '{iterations: 10}' --set $twenty ;;
         dmps) try dmps scale=0.5,1,1.75,3,5 '{}' --diffusion_config configs/demo_ddpm_diffusion_config.yaml ;;
         dcps) try dcps lr=0.4,0.75,1.5,3,6 '{fits: 1, langevin_steps: 2}' --set $twenty ;;
         sitcom) try sitcom lr=0.01,0.02,0.05,0.1,0.2 '{iterations: 4}' --set $ten ;;
-        mcg) try mcg scale=0.25,0.5,1,2,4 '{}' --set $twenty ;;
+        mcg) try mcg scale=0.1,0.4,1.6,6.4,25 '{}' --set $twenty ;;
         ilvr) try ilvr factor=1,2,4,8,16 '{}' --set $twenty ;;
-        pnp_admm) try pnp_admm rho=0.05,0.1,0.2,0.5,1 '{}' ;;
-        admm_tv) try admm_tv lam=0.003,0.009,0.027,0.08,0.24 '{}' ;;
+        pnp_admm) try pnp_admm rho=0.01,0.03,0.1,0.3,0.9 '{}' ;;
+        admm_tv) try admm_tv lam=0.0003,0.001,0.003,0.01,0.03 '{}' ;;
         *) echo "no such solver: $name" >&2; exit 2 ;;
     esac
 }

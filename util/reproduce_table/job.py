@@ -130,8 +130,7 @@ class Job:
         return replace(self, options=replace(self.options, overwrite=True)) if self.foreign else self
 
     def _own(self) -> bool:
-        """Whether the results can be read, have these settings, and are of images, masks and kernels whose files have not
-        changed."""
+        """Whether the results can be read, have these settings, and come from files that have not changed since."""
         wanted = {**self.config.as_dict(), "seed": self.options.seed, "num_samples": self.options.num_samples,
                   "precision": self.options.precision}
         try:
