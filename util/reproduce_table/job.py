@@ -140,7 +140,7 @@ class Job:
         if "checkpoint" in found:
             with suppress(UserError):               # results may outlive it
                 wanted["checkpoint"] = fingerprint(find_file(self.config.model.get("model_path", ""), "checkpoint"))
-        named = set(map(str, leaves(self.config.operator.params).values()))         # a mask or kernel may be
+        named = set(map(str, leaves(self.config.operator.params).values()))         # may name a mask or kernel
         read = [(self.files[row.image], row.source) for row in rows if row.image in self.files]
         read += [(user_path(name), before) for name, before in (found.get("files") or {}).items() if name in named]
         return (all(found.get(key) == value for key, value in wanted.items())
