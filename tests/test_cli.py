@@ -11,7 +11,7 @@ from PIL import Image
 import sample_condition
 from tests.command_line import launch, pictures, rows
 from tests.helpers import picture
-from util.config.config import DEMO, REPOSITORY
+from util.config.config import DEMO, REPOSITORY, load_config
 
 
 def test_what_the_network_refuses_deletes_nothing(run):
@@ -20,6 +20,22 @@ def test_what_the_network_refuses_deletes_nothing(run):
     status, _, err = run("--limit", "1", "--overwrite", "--tile", "3")
     assert status == 2 and "--tile 3: the network takes multiples of" in err and before
     assert {path: path.read_bytes() for path in Path("results").rglob("*.png")} == before
+
+
+def test_the_config_of_a_run_repeats_it(run, workplace, capsys):
+    given = "--limit", "1", "--seed", "3", "--num_samples", "2"
+    assert run(*given, "--set", "conditioning.params.scale=0.4")[0] == 0
+    repeat = "--task_config", "results/super_resolution/dpps/config.yaml", "--save_dir"
+    assert sample_condition.main([*given, *repeat, "same"]) == 0
+    assert "not as" not in capsys.readouterr().err
+    assert pictures(Path("same")) == pictures(Path("results")) != {}
+    assert sample_condition.main(["--limit", "1", *repeat, "other", "--set", "diffusion.timestep_respacing=2"]) == 0
+    said, = (line for line in capsys.readouterr().err.splitlines() if "not as" in line)
+    assert said == ("warning: not as results/super_resolution/dpps/config.yaml has it: diffusion.timestep_respacing "
+                    "(3 there, 2 now), seed (3 there, 0 now), num_samples (2 there, 1 now)")
+    origins = load_config(None, DEMO["diffusion"], repeat[1]).origins
+    assert origins["model", "image_size"] == origins["conditioning", "method"] == repeat[1]
+    assert origins["diffusion", "sampler"] == DEMO["diffusion"]
 
 
 def test_a_user_restores_three_photographs_from_any_folder(prior, workplace):

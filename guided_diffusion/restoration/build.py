@@ -33,6 +33,7 @@ from util.config.registry import Registry, defaults
 from util.errors import UserError
 from util.fetch import fetch, known_weights
 from util.logger import count, logger
+from util.run.config_file import changed_settings
 from util.run.measurements import MeasurementFolder
 from util.run.team import Team
 from util.seeding import ImageRandomness
@@ -167,7 +168,10 @@ def build_source(config: Config, folder: MeasurementFolder | None, chosen: bool,
 
 
 def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, object]:
-    """All that decides the results of a run, as plain YAML values; files by their fingerprints."""
+    """All that decides the results of a run, as plain YAML values; files by their fingerprints.
+
+    Where the run repeats another one, what differs is told.
+    """
     checkpoint = find_checkpoint(config.model) if task.method.needs_prior else None
     files = {name: [path] for name, path in task.operator.files_read().items()}
     if task.method.needs_prior:
@@ -175,8 +179,11 @@ def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, objec
     given = {"tile": args.tile, "load_measurements": args.load_measurements,
              "checkpoint": checkpoint and fingerprint(Path(checkpoint)),
              "files": {name: fingerprint(*paths) for name, paths in files.items()} or None}
-    return {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
-            **{key: value for key, value in given.items() if value is not None}}
+    settings = {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
+                **{key: value for key, value in given.items() if value is not None}}
+    if config.repeats and (changes := changed_settings(config.repeats, settings)):
+        logger.warning(f"not as {args.task_config} has it: {', '.join(changes)}")
+    return settings
 
 
 def require_apart(config: Config, run: Path) -> None:

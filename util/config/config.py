@@ -5,6 +5,7 @@ sampler) are checked against its signature when it is built.
 """
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -44,7 +45,7 @@ class Config:
     """What a run is: the resolved content of the three files.
 
     `origins` has the file or the option that each value of `as_dict` comes from, `changed` the keys that --set changed,
-    `prior` the file of the network.
+    `prior` the file of the network, `repeats` the settings of the run whose config.yaml is its task file.
     """
 
     model: dict[str, object]                        # parameters of `create_model`
@@ -56,6 +57,7 @@ class Config:
     origins: dict[Key, str] = field(default_factory=dict, compare=False, repr=False)
     changed: frozenset[str] = field(default=frozenset(), compare=False)
     prior: str = field(default="", compare=False)
+    repeats: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def observed(self) -> bool:
@@ -143,6 +145,7 @@ def load_config(model_config: str | Path | None, diffusion_config: str | Path | 
 
     Args:
         model_config, diffusion_config: None for the file that the task file names under these keys, or the demo's.
+        task_config: the task file, or the config.yaml of a run, which has the content of all three.
         overrides: "key.path=value" texts, applied in order; values are YAML.
         data: an image folder, or "skimage", in place of the task's `data` section.
         measurement: in place of the task's `measurement` section.
@@ -152,8 +155,13 @@ def load_config(model_config: str | Path | None, diffusion_config: str | Path | 
     """
     task = read_yaml(task_config, "task configuration")
     given = {"model": model_config, "diffusion": diffusion_config}
+    own, repeats = {}, {}
+    if given.keys() <= task.keys():                 # config.yaml of a run, which has other keys besides
+        own, repeats = {key: task[key] for key, file in given.items() if file is None}, deepcopy(task)
+        task = {key: task[key] for key in TASK_KEYS if key in task}
     named = {key: task.pop(f"{key}_config") for key in given if f"{key}_config" in task}
-    files = {key: _file_for(key, file, named, task_config) for key, file in given.items()}
+    files = {key: task_config if key in own else _file_for(key, file, named, task_config)
+             for key, file in given.items()}
     if strangers := sorted(task.keys() & files.keys()):
         raise UserError(f"{task_config}: unknown key '{strangers[0]}', which has a file of its own: "
                         f"--{strangers[0]}_config")
@@ -161,7 +169,8 @@ def load_config(model_config: str | Path | None, diffusion_config: str | Path | 
         if key not in TASK_KEYS:
             raise UserError(f"{task_config}: unknown key '{key}'; {did_you_mean(key, TASK_KEYS)}")
     by_task = {key: f", which {task_config} names," if given[key] is None and key in named else "" for key in files}
-    tree = task | {key: read_yaml(file, f"{key} configuration{by_task[key]}") for key, file in files.items()}
+    tree = task | own | {key: read_yaml(file, f"{key} configuration{by_task[key]}")
+                         for key, file in files.items() if key not in own}
     layers = [((), str(task_config)), *(((key,), str(file)) for key, file in files.items())]    # the last one counts
     if data is not None:
         layers.append((("data",), "--data"))
@@ -182,7 +191,7 @@ def load_config(model_config: str | Path | None, diffusion_config: str | Path | 
                 key = old + key[len(new):]
         return [text for start, text in layers if key[:len(start)] == start][-1]
 
-    return replace(config, prior=str(files["model"]), changed=frozenset(map(".".join, changed)),
+    return replace(config, prior=str(files["model"]), repeats=repeats, changed=frozenset(map(".".join, changed)),
                    origins={key: origin(key) for key in leaves(config.as_dict())})
 
 

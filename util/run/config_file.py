@@ -29,14 +29,19 @@ def check_settings(run: Path, settings: dict[str, object]) -> int | None:
         UserError: they are not the same, or it cannot be told; the message lists every difference.
     """
     found = read_settings(run)
-    size = found.pop(BATCH_SIZE, None)
-    there, now = ({".".join(key): value for key, value in leaves(tree).items()} for tree in (found, settings))
-    changes = [f"{key} ({there.get(key, 'unset')} there, {now.get(key, 'unset')} now)"
-               for key in now | there if now.get(key, "unset") != there.get(key, "unset")]
-    if changes:
+    if changes := changed_settings(found, settings):
         raise UserError(f"{run} holds results of another configuration: {', '.join(changes)}; "
                         "choose another folder with --save_dir, or replace them with --overwrite")
+    size = found.get(BATCH_SIZE)
     return size if type(size) is int and size > 0 else None
+
+
+def changed_settings(found: dict[str, object], settings: dict[str, object]) -> list[str]:
+    """What differs between the settings that a run's config.yaml has, but for its batch size, and those of now."""
+    there, now = ({".".join(key): value for key, value in leaves(tree).items()} for tree in (found, settings))
+    there.pop(BATCH_SIZE, None)
+    return [f"{key} ({there.get(key, 'unset')} there, {now.get(key, 'unset')} now)"
+            for key in now | there if now.get(key, "unset") != there.get(key, "unset")]
 
 
 def read_settings(run: Path) -> dict[str, object]:
