@@ -103,6 +103,7 @@ DAMAGES = [
     ("recon/chelsea_0.png", "damaged"), ("input/chelsea.png", "damaged"), ("label/chelsea.png", "truncated"),
     ("std/chelsea.png", "half"), ("measurements/chelsea.npz", "empty"), ("measurements/chelsea.npz", "truncated"),
     ("measurements/chelsea.npz", "damaged"), ("trajectories/chelsea.csv", "empty"),
+    ("std/chelsea.npy", "empty"), ("std/chelsea.npy", "truncated"), ("recon/chelsea_mean.npy", "half"),
 ]
 
 

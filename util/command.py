@@ -76,17 +76,22 @@ def command(parse: Callable[[Sequence[str] | None], argparse.Namespace]
     return decorate
 
 
-def check_command_line(parse: Callable[[None], object]) -> None:
-    """End the process here if --help is asked for or the command line holds a mistake, before imports take seconds.
-
-    From now on SIGINT and SIGTERM end the process with status 130 and a line, until `run_program` says otherwise.
-    Of the processes that torchrun started, none ends here: one speaks for all, once they have met. Torch, imported
-    after this, has threads that do not spin long where another program has their core, unless the user says how long.
-    """
+def before_imports() -> None:
+    """To be called before imports that take seconds: SIGINT and SIGTERM end the process with status 130 and a line,
+    until `run_program` says otherwise; torch has threads that do not spin long where another program has their core,
+    unless the user says how long."""
     outlive_readers()
     end_at_once()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def check_command_line(parse: Callable[[None], object]) -> None:
+    """`before_imports`, and the end of the process if --help is asked for or the command line holds a mistake.
+
+    Of the processes that torchrun started, none ends here: one speaks for all, once they have met.
+    """
+    before_imports()
     if "RANK" not in os.environ:
         status = run_command(lambda: 0 if parse(None) else 1)
         if status:

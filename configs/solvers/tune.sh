@@ -3,7 +3,7 @@
 # and writes configs/solvers/SOLVER/TASK.yaml:
 #     sh configs/solvers/tune.sh FACES [SOLVER ...]
 # FACES holds aligned faces under the names of data/lists/faces_tune.txt. What is finished is not run again. TMPD and
-# projection have nothing to tune, fps_smc and mcgdiff have their defaults.
+# projection have nothing to tune, fps_smc and mcgdiff have their defaults but for the particles.
 faces=$1
 shift
 scales=scale=0.7,1,1.4,1.8,2.4

@@ -160,8 +160,8 @@ def conditional_langevin(measurement: Measurement, z: Tensor, r2: float, steps: 
 
     Args:
         step: h = step / (L + 1 / r^2), L the largest eigenvalue of J_A^T V^-1 J_A at z or at a draw of N(z, r^2 I), as
-            z itself may be where A has no slope (mid-grey for phase retrieval). At 1 the stiffest direction overshoots
-            by as much as it was off; its variance is too large by 1 / (1 - step / 2).
+            z itself may be where A has no slope (mid-grey for phase retrieval). At 1 the stiffest direction lands where
+            J is least, at 2 it overshoots by as much as it was off; its variance is too large by 1 / (1 - step / 2).
         tau: a standard deviation in place of V; None for V.
         lr: h itself in place of the rule; None for that.
     """

@@ -11,12 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.command import Parser, command, output_folder, positive, run_program, whole
+from util.command import Parser, before_imports, command, output_folder, positive, run_program, whole
 
 if __name__ == "__main__":
-    from util.command import end_at_once
-
-    end_at_once()                                   # while the imports take their time
+    before_imports()
 
 import numpy as np
 

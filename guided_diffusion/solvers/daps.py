@@ -25,8 +25,9 @@ class DecoupledAnnealing(Solver):
         u_{k-1} = x + sigma_{k-1} z
 
     x is drawn exactly if A is linear, else by Langevin dynamics from x0_hat, whose step falls linearly towards `last`
-    of itself along the levels. The levels are the sampler's: the authors have 200 from 100 to 0.1, about those of
-    timestep_respacing "200". A level takes ode_steps evaluations of the network, fewer where few levels are left.
+    of itself along the levels. The levels are the sampler's: the authors have 200 from 100 to 0.1, while
+    timestep_respacing "200" has them from 157 to 0.01. A level takes ode_steps evaluations of the network, fewer where
+    few levels are left.
 
     The paper has spread 1, and always 100 Langevin steps of a length (`lr` 1e-4, 5e-5 or 2e-5 by task) that does not
     lead to that distribution: where y says nothing an x of spread 1 would carry the noise sigma_k into a state that

@@ -95,19 +95,23 @@ class RunDirectory:
         several, ok = len(own) > 1, [row for row in own if row.ok]
         if [row.sample for row in own] != sample_names(self.settings.get("num_samples") or max(1, len(own) - 1)):
             return False
-        pictures = [self.path_of("input", image)]
+        pictures, arrays = [self.path_of("input", image)], []
         pictures += [self.path_of("recon", image, row.sample if several else None) for row in ok]
         if own[0].has_truth:
             pictures.append(self.path_of("label", image))
+        if any(row.sample == MEAN for row in ok):
+            arrays.append(self.path_of("recon", image, MEAN, ".npy"))
         if sum(row.sample != MEAN for row in ok) > 1:
             pictures.append(self.path_of("std", image))
+            arrays.append(self.path_of("std", image, suffix=".npy"))
         try:
             if self.keeps_measurements:
                 read_measurement(self.path_of("measurements", image))
             trajectories = self.path_of("trajectories", image).read_bytes()
         except (OSError, UserError):
             return False
-        return trajectories.endswith(b"\n") and all(map(is_whole_png, pictures))
+        return (trajectories.endswith(b"\n") and all(map(is_whole_png, pictures))
+                and all(map(_is_whole_array, arrays)))
 
     def collect(self) -> set[str]:
         """The images whose rows are in, those of other processes included; metrics.csv is brought up to date."""
@@ -197,6 +201,15 @@ class RunDirectory:
 def _save_array(path: Path, x: Tensor) -> None:
     """(3, H, W) -> a .npy file of (H, W, 3) float32."""
     write_atomically(path, content_of(lambda file: np.save(file, x.permute(1, 2, 0).contiguous().cpu().numpy())))
+
+
+def _is_whole_array(path: Path) -> bool:
+    """Whether a .npy file has the length that its header says."""
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+        return True
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _caption(row: Row) -> str:
