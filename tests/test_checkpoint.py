@@ -112,7 +112,7 @@ def test_a_changed_byte_in_a_published_file_is_refused(saved):
         create_model(**TINY, model_path=str(saved))
 
 
-@pytest.mark.parametrize("prior", ["demo_prior", "demo_faces"])
+@pytest.mark.parametrize("prior", ["demo_prior", "demo_faces", "demo_faces_128"])
 def test_a_shipped_prior_is_the_published_one(prior):
     path = REPOSITORY / "models" / f"{prior}.pt"
     digest, name = (REPOSITORY / "models" / f"{prior}.pt.sha256").read_text().split()

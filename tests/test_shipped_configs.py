@@ -60,7 +60,8 @@ def smaller(config: Config) -> list[str]:
 
 @pytest.mark.parametrize("name", MADE_FOR_FACES)
 def test_tasks_for_faces_take_the_prior_of_faces(name):
-    assert load_config(None, None, f"configs/{name}").model["model_path"] == "models/demo_faces.pt"
+    prior = "demo_faces_128" if name.startswith("demo_faces_128") else "demo_faces"
+    assert load_config(None, None, f"configs/{name}").model["model_path"] == f"models/{prior}.pt"
 
 
 @every_task
