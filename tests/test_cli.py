@@ -27,12 +27,12 @@ def test_the_config_of_a_run_repeats_it(run, workplace, capsys):
     assert run(*given, "--set", "conditioning.params.scale=0.4")[0] == 0
     repeat = "--task_config", "results/super_resolution/dpps/config.yaml", "--save_dir"
     assert sample_condition.main([*given, *repeat, "same"]) == 0
-    assert "not as" not in capsys.readouterr().err
+    assert "repeated" not in capsys.readouterr().err
     assert pictures(Path("same")) == pictures(Path("results")) != {}
     assert sample_condition.main(["--limit", "1", *repeat, "other", "--set", "diffusion.timestep_respacing=2"]) == 0
-    said, = (line for line in capsys.readouterr().err.splitlines() if "not as" in line)
-    assert said == ("warning: not as results/super_resolution/dpps/config.yaml has it: diffusion.timestep_respacing "
-                    "(3 there, 2 now), seed (3 there, 0 now), num_samples (2 there, 1 now)")
+    said, = (line for line in capsys.readouterr().err.splitlines() if "repeated" in line)
+    assert said == (f"warning: {repeat[1]} is repeated but for diffusion.timestep_respacing (3 there, 2 now), "
+                    "seed (3 there, 0 now), num_samples (2 there, 1 now)")
     origins = load_config(None, DEMO["diffusion"], repeat[1]).origins
     assert origins["model", "image_size"] == origins["conditioning", "method"] == repeat[1]
     assert origins["diffusion", "sampler"] == DEMO["diffusion"]

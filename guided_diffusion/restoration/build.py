@@ -182,7 +182,7 @@ def run_settings(args: Namespace, config: Config, task: Task) -> dict[str, objec
     settings = {**config.as_dict(), "seed": args.seed, "num_samples": args.num_samples, "precision": args.precision,
                 **{key: value for key, value in given.items() if value is not None}}
     if config.repeats and (changes := changed_settings(config.repeats, settings)):
-        logger.warning(f"not as {args.task_config} has it: {', '.join(changes)}")
+        logger.warning(f"{args.task_config} is repeated but for {', '.join(changes)}")
     return settings
 
 
